@@ -1,0 +1,29 @@
+"""SAMRI's runtime: a bundle of ONNX graphs, a slice and a prompt in; a mask out. Needs numpy and ONNX Runtime only."""
+
+from __future__ import annotations
+
+from samri.errors import (
+    BundleError,
+    InputError,
+    MissingDependencyError,
+    PromptError,
+    ProviderError,
+    SamriError,
+)
+from samri.prompts import Prompt
+from samri_runtime._predictor import Embedding, Prediction, Predictor
+from samri_runtime._sam_predictor import SamPredictor
+
+__all__ = [
+    "BundleError",
+    "Embedding",
+    "InputError",
+    "MissingDependencyError",
+    "Prediction",
+    "Predictor",
+    "Prompt",
+    "PromptError",
+    "ProviderError",
+    "SamPredictor",
+    "SamriError",
+]

@@ -1,0 +1,79 @@
+"""What all commands share: errors as one plain line, exit codes, and a stop that cleans up."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import click
+
+from samri import SamriError, __version__
+
+
+class Command(click.Command):
+    """A click command that ends with 0 (done), 1 (a failure the user can act on), 2 (wrong usage) or 130 (stopped).
+
+    A `SamriError` becomes one line on stderr. SIGTERM, which SLURM and container hosts send, unwinds the stack as
+    Ctrl-C does, so that nothing half-written stays.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see the class."""
+        previous = _unwind_on_sigterm()
+        try:
+            return super().invoke(ctx)
+        except SamriError as error:
+            say(f"error: {error}")
+            ctx.exit(1)
+        except click.UsageError as error:
+            # One line, as for every other error; click adds its usage lines to what it can't parse.
+            say(f"error: {error.format_message()}")
+            ctx.exit(2)
+        except MemoryError:
+            say("error: out of memory: close other programs, or use a smaller model or batch")
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            say("stopped")
+            ctx.exit(130)
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
+
+
+def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Command]:
+    """Decorator like `click.command`, with SAMRI's exit codes, `-h` and `--version`."""
+
+    def decorate(function: Callable[..., None]) -> Command:
+        made = click.command(
+            name,
+            cls=Command,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+            **settings,
+        )(function)
+        return click.version_option(__version__, prog_name=name)(made)
+
+    return decorate
+
+
+def say(line: str) -> None:
+    """One line for the person at the keyboard, on stderr: stdout belongs to results."""
+    context = click.get_current_context(silent=True)
+    prefix = f"{context.find_root().command.name}: " if context and context.find_root().command.name else ""
+    click.echo(prefix + " ".join(line.split()), err=True)
+
+
+def _unwind_on_sigterm() -> Any:
+    """Turn SIGTERM into KeyboardInterrupt; returns the handler to restore, or None off the main thread."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        return signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # Only the main thread may set handlers; a host that runs commands elsewhere keeps its own.
+        return None
+
+
+__all__ = ["Command", "command", "say"]

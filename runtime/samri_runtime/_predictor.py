@@ -1,0 +1,266 @@
+"""Encode a slice once, then answer boxes and points on it: the two calls that everything else is made of."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.bundle import Bundle
+from samri.errors import InputError, PromptError
+from samri.manifest import Manifest, Precision
+from samri.postprocessing import upscale_logits
+from samri.preprocessing import Profile, preprocess
+from samri.prompts import Prompt, gather, pack, to_model_frame
+from samri_runtime._providers import Provider
+from samri_runtime._session import Session, open_session
+
+# More prompts than this are decoded in turns, since each one holds several image-sized arrays.
+_PROMPTS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the encoder saw in one slice; any number of prompts can be asked of it.
+
+    Attributes:
+        features: (1, C, G, G) float32.
+        shape: (H, W) of the slice, which prompts and masks refer to.
+        embedding_id: Which encoder, preprocessing and precision made it.
+    """
+
+    features: npt.NDArray[np.float32]
+    shape: tuple[int, int]
+    embedding_id: str | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to B prompts: one mask each, or three candidates each with `multimask`.
+
+    Attributes:
+        masks: (B, H, W) bool, or (B, 3, H, W).
+        scores: (B,) float32, or (B, 3): the model's own estimate of the IoU.
+        low_res_logits: (B, L, L) float32, or (B, 3, L, L); one of them can be the next call's `mask_input`.
+        prompts: What was asked, after clipping.
+        notes: Plain lines on what was clipped.
+        profile: How low-resolution logits become masks.
+        image_size: S of the model.
+    """
+
+    masks: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float32]
+    low_res_logits: npt.NDArray[np.float32]
+    prompts: tuple[Prompt, ...]
+    notes: tuple[str, ...]
+    profile: Profile
+    image_size: int
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits at the slice's size, in the shape of `masks`; a mask is where they are above 0."""
+        height, width = self.masks.shape[-2:]
+        return upscale_logits(self.low_res_logits, (height, width), self.profile, self.image_size)
+
+
+class Predictor:
+    """A bundle, opened on one provider. `encode` and `predict` may be called from several threads.
+
+    Args:
+        model: A bundle's folder.
+        provider: Where to run. A name is a promise: it runs there or raises. `auto` takes the fastest that works.
+        precision: Of the graphs; `auto` takes what suits the provider.
+        provider_options: Passed to the provider as they are, over SAMRI's defaults.
+        threads: CPU threads an operator may use; None for one a core.
+        expect_sha256: The SHA-256 that the bundle's `manifest.json` must have.
+
+    Raises:
+        BundleError: No bundle there, or it is damaged or unsafe.
+        ProviderError: The provider can't be used, and why.
+        MissingDependencyError: ONNX Runtime isn't installed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        provider: Provider = "auto",
+        *,
+        precision: Precision | Literal["auto"] = "auto",
+        provider_options: Mapping[str, str] | None = None,
+        threads: int | None = None,
+        expect_sha256: str | None = None,
+    ) -> None:
+        self.bundle = Bundle.open(model, expect_sha256=expect_sha256)
+        self.precision: Precision = "fp32" if precision == "auto" else precision
+        self._provider: Provider = provider
+        self._provider_options = provider_options
+        self._threads = threads
+        # The decoder is small and always needed: opened now, it shows at once whether the provider keeps its promise.
+        self._decoder = self._open("decoder")
+        self._encoder: Session | None = None
+        self._opening = threading.Lock()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self.bundle.manifest
+
+    @property
+    def providers(self) -> dict[str, str]:
+        """The provider that each graph opened so far really runs on."""
+        return {role: session.provider for role, session in self._sessions()}
+
+    @property
+    def notes(self) -> list[str]:
+        """Plain lines a person should see, such as what `auto` fell back to and why."""
+        return list(dict.fromkeys(note for _, session in self._sessions() for note in session.notes))
+
+    def encode(self, image: npt.ArrayLike, intensity_range: tuple[float, float] | None = None) -> Embedding:
+        """Run the encoder on one slice.
+
+        Args:
+            image: (H, W) grey or (H, W, 3) RGB, any real dtype.
+            intensity_range: Intensities mapped to black and white; None takes what the bundle's profile says.
+
+        Raises:
+            InputError: Not such an image, or NaN or infinite values in it.
+            BundleError: The encoder's file is missing or changed.
+        """
+        pixels = np.asarray(image)
+        size = self.manifest.image_size
+        model_input = preprocess(pixels, self.manifest.profile, size, intensity_range)
+        features = self._open_encoder().run({"image": model_input})["image_embeddings"]
+        return Embedding(features, (pixels.shape[0], pixels.shape[1]), self.manifest.embedding_id(self.precision))
+
+    def predict(
+        self,
+        embedding: Embedding,
+        *,
+        boxes: npt.ArrayLike | None = None,
+        points: npt.ArrayLike | Sequence[npt.ArrayLike] | None = None,
+        point_labels: npt.ArrayLike | Sequence[npt.ArrayLike] | None = None,
+        prompts: Sequence[Prompt] | None = None,
+        mask_input: npt.ArrayLike | None = None,
+        multimask: bool = False,
+    ) -> Prediction:
+        """Answer B prompts on one slice, in one pass of the decoder.
+
+        All coordinates are (x, y) in pixels of the slice, floats welcome; a box beyond the image is clipped.
+
+        Args:
+            embedding: From `encode` of a predictor with the same encoder.
+            boxes: (B, 4) or (4,) XYXY.
+            points: (N, 2) for one prompt, or a sequence of B such arrays, of any lengths. Together with boxes, each
+                prompt has its box and its points.
+            point_labels: Like `points` without the last axis: 1 belongs to the object, 0 doesn't. None: all belong.
+            prompts: B `Prompt`s, instead of boxes and points.
+            mask_input: (B, L, L), (B, 1, L, L) or (L, L) low-resolution logits of an earlier answer.
+            multimask: Three candidates a prompt rather than one mask.
+
+        Raises:
+            PromptError: A prompt that makes no sense for this slice.
+            InputError: The embedding was made by another encoder.
+        """
+        asked = gather(boxes, points, point_labels) if prompts is None else list(prompts)
+        if prompts is not None and not (boxes is None and points is None and point_labels is None):
+            raise PromptError("give either prompts, or boxes and points")
+        if not asked:
+            raise PromptError("no prompt: give at least one box or point")
+        checked = [prompt.validate(embedding.shape) for prompt in asked]
+        valid = tuple(prompt for prompt, _ in checked)
+        coords, labels = pack(valid)
+        low_res, scores = self.decode(embedding, coords, labels, mask_input)
+        chosen = slice(1, None) if multimask else 0
+        low_res, scores = low_res[:, chosen], scores[:, chosen]
+        logits = upscale_logits(low_res, embedding.shape, self.manifest.profile, self.manifest.image_size)
+        return Prediction(
+            masks=logits > 0,
+            scores=scores,
+            low_res_logits=low_res,
+            prompts=valid,
+            notes=tuple(note for _, notes in checked for note in notes),
+            profile=self.manifest.profile,
+            image_size=self.manifest.image_size,
+        )
+
+    def decode(
+        self,
+        embedding: Embedding,
+        coords: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.float32],
+        mask_input: npt.ArrayLike | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The decoder itself, for prompts that are packed already (`samri.prompts.pack`).
+
+        Args:
+            embedding: From `encode`.
+            coords: (B, N, 2) float32 in pixels of the slice.
+            labels: (B, N) float32.
+            mask_input: As in `predict`.
+
+        Returns:
+            Logits (B, 4, L, L) and scores (B, 4), float32: SAM's single mask, then its three candidates.
+
+        Raises:
+            InputError: The embedding was made by another encoder.
+            PromptError: `mask_input` has another shape.
+        """
+        self._check(embedding)
+        frame = to_model_frame(coords, embedding.shape, self.manifest.profile, self.manifest.image_size)
+        masks, given = self._mask_input(mask_input, len(labels))
+        answers = [
+            self._decoder.run(
+                {
+                    "image_embeddings": embedding.features,
+                    "point_coords": frame[start : start + _PROMPTS_AT_ONCE],
+                    "point_labels": labels[start : start + _PROMPTS_AT_ONCE],
+                    "mask_input": masks[start : start + _PROMPTS_AT_ONCE],
+                    "has_mask_input": given[start : start + _PROMPTS_AT_ONCE],
+                }
+            )
+            for start in range(0, len(labels), _PROMPTS_AT_ONCE)
+        ]
+        low_res = np.concatenate([answer["low_res_masks"] for answer in answers])
+        return low_res, np.concatenate([answer["iou_predictions"] for answer in answers])
+
+    def _mask_input(
+        self, mask_input: npt.ArrayLike | None, count: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        side = 4 * self.manifest.embedding_shape[1]
+        shape = (count, 1, side, side)
+        if mask_input is None:
+            return np.zeros(shape, np.float32), np.zeros(count, np.float32)
+        masks = np.asarray(mask_input, dtype=np.float32)
+        if masks.size != count * side * side or masks.shape[-2:] != (side, side):
+            raise PromptError(
+                f"mask_input for {count} prompts is ({count}, {side}, {side}) low-resolution logits, not {masks.shape}"
+            )
+        if not np.isfinite(masks).all():
+            raise PromptError("mask_input must be finite numbers, without NaN or infinities")
+        return masks.reshape(shape), np.ones(count, np.float32)
+
+    def _check(self, embedding: Embedding) -> None:
+        expected = self.manifest.embedding_id(self.precision)
+        if embedding.embedding_id != expected or embedding.features.shape != (1, *self.manifest.embedding_shape):
+            raise InputError(
+                f"this embedding was made by another encoder ({embedding.embedding_id}) than that of "
+                f"{self.bundle.folder} ({expected}): encode the image again"
+            )
+
+    def _open(self, role: Literal["encoder", "decoder"]) -> Session:
+        path = self.bundle.graph_path(role, self.precision)
+        return open_session(path, self._provider, provider_options=self._provider_options, threads=self._threads)
+
+    def _open_encoder(self) -> Session:
+        with self._opening:
+            if self._encoder is None:
+                self._encoder = self._open("encoder")
+            return self._encoder
+
+    def _sessions(self) -> list[tuple[str, Session]]:
+        opened = [("encoder", self._encoder), ("decoder", self._decoder)]
+        return [(role, session) for role, session in opened if session is not None]

@@ -1,0 +1,137 @@
+"""A bundle: the folder that holds all a host needs, opened with care.
+
+Nothing in it is believed: hashes, sizes and paths are checked before ONNX Runtime sees a file. Hashes show damage, not
+authorship; for that, compare the manifest's own hash with one from a source you trust (`expect_sha256`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samri._onnx_wire import external_locations
+from samri.errors import BundleError
+from samri.hashing import file_sha256
+from samri.manifest import FILE_NAME, BundleFile, Graph, Manifest, Precision, Role
+
+_CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".safetensors", ".bin"}
+
+
+class Bundle:
+    """An opened bundle.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What it says of itself.
+        sha256: Of `manifest.json`, which holds the hashes of all other files.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, sha256: str) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.sha256 = sha256
+        self._checked: set[Graph] = set()
+
+    @classmethod
+    def open(cls, path: str | Path, *, expect_sha256: str | None = None) -> Bundle:
+        """Open the bundle in folder `path`, or with its manifest at `path`; graphs are checked when asked for.
+
+        Args:
+            path: The folder.
+            expect_sha256: The SHA-256 that `manifest.json` must have; it vouches for every graph too.
+
+        Raises:
+            BundleError: No bundle there, or its manifest is damaged, unsafe, too new or not the expected one.
+        """
+        file = _manifest_file(Path(path))
+        try:
+            text = file.read_bytes()
+        except OSError as error:
+            raise BundleError(f"cannot read {file}: {error.strerror}") from error
+        sha256 = file_sha256(file)
+        if expect_sha256 is not None and sha256 != expect_sha256.lower():
+            raise BundleError(f"{file} has SHA-256 {sha256}, not the expected {expect_sha256}: this is another bundle")
+        try:
+            manifest = Manifest.from_json(text.decode(), str(file))
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{file} is not text: copy the bundle again") from error
+        return cls(file.parent, manifest, sha256)
+
+    def graph(self, role: Role, precision: Precision = "fp32") -> Graph:
+        """The graph of that role and precision.
+
+        Raises:
+            BundleError: The bundle doesn't hold it.
+        """
+        graph = self.manifest.find(role, precision)
+        if graph is None:
+            held = ", ".join(f"{graph.role} {graph.precision}" for graph in self.manifest.graphs) or "no graph at all"
+            raise BundleError(f"{self.folder} holds no {precision} {role}, only {held}: export it with samri-export")
+        return graph
+
+    def graph_path(self, role: Role, precision: Precision = "fp32") -> Path:
+        """Path of a graph whose files were found whole, unchanged and inside the folder.
+
+        Raises:
+            BundleError: The graph or a file of it is missing, changed, or would open a file outside the bundle.
+        """
+        graph = self.graph(role, precision)
+        if graph not in self._checked:
+            for file in (graph.file, *graph.external_data):
+                self._check(file)
+            self._check_external_data(graph)
+            self._checked.add(graph)
+        return self.folder / graph.file.path
+
+    def verify(self) -> None:
+        """Check the files of every graph now.
+
+        Raises:
+            BundleError: As `graph_path`.
+        """
+        for graph in self.manifest.graphs:
+            self.graph_path(graph.role, graph.precision)
+
+    def _check(self, file: BundleFile) -> None:
+        path = self.folder / file.path
+        if not path.is_file():
+            raise BundleError(f"{path} is missing: copy the whole bundle again")
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise BundleError(f"{path} is a link that leaves the bundle: copy the file itself into it")
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise BundleError(f"{path} has {size} bytes, not {file.bytes}: copy the bundle again")
+        if file_sha256(path) != file.sha256:
+            raise BundleError(f"{path} was changed since the export (its SHA-256 differs): copy the bundle again")
+
+    def _check_external_data(self, graph: Graph) -> None:
+        """The graph opens exactly the files that the manifest lists, so that none of them goes unchecked."""
+        path = self.folder / graph.file.path
+        beside = Path(graph.file.path).parent
+        listed = {Path(file.path) for file in graph.external_data}
+        for location in sorted(external_locations(path)):
+            if beside / location not in listed:
+                raise BundleError(
+                    f"{path} would open {location!r}, which its manifest doesn't list: don't use this bundle"
+                )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into a bundle folder that is being made (see `samri.staging.staged_folder`)."""
+    (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+
+
+def _manifest_file(path: Path) -> Path:
+    if path.name == FILE_NAME and path.is_file():
+        return path
+    if path.is_file() and path.suffix.lower() in _CHECKPOINT_SUFFIXES:
+        raise BundleError(
+            f"{path} is a checkpoint, not a bundle: export it first with "
+            f"samri-export --checkpoint {path} --output {path.with_suffix('')}"
+        )
+    if path.is_file():
+        raise BundleError(f"{path} is a file, not a bundle: pass the folder that holds {FILE_NAME}")
+    if not path.is_dir():
+        raise BundleError(f"no bundle at {path}: there is no such folder (samri-export makes one)")
+    if not (path / FILE_NAME).is_file():
+        raise BundleError(f"{path} is not a bundle: it holds no {FILE_NAME} (samri-export writes one)")
+    return path / FILE_NAME

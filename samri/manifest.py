@@ -1,0 +1,270 @@
+"""`manifest.json`: what a bundle holds, in plain JSON. The schema is written out in docs/bundle.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal, TypeVar, get_args
+
+from samri.errors import BundleError
+from samri.hashing import file_sha256
+from samri.preprocessing import Profile
+
+FORMAT = "samri-bundle"
+FORMAT_VERSION = "1.0"
+FILE_NAME = "manifest.json"
+
+Role = Literal["encoder", "decoder", "decoder_sam", "decoder_sam_multi"]
+ROLES: tuple[Role, ...] = get_args(Role)
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One file of a bundle: its path relative to the folder, with forward slashes, its size and its SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, folder: Path, path: str) -> BundleFile:
+        """Measure and hash the file at `path` in `folder`."""
+        return cls(path, (folder / path).stat().st_size, file_sha256(folder / path))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> BundleFile:
+        """Read and check one entry; `where` names it in errors."""
+        entry = _Reader(values, where)
+        path = entry.get("path", str)
+        _check_relative(path, where)
+        digest = entry.get("sha256", str)
+        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise BundleError(f"{where}: sha256 is not 64 hexadecimal digits")
+        return cls(path, entry.get("bytes", int), digest)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX graph of a bundle.
+
+    Attributes:
+        role: What it computes.
+        precision: Of its weights and arithmetic; inputs and outputs are float32 in every precision.
+        file: The `.onnx` file.
+        external_data: The files with its weights, for graphs over 2 GB.
+        embedding_id: Encoders only: embeddings with the same id may be mixed, others may not.
+    """
+
+    role: Role
+    precision: Precision
+    file: BundleFile
+    external_data: tuple[BundleFile, ...] = ()
+    embedding_id: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values: dict[str, Any] = {"role": self.role, "precision": self.precision, **self.file.to_json()}
+        values["external_data"] = [file.to_json() for file in self.external_data]
+        if self.embedding_id is not None:
+            values["embedding_id"] = self.embedding_id
+        return values
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> Graph:
+        """Read and check one entry; `where` names it in errors."""
+        entry = _Reader(values, where)
+        role, precision = entry.choice("role", ROLES), entry.choice("precision", PRECISIONS)
+        external = entry.get("external_data", list, default=[])
+        return cls(
+            role,
+            precision,
+            BundleFile.from_json(values, where),
+            tuple(BundleFile.from_json(file, f"{where}: external_data") for file in external),
+            entry.get("embedding_id", str) if role == "encoder" else None,
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    Attributes:
+        name: Name of the model, for people.
+        backbone: `vit_b`, `vit_l`, `vit_h`, or a description such as `vit-192x6` for any other encoder.
+        image_size: S, the side of the encoder's input in pixels.
+        embedding_shape: (C, G, G) of one image embedding.
+        profile: How a slice becomes the encoder's input, and logits become a mask.
+        opset: ONNX operator set of the graphs.
+        graphs: The ONNX files.
+        checkpoint: File names and SHA-256 of the weights it was made from.
+        tools: Versions of the programs that made it.
+        verification: What was compared with the original model, on what, with which result.
+    """
+
+    name: str
+    backbone: str
+    image_size: int
+    embedding_shape: tuple[int, int, int]
+    profile: Profile
+    opset: int
+    graphs: tuple[Graph, ...]
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, Any] = field(default_factory=dict)
+    verification: Mapping[str, Any] = field(default_factory=dict)
+
+    def find(self, role: Role, precision: Precision) -> Graph | None:
+        """The graph of that role and precision, if the bundle holds it."""
+        return next((graph for graph in self.graphs if (graph.role, graph.precision) == (role, precision)), None)
+
+    def precisions(self, role: Role) -> tuple[Precision, ...]:
+        """The precisions in which the bundle holds that role."""
+        return tuple(graph.precision for graph in self.graphs if graph.role == role)
+
+    def embedding_id(self, precision: Precision = "fp32") -> str | None:
+        """The id of embeddings that the encoder of that precision makes."""
+        graph = self.find("encoder", precision)
+        return graph.embedding_id if graph else None
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        values = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "backbone": self.backbone,
+            "image_size": self.image_size,
+            "embedding_shape": list(self.embedding_shape),
+            "profile": self.profile.to_json(),
+            "opset": self.opset,
+            "graphs": [graph.to_json() for graph in self.graphs],
+            "checkpoint": dict(self.checkpoint),
+            "tools": dict(self.tools),
+            "verification": dict(self.verification),
+        }
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Manifest:
+        """Read and check the text of a `manifest.json`; unknown keys are left for newer minor versions.
+
+        Raises:
+            BundleError: Not JSON, not a bundle's manifest, a newer major version, or a value that can't be; `source`
+                names the file.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{source} is not valid JSON: copy the bundle again") from error
+        entry = _Reader(values, source)
+        if entry.get("format", str) != FORMAT:
+            raise BundleError(f"{source} doesn't describe a SAMRI bundle: its format is {values['format']!r}")
+        _check_version(entry.get("format_version", str), source)
+        image_size = entry.positive("image_size")
+        shape = entry.get("embedding_shape", list)
+        if len(shape) != 3 or not all(_is_a(size, int) and size > 0 for size in shape) or shape[1] != shape[2]:
+            raise BundleError(f"{source}: embedding_shape is [channels, grid, grid], not {shape}")
+        graphs = [Graph.from_json(item, f"{source}: graphs[{i}]") for i, item in enumerate(entry.get("graphs", list))]
+        keys = [(graph.role, graph.precision) for graph in graphs]
+        if len(set(keys)) != len(keys):
+            raise BundleError(f"{source}: two graphs have the same role and precision")
+        return cls(
+            name=entry.get("name", str),
+            backbone=entry.get("backbone", str),
+            image_size=image_size,
+            embedding_shape=(shape[0], shape[1], shape[2]),
+            profile=Profile.from_json(entry.get("profile", dict), source),
+            opset=entry.positive("opset"),
+            graphs=tuple(graphs),
+            checkpoint=entry.get("checkpoint", dict, default={}),
+            tools=entry.get("tools", dict, default={}),
+            verification=entry.get("verification", dict, default={}),
+        )
+
+
+def embedding_id(weights_sha256: str, profile: Profile, image_size: int, precision: Precision) -> str:
+    """What decides whether two embeddings may be mixed: 32 hexadecimal digits.
+
+    The first half of the SHA-256 of the encoder weights' hash, the profile, the image size and the precision, in
+    canonical JSON. Fine-tuning the decoder doesn't change it.
+    """
+    values = {
+        "encoder_weights": weights_sha256,
+        "profile": profile.to_json(),
+        "image_size": image_size,
+        "precision": precision,
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+class _Reader:
+    """Typed access to a JSON object; says in one line which key of which file is wrong."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, dict):
+            raise BundleError(f"{where}: expected a JSON object, not {type(values).__name__}")
+        self._values = values
+        self._where = where
+
+    def get(self, key: str, kind: type[_T], default: _T | None = None) -> _T:
+        value = self._values.get(key, default)
+        if value is None:
+            raise BundleError(f"{self._where}: {key!r} is missing")
+        if not _is_a(value, kind):
+            raise BundleError(f"{self._where}: {key!r} must be of type {kind.__name__}, not {type(value).__name__}")
+        result: _T = value
+        return result
+
+    def positive(self, key: str) -> int:
+        value = self.get(key, int)
+        if value <= 0:
+            raise BundleError(f"{self._where}: {key!r} must be above 0, not {value}")
+        return value
+
+    def choice(self, key: str, choices: tuple[_T, ...]) -> _T:
+        value = self._values.get(key)
+        if value not in choices:
+            known = ", ".join(str(choice) for choice in choices)
+            raise BundleError(f"{self._where}: {key!r} is {value!r}; this samri knows {known}")
+        return next(choice for choice in choices if choice == value)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _check_version(version: str, source: str) -> None:
+    major = version.partition(".")[0]
+    if not major.isdecimal():
+        raise BundleError(f"{source}: format_version {version!r} is not of the form 1.0")
+    if major != FORMAT_VERSION.partition(".")[0]:
+        raise BundleError(
+            f"{source} has format version {version}, and this samri reads {FORMAT_VERSION}: "
+            "upgrade with pip install -U samri, or export the checkpoint again"
+        )
+
+
+def _check_relative(path: str, where: str) -> None:
+    """A path stays inside the folder on every system: relative, with forward slashes, without `..` or a drive."""
+    pure = PurePosixPath(path)
+    if (
+        not path
+        or path != str(pure)
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or "\\" in path
+        or "\0" in path
+        or PureWindowsPath(path).drive
+        or path == "."
+    ):
+        raise BundleError(f"{where}: path {path!r} must be a plain relative path inside the bundle")

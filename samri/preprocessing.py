@@ -1,0 +1,234 @@
+"""From a slice to the model's input, exactly as the checkpoint was trained.
+
+Three profiles exist, since weights alone don't say which one they need:
+
+- `samri`: min-max of the slice to uint8 always, longest side to S (Pillow's bilinear), mean and std, zero padding.
+- `sam`: the same, but a uint8 image passes as it is (what `SamPredictor` does).
+- `medsam`: percentiles of the volume to uint8, S x S ignoring the aspect (cubic spline), min-max to [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import BundleError, InputError
+from samri.geometry import resized_shape
+from samri.resampling import pillow_bilinear, spline_matrix
+
+ProfileName = Literal["sam", "samri", "medsam"]
+PROFILE_NAMES: tuple[ProfileName, ...] = get_args(ProfileName)
+
+Intensity = Literal["minmax", "minmax-unless-uint8", "percentile"]
+Resize = Literal["longest-side-bilinear", "square-spline"]
+Normalize = Literal["mean-std", "minmax"]
+Upscale = Literal["logits-via-padded-square", "probabilities-direct"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The numbers of one preprocessing profile, as they stand in a bundle's manifest.
+
+    Attributes:
+        name: `sam`, `samri` or `medsam`.
+        intensity: How voxels become uint8.
+        percentiles: Lower and upper percentile of the non-zero voxels, for `intensity="percentile"`.
+        resize: How the uint8 image becomes S wide or high.
+        normalize: How uint8 becomes the float input.
+        mean: Subtracted from red, green and blue, for `normalize="mean-std"`.
+        std: Divided by, likewise.
+        upscale: How low-resolution logits come back to the image's size.
+    """
+
+    name: ProfileName
+    intensity: Intensity
+    percentiles: tuple[float, float]
+    resize: Resize
+    normalize: Normalize
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    upscale: Upscale
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str) -> Profile:
+        """The profile named in `values`, if its numbers are the ones this version computes with.
+
+        Raises:
+            BundleError: An unknown profile, or numbers that differ; `source` names the file.
+        """
+        name = values.get("name")
+        if name not in _PROFILES:
+            raise BundleError(
+                f"{source}: unknown preprocessing profile {name!r}; this samri knows {', '.join(PROFILE_NAMES)}"
+            )
+        known = _PROFILES[name]
+        differing = [key for key, value in known.to_json().items() if values.get(key) != value]
+        if differing:
+            raise BundleError(
+                f"{source}: profile {name!r} differs from this version's in {', '.join(differing)}: "
+                "use the samri that wrote it, or export again"
+            )
+        return known
+
+
+_IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+_PROFILES: dict[ProfileName, Profile] = {
+    "samri": Profile(
+        "samri",
+        "minmax",
+        (0.0, 100.0),
+        "longest-side-bilinear",
+        "mean-std",
+        **_IMAGENET,
+        upscale="logits-via-padded-square",
+    ),
+    "sam": Profile(
+        "sam",
+        "minmax-unless-uint8",
+        (0.0, 100.0),
+        "longest-side-bilinear",
+        "mean-std",
+        **_IMAGENET,
+        upscale="logits-via-padded-square",
+    ),
+    "medsam": Profile(
+        "medsam",
+        "percentile",
+        (0.5, 99.5),
+        "square-spline",
+        "minmax",
+        (0.0, 0.0, 0.0),
+        (1.0, 1.0, 1.0),
+        "probabilities-direct",
+    ),
+}
+
+
+def profile(name: ProfileName) -> Profile:
+    """The profile of that name."""
+    return _PROFILES[name]
+
+
+def input_shape(shape: tuple[int, int], profile: Profile, image_size: int) -> tuple[int, int]:
+    """(height, width) that an image of `shape` fills of the S x S model input; the rest is padding."""
+    if profile.resize == "square-spline":
+        return image_size, image_size
+    return resized_shape(*shape, image_size)
+
+
+def preprocess(
+    image: npt.ArrayLike,
+    profile: Profile,
+    image_size: int,
+    intensity_range: tuple[float, float] | None = None,
+) -> npt.NDArray[np.float32]:
+    """The model's input for one slice.
+
+    Args:
+        image: (H, W) grey or (H, W, 3) RGB, any real or boolean dtype.
+        profile: The bundle's profile.
+        image_size: S, the side of the model input in pixels.
+        intensity_range: Lowest and highest intensity, mapped to 0 and 255 with values beyond them clipped. None
+            takes what the profile says: the slice's own minimum and maximum, or its percentiles. For `medsam` pass
+            `percentile_range(volume)`, since it was trained on percentiles of whole volumes. With (0, 255) a uint8
+            image passes unchanged.
+
+    Returns:
+        (1, 3, S, S) float32.
+
+    Raises:
+        InputError: Not an image of that shape, no pixels, or NaN, infinite or complex values.
+    """
+    grey_or_rgb = to_uint8(image, profile, intensity_range)
+    rgb = grey_or_rgb if grey_or_rgb.ndim == 3 else grey_or_rgb[:, :, None]  # One grey channel is computed once.
+    height, width = input_shape(rgb.shape[:2], profile, image_size)
+    if profile.resize == "square-spline":
+        resized = _spline_resize(rgb, height, width)
+    else:
+        resized = pillow_bilinear(rgb, height, width)
+    if profile.normalize == "minmax":
+        low, high = int(resized.min()), int(resized.max())
+        values = (resized.astype(np.float64) - low) / max(high - low, 1e-8)
+    else:
+        values = (resized - np.array(profile.mean, np.float32)) / np.array(profile.std, np.float32)
+    padded = np.zeros((1, 3, image_size, image_size), dtype=np.float32)
+    padded[0, :, :height, :width] = np.moveaxis(values, 2, 0)
+    return padded
+
+
+def to_uint8(
+    image: npt.ArrayLike, profile: Profile, intensity_range: tuple[float, float] | None = None
+) -> npt.NDArray[np.uint8]:
+    """The slice in 256 grey levels, as the profile maps intensities; the shape stays. See `preprocess`."""
+    pixels = _checked(image)
+    unchanged = intensity_range == (0, 255) or (intensity_range is None and profile.intensity == "minmax-unless-uint8")
+    if unchanged and pixels.dtype == np.uint8:
+        return pixels
+    if profile.intensity == "percentile":
+        low, high = percentile_range(pixels, profile) if intensity_range is None else intensity_range
+        # MedSAM truncates where SAM's tools round, and keeps the background at zero.
+        scaled = _stretched(pixels, low, high)
+        scaled[pixels == 0] = 0
+        truncated: npt.NDArray[np.uint8] = scaled.astype(np.uint8)
+        return truncated
+    low, high = (pixels.min(), pixels.max()) if intensity_range is None else intensity_range
+    rounded: npt.NDArray[np.uint8] = np.rint(_stretched(pixels, float(low), float(high))).astype(np.uint8)
+    return rounded
+
+
+def percentile_range(volume: npt.ArrayLike, profile: Profile = _PROFILES["medsam"]) -> tuple[float, float]:
+    """The profile's lower and upper percentile of the non-zero voxels of a volume (any shape): `medsam`'s range.
+
+    Raises:
+        InputError: NaN or infinite voxels.
+    """
+    voxels = np.asarray(volume)
+    voxels = voxels[voxels != 0].astype(np.float64)
+    if voxels.size == 0:
+        return 0.0, 0.0
+    low, high = (float(value) for value in np.percentile(voxels, profile.percentiles))
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise InputError("the volume holds NaN or infinite voxels: replace them first (numpy.nan_to_num)")
+    return low, high
+
+
+def _checked(image: npt.ArrayLike) -> npt.NDArray[Any]:
+    pixels = np.asarray(image)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise InputError(
+            f"an image is (H, W) or (H, W, 3), not {pixels.shape}: pass one slice, without an alpha channel"
+        )
+    if pixels.size == 0:
+        raise InputError(f"an image of shape {pixels.shape} has no pixels")
+    if pixels.dtype.kind not in "buif":
+        raise InputError(f"an image of dtype {pixels.dtype} isn't real-valued: pass its magnitude")
+    bad = int(pixels.size - np.isfinite(pixels).sum())
+    if bad:
+        raise InputError(f"the image holds {bad} NaN or infinite pixels: replace them first (numpy.nan_to_num)")
+    return pixels.astype(np.int8) if pixels.dtype == bool else pixels
+
+
+def _stretched(pixels: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float64]:
+    """`low`..`high` to 0..255 in float64, clipped; zeros where the range is empty (a constant image)."""
+    values = pixels.astype(np.float64)
+    if not high > low:
+        return np.zeros_like(values)
+    stretched: npt.NDArray[np.float64] = (np.clip(values, low, high) - low) / (high - low) * 255.0
+    return stretched
+
+
+def _spline_resize(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """(H, W, C) uint8 by cubic spline, clipped to the image's own range, truncated to uint8."""
+    rows, columns = spline_matrix(image.shape[0], height), spline_matrix(image.shape[1], width)
+    planes = [rows @ image[:, :, channel].astype(np.float64) @ columns.T for channel in range(image.shape[2])]
+    values = np.clip(np.stack(planes, axis=2), image.min(), image.max())
+    # A flat patch must not fall to the next lower grey level for a rounding error in its fifteenth digit.
+    return (values + 1e-9).astype(np.uint8)

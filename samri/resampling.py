@@ -1,0 +1,153 @@
+"""Resizing as matrices: every separable resize of an image is `rows @ image @ columns.T`.
+
+Three kinds are needed to reproduce what the checkpoints were trained on, with numpy alone:
+
+- `pillow_bilinear`: Pillow's antialiased bilinear filter on uint8, bit for bit (fixed-point weights, rounding to uint8
+  after each pass). Segment Anything's preprocessing.
+- `spline_matrix`: scikit-image's `resize(order=3, anti_aliasing=True)`, a Gaussian and a cubic spline. MedSAM's.
+- `bilinear_matrix`: PyTorch's `interpolate(mode="bilinear", align_corners=False)`. The way back from logits.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_PILLOW_BITS = 32 - 8 - 2  # Fraction bits of Pillow's 8-bit weights (Resample.c: PRECISION_BITS).
+
+
+def pillow_bilinear(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Resize like `PIL.Image.resize((width, height), BILINEAR)`, bit for bit, shrinking included.
+
+    Along the rows first, then down the columns, as in Pillow up to 12.2, which the checkpoints were trained with: only
+    an image over a hundred times as high as wide is shrunk the other way round. Later releases choose the order by
+    cost, which can move a grey value by one where the two sides shrink by different factors.
+
+    Args:
+        image: (H, W) or (H, W, C) uint8.
+        height: Rows of the result.
+        width: Columns of the result.
+
+    Returns:
+        (height, width) or (height, width, C) uint8.
+    """
+    passes = [(1, width), (0, height)]
+    if image.shape[0] > 100 * image.shape[1] and height < image.shape[0]:
+        passes.reverse()
+    resized = image
+    for axis, size in passes:
+        if size != resized.shape[axis]:
+            resized = _pillow_pass(resized, axis, size)
+    return resized
+
+
+def _pillow_pass(image: npt.NDArray[np.uint8], axis: int, size: int) -> npt.NDArray[np.uint8]:
+    """One pass of Pillow's resampling along `axis`: integer weights, half added, shifted, clipped to uint8."""
+    first, weights = _pillow_weights(image.shape[axis], size)
+    lines = np.moveaxis(image, axis, 0)
+    total = np.full((size, *lines.shape[1:]), 1 << (_PILLOW_BITS - 1), dtype=np.int32)
+    per_line = (size,) + (1,) * (lines.ndim - 1)
+    last = image.shape[axis] - 1
+    for tap in range(weights.shape[1]):
+        # A tap past the end has weight 0: any line will do.
+        total += lines[np.minimum(first + tap, last)].astype(np.int32) * weights[:, tap].reshape(per_line)
+    clipped = np.clip(total >> _PILLOW_BITS, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(clipped, 0, axis))
+
+
+@functools.lru_cache(maxsize=32)
+def _pillow_weights(old: int, new: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
+    """First source line of each target line and its fixed-point triangle weights: (new,) and (new, taps).
+
+    Source: `precompute_coeffs` and `normalize_coeffs_8bpc` of Pillow's Resample.c.
+    """
+    scale = old / new
+    stretch = max(scale, 1.0)
+    support = 1.0 * stretch
+    first = np.zeros(new, dtype=np.intp)
+    rows: list[npt.NDArray[np.float64]] = []
+    for line in range(new):
+        center = (line + 0.5) * scale
+        low = max(int(center - support + 0.5), 0)
+        high = min(int(center + support + 0.5), old)
+        distance = np.abs((np.arange(low, high) - center + 0.5) * (1.0 / stretch))
+        row = np.where(distance < 1.0, 1.0 - distance, 0.0)
+        # Pillow adds the weights one by one; a pairwise sum could differ in the last bit.
+        first[line] = low
+        rows.append(row / sum(row.tolist()))
+    weights = np.zeros((new, max(len(row) for row in rows)), dtype=np.int32)
+    for line, row in enumerate(rows):
+        weights[line, : len(row)] = (row * (1 << _PILLOW_BITS) + 0.5).astype(np.int32)
+    return first, weights
+
+
+def bilinear_matrix(old: int, new: int) -> npt.NDArray[np.float32]:
+    """(new, old) float32 weights of bilinear interpolation with half-pixel centers and no antialiasing."""
+    position = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0)
+    low = np.minimum(position.astype(np.intp), old - 1)
+    fraction = position - low
+    matrix = np.zeros((new, old))
+    rows = np.arange(new)
+    matrix[rows, low] += 1.0 - fraction
+    matrix[rows, np.minimum(low + 1, old - 1)] += fraction
+    return matrix.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=32)
+def spline_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
+    """(new, old) float64 weights of scikit-image's `resize(order=3, anti_aliasing=True)` along one axis.
+
+    When it shrinks, a Gaussian of sigma (old / new - 1) / 2, cut at four sigma, comes first. The cubic B-spline is
+    evaluated at pixel centers; both see the image mirrored about its first and last pixel (numpy's `reflect`).
+    """
+    shrink = old / new
+    smooth = np.eye(old)
+    if shrink > 1:
+        smooth = _gaussian_matrix(old, (shrink - 1) / 2)
+    if old == 1:
+        return np.ones((new, 1))
+    position = (np.arange(new) + 0.5) * shrink - 0.5
+    weights: npt.NDArray[np.float64] = _basis_matrix(position, old) @ _spline_coefficients(old) @ smooth
+    return weights
+
+
+def _mirror(index: npt.NDArray[np.intp], length: int) -> npt.NDArray[np.intp]:
+    """Indices reflected about the centers of the first and the last pixel."""
+    if length == 1:
+        return np.zeros_like(index)
+    period = 2 * (length - 1)
+    index = np.abs(index) % period
+    return np.minimum(index, period - index)
+
+
+def _scatter(columns: npt.NDArray[np.intp], weights: npt.NDArray[np.float64], length: int) -> npt.NDArray[np.float64]:
+    """Dense (rows, length) matrix from the column of each tap, both (rows, taps); mirrored taps add up."""
+    matrix = np.zeros((len(columns), length))
+    np.add.at(matrix, (np.arange(len(columns))[:, None], columns), weights)
+    return matrix
+
+
+def _gaussian_matrix(length: int, sigma: float) -> npt.NDArray[np.float64]:
+    radius = int(4.0 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel /= kernel.sum()
+    columns = _mirror(np.arange(length)[:, None] + offsets, length)
+    return _scatter(columns, np.broadcast_to(kernel, columns.shape), length)
+
+
+def _basis_matrix(position: npt.NDArray[np.floating[Any]], length: int) -> npt.NDArray[np.float64]:
+    """Cubic B-spline basis at `position`: four taps each, mirrored at the ends."""
+    start = np.floor(position).astype(np.intp)
+    t = position - start
+    taps = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3], axis=1) / 6
+    columns = _mirror(start[:, None] + np.arange(-1, 3), length)
+    return _scatter(columns, taps, length)
+
+
+def _spline_coefficients(length: int) -> npt.NDArray[np.float64]:
+    """Samples to spline coefficients: the inverse of the basis at the samples themselves."""
+    return np.asarray(np.linalg.inv(_basis_matrix(np.arange(length) * 1.0, length)), dtype=np.float64)

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from samri.bundle import Bundle, write_manifest
+from samri.errors import BundleError
+from samri.manifest import BundleFile, Graph, Manifest, embedding_id
+from samri.preprocessing import profile
+
+
+def manifest_of(*graphs: Graph) -> Manifest:
+    return Manifest(
+        name="small",
+        backbone="vit-64x2",
+        image_size=64,
+        embedding_shape=(8, 4, 4),
+        profile=profile("samri"),
+        opset=17,
+        graphs=graphs,
+        checkpoint={"name": "small.pth", "sha256": "0" * 64},
+        tools={"samri": "0"},
+        verification={"mode": "off"},
+    )
+
+
+def write_graph(path: Path, *, external: str | None = None) -> None:
+    weights = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    if external is not None:
+        weights.ClearField("raw_data")
+        weights.data_location = TensorProto.EXTERNAL
+        weights.external_data.add(key="location", value=external)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weights])
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small bundle with two graphs."""
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for name in ("encoder.onnx", "decoder.onnx"):
+        write_graph(bundle / name)
+    encoder = Graph("encoder", "fp32", BundleFile.of(bundle, "encoder.onnx"), embedding_id="e" * 32)
+    decoder = Graph("decoder", "fp32", BundleFile.of(bundle, "decoder.onnx"))
+    write_manifest(bundle, manifest_of(encoder, decoder))
+    return bundle
+
+
+def rewrite(folder: Path, change: dict[str, Any]) -> None:
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+def refuses(folder: Path, *words: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(folder).verify()
+    line = str(caught.value)
+    assert "\n" not in line
+    for word in words:
+        assert word in line
+
+
+def test_a_whole_bundle_opens(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    bundle.verify()
+    assert bundle.graph_path("encoder") == folder / "encoder.onnx"
+    assert bundle.manifest.embedding_id() == "e" * 32
+    assert bundle.manifest.embedding_id("int8") is None
+
+
+def test_a_manifest_survives_json(folder: Path) -> None:
+    manifest = Bundle.open(folder).manifest
+    assert Manifest.from_json(manifest.to_json(), "here") == manifest
+
+
+def test_the_manifest_itself_may_be_named(folder: Path) -> None:
+    assert Bundle.open(folder / "manifest.json").folder == folder
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+def test_one_changed_byte_is_found(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    refuses(folder, name, "changed", "copy the bundle again")
+
+
+def test_a_changed_byte_is_found_only_when_that_graph_is_opened(folder: Path) -> None:
+    (folder / "encoder.onnx").write_bytes(b"x" * (folder / "encoder.onnx").stat().st_size)
+    assert Bundle.open(folder).graph_path("decoder").is_file()
+
+
+def test_a_cut_graph_is_found(folder: Path) -> None:
+    (folder / "encoder.onnx").write_bytes((folder / "encoder.onnx").read_bytes()[:-3])
+    refuses(folder, "encoder.onnx", "bytes")
+
+
+def test_a_missing_graph_is_found(folder: Path) -> None:
+    (folder / "decoder.onnx").unlink()
+    refuses(folder, "decoder.onnx", "missing")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../decoder.onnx",
+        "/etc/passwd",
+        "a/../../b",
+        "..",
+        ".",
+        "",
+        "C:/x.onnx",
+        "a\\b.onnx",
+        "./encoder.onnx",
+        "a//b",
+        "a\0b",
+    ],
+)
+def test_a_path_that_leaves_the_folder_is_refused(folder: Path, path: str) -> None:
+    graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
+    graphs[0]["path"] = path
+    rewrite(folder, {"graphs": graphs})
+    refuses(folder, "manifest.json", "inside the bundle")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a privilege on Windows")
+def test_a_link_out_of_the_folder_is_refused(folder: Path) -> None:
+    outside = folder.parent / "decoder.onnx"
+    (folder / "decoder.onnx").rename(outside)
+    (folder / "decoder.onnx").symlink_to(outside)
+    refuses(folder, "decoder.onnx", "link")
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "unlisted.data"])
+def test_a_graph_that_would_open_a_file_of_its_own_is_refused(folder: Path, location: str) -> None:
+    write_graph(folder / "encoder.onnx", external=location)
+    encoder = Graph("encoder", "fp32", BundleFile.of(folder, "encoder.onnx"), embedding_id="e")
+    write_manifest(folder, manifest_of(encoder))
+    refuses(folder, "encoder.onnx", location)
+
+
+def test_external_data_in_the_manifest_is_checked_like_a_graph(folder: Path) -> None:
+    write_graph(folder / "encoder.onnx", external="encoder.onnx.data")
+    (folder / "encoder.onnx.data").write_bytes(np.ones(4, np.float32).tobytes())
+    external = (BundleFile.of(folder, "encoder.onnx.data"),)
+    write_manifest(folder, manifest_of(Graph("encoder", "fp32", BundleFile.of(folder, "encoder.onnx"), external, "e")))
+    Bundle.open(folder).verify()
+    (folder / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
+    refuses(folder, "encoder.onnx.data", "changed")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"format_version": "2.0"}, "pip install -U samri"),
+        ({"format_version": "new"}, "form 1.0"),
+        ({"format": "other"}, "SAMRI bundle"),
+        ({"image_size": 0}, "above 0"),
+        ({"image_size": "64"}, "type int"),
+        ({"image_size": True}, "type int"),
+        ({"embedding_shape": [8, 4]}, "grid"),
+        ({"embedding_shape": [8, 4, 5]}, "grid"),
+        ({"name": None}, "missing"),
+        ({"profile": {"name": "x"}}, "unknown preprocessing profile"),
+        ({"graphs": [{"role": "encoder"}]}, "precision"),
+        ({"graphs": [{"role": "teacher", "precision": "fp32"}]}, "teacher"),
+        ({"graphs": {}}, "type list"),
+        ({"graphs": [7]}, "JSON object"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_named(folder: Path, change: dict[str, Any], word: str) -> None:
+    rewrite(folder, change)
+    refuses(folder, "manifest.json", word)
+
+
+def test_a_newer_minor_version_with_new_keys_opens(folder: Path) -> None:
+    rewrite(folder, {"format_version": "1.7", "colour": "blue"})
+    Bundle.open(folder).verify()
+
+
+def test_the_same_graph_twice_is_refused(folder: Path) -> None:
+    graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
+    rewrite(folder, {"graphs": [graphs[0], graphs[0]]})
+    refuses(folder, "same role")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000])
+def test_a_manifest_that_is_no_json_object_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "manifest.json").write_bytes(content)
+    refuses(folder, "manifest.json")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_any_json_is_a_manifest_or_a_plain_error(values: Any) -> None:
+    for text in (json.dumps(values), json.dumps({"format": "samri-bundle", "format_version": "1.0", "graphs": values})):
+        with pytest.raises(BundleError) as caught:
+            Manifest.from_json(text, "manifest.json")
+        assert str(caught.value).startswith("manifest.json")
+
+
+def test_the_expected_hash_vouches_for_the_bundle(folder: Path) -> None:
+    sha256 = Bundle.open(folder).sha256
+    assert Bundle.open(folder, expect_sha256=sha256.upper()).sha256 == sha256
+    with pytest.raises(BundleError, match="another bundle"):
+        Bundle.open(folder, expect_sha256="0" * 64)
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.pt", "model.safetensors"])
+def test_a_checkpoint_given_for_a_bundle_points_to_the_export(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(BundleError, match=f"samri-export --checkpoint .*{name} --output"):
+        Bundle.open(tmp_path / name)
+
+
+def test_what_is_no_bundle_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such folder"):
+        Bundle.open(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle.open(tmp_path)
+    (tmp_path / "x.onnx").write_bytes(b"x")
+    with pytest.raises(BundleError, match="folder"):
+        Bundle.open(tmp_path / "x.onnx")
+
+
+def test_a_missing_precision_names_what_there_is(folder: Path) -> None:
+    with pytest.raises(BundleError, match="decoder fp32"):
+        Bundle.open(folder).graph("decoder", "int8")
+
+
+def test_the_embedding_id_depends_on_all_that_decides_an_embedding() -> None:
+    ids = {
+        embedding_id("a" * 64, profile("samri"), 1024, "fp32"),
+        embedding_id("b" * 64, profile("samri"), 1024, "fp32"),
+        embedding_id("a" * 64, profile("medsam"), 1024, "fp32"),
+        embedding_id("a" * 64, profile("samri"), 512, "fp32"),
+        embedding_id("a" * 64, profile("samri"), 1024, "int8"),
+    }
+    assert len(ids) == 5
+    assert embedding_id("a" * 64, profile("samri"), 1024, "fp32") in ids
