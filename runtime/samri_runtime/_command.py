@@ -46,12 +46,13 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Comma
     """Decorator like `click.command`, with SAMRI's exit codes, `-h` and `--version`."""
 
     def decorate(function: Callable[..., None]) -> Command:
-        made = click.command(
-            name,
-            cls=Command,
-            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-            **settings,
-        )(function)
+        context_settings = {
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 110,
+            # The published scripts spell options with underscores.
+            "token_normalize_func": lambda token: token.replace("_", "-"),
+        }
+        made = click.command(name, cls=Command, context_settings=context_settings, **settings)(function)
         return click.version_option(__version__, prog_name=name)(made)
 
     return decorate

@@ -1,0 +1,210 @@
+"""The command line of `samri-run`: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import click
+
+from samri.geometry import PLANES, Plane
+from samri.io import MissingFrameError, Scan, read_scan
+from samri.manifest import PRECISIONS, Precision
+from samri_runtime._command import command, say
+from samri_runtime._predictor import Predictor
+from samri_runtime._providers import Provider
+from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
+from samri_runtime.run._request import XY, XYXY, build_prompts, choose_view
+from samri_runtime.run._results import check_output, describe_run, write_results
+from samri_runtime.run._segment import Segmentation, segment
+
+
+def _key_and_value(_context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    split = [pair.partition("=") for pair in pairs]
+    for (key, equals, _), pair in zip(split, pairs, strict=True):
+        if not (key and equals):
+            raise click.BadParameter(f"{pair!r} is not of the form key=value.")
+    return {key: value for key, _, value in split}
+
+
+@command("samri-run")
+@click.option(
+    "-c",
+    "--model",
+    "--checkpoint",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Folder with the exported model (samri-export makes one from a .pth).",
+)
+@click.option(
+    "-i",
+    "--input",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="IMAGE",
+    help="NIfTI (.nii, .nii.gz), PNG, JPEG or TIFF.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where the results go; made if missing.",
+)
+@click.option(
+    "--box",
+    "boxes",
+    multiple=True,
+    nargs=4,
+    type=float,
+    metavar="X1 Y1 X2 Y2",
+    help="Box in pixels of the slice as shown: x to the right, y down. Repeat for more objects.",
+)
+@click.option(
+    "--point",
+    "points",
+    multiple=True,
+    nargs=2,
+    type=float,
+    metavar="X Y",
+    help="A pixel that belongs to the object. All points, with at most one box, form one prompt.",
+)
+@click.option(
+    "--negative-point",
+    "negative_points",
+    multiple=True,
+    nargs=2,
+    type=float,
+    metavar="X Y",
+    help="A pixel that doesn't belong to it.",
+)
+@click.option("--multimask", is_flag=True, help="Write the model's three candidates instead of one mask.")
+@click.option("--slice", "index", type=int, metavar="K", help="Slice of a volume, from 0.")
+@click.option("--axis", type=click.IntRange(0, 2), help="Array axis that the slices lie along.  [default: 2]")
+@click.option("--plane", type=click.Choice(PLANES), help="Anatomical plane, shown as radiologists do.")
+@click.option("--frame", type=int, metavar="T", help="Frame of a 4-D image, from 0.")
+@click.option("--provider", type=click.Choice(get_args(Provider)), help="Where to run.  [default: auto]")
+@click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    callback=_key_and_value,
+    metavar="KEY=VALUE",
+    help="Passed to ONNX Runtime's provider as it is. Repeatable.",
+)
+@click.option("--device", help="PyTorch's name of a provider, as the published scripts take it: cpu, cuda:0, mps.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one a core]")
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", *PRECISIONS)),
+    default="auto",
+    show_default=True,
+    help="Of the model's arithmetic; auto takes what suits the provider.",
+)
+@click.option("--expect-sha256", metavar="HEX", help="Refuse the bundle unless its manifest.json has this SHA-256.")
+@click.option("--model-type", type=click.Choice(MODEL_TYPES), hidden=True)
+@click.option("--no-png", is_flag=True, help="Leave out the PNG mask and the overlay picture.")
+@click.option("--json", "as_json", is_flag=True, help="Print the provenance as JSON rather than the files' paths.")
+def main(
+    model: Path,
+    source: Path,
+    output: Path,
+    boxes: tuple[XYXY, ...],
+    points: tuple[XY, ...],
+    negative_points: tuple[XY, ...],
+    multimask: bool,
+    index: int | None,
+    axis: int | None,
+    plane: Plane | None,
+    frame: int | None,
+    provider: Provider | None,
+    provider_options: dict[str, str],
+    device: str | None,
+    threads: int | None,
+    precision: Precision | Literal["auto"],
+    expect_sha256: str | None,
+    model_type: str | None,
+    no_png: bool,
+    as_json: bool,
+) -> None:
+    """Segment one slice of a scan from boxes or points.
+
+    Writes NAME_seg_.nii.gz, in the scan's own space, NAME_seg_.json (how it came about), NAME_seg_.png and
+    NAME_overlay.png (what to look at first), and prints their paths.
+    """
+    asked = build_prompts(boxes, points, negative_points)
+    check_output(output)
+    provider, options = _choose_provider(provider, device, provider_options)
+    scan = _read(source, frame)
+    view = choose_view(scan, index, axis, plane)
+    checked = [prompt.validate(view.shape) for prompt in asked]
+    prompts = [prompt for prompt, _ in checked]
+    started = time.perf_counter()
+    predictor = Predictor(
+        model, provider, precision=precision, provider_options=options, threads=threads, expect_sha256=expect_sha256
+    )
+    if model_type is not None:
+        check_model_type(model_type, predictor.manifest.backbone, str(model))
+    segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
+    seconds = time.perf_counter() - started
+    notes = [
+        *scan.notes,
+        *_unknown_orientation(scan, plane),
+        *(note for _, clipped in checked for note in clipped),
+        *predictor.notes,
+        *_empty(segmentation),
+    ]
+    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, notes)
+    files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png)
+    for note in notes:
+        say(f"note: {note}")
+    ran = ", ".join(dict.fromkeys(predictor.providers.values()))
+    say(f"{len(prompts)} object(s) in {seconds:.1f} s on {ran}, profile {predictor.manifest.profile.name}")
+    _print_results(files, provenance, as_json)
+
+
+def _choose_provider(
+    provider: Provider | None, device: str | None, options: dict[str, str]
+) -> tuple[Provider, dict[str, str]]:
+    if device is None:
+        return provider or "auto", options
+    if provider is not None:
+        raise click.UsageError("give --provider or --device, not both.")
+    named, device_options = provider_of_device(device)
+    return named, {**device_options, **options}
+
+
+def _read(source: Path, frame: int | None) -> Scan:
+    try:
+        return read_scan(source, frame)
+    except MissingFrameError as error:
+        raise click.UsageError(f"{error}.") from error
+
+
+def _unknown_orientation(scan: Scan, plane: Plane | None) -> list[str]:
+    if plane is None or scan.oriented:
+        return []
+    return [f"{scan.path} doesn't say where its axes point (sform and qform codes are 0): {plane} is only a guess"]
+
+
+def _empty(segmentation: Segmentation) -> list[str]:
+    """A note for each object of which nothing was found."""
+    return [
+        f"object {label} has no pixels: the model found nothing there, or other objects cover it"
+        for label in range(1, segmentation.scores.shape[1] + 1)
+        if not any(segmentation.voxels(candidate, label) for candidate in range(len(segmentation.label_maps)))
+    ]
+
+
+def _print_results(files: list[Path], provenance: dict[str, Any], as_json: bool) -> None:
+    """Results only: everything else of this command goes to stderr."""
+    if as_json:
+        click.echo(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
+        return
+    for file in files:
+        click.echo(str(file))

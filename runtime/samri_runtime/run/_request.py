@@ -1,0 +1,81 @@
+"""What the options ask for: which slice, and which prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from samri.errors import InputError
+from samri.geometry import Plane, SliceView, axis_view, plane_view, whole_view
+from samri.io import Scan
+from samri.prompts import BACKGROUND, FOREGROUND, Prompt
+
+XY = tuple[float, float]
+XYXY = tuple[float, float, float, float]
+
+_DEFAULT_AXIS = 2  # Of a volume: where most scanners' slices lie.
+
+
+def choose_view(scan: Scan, index: int | None, axis: int | None, plane: Plane | None) -> SliceView:
+    """The slice that `--slice`, `--axis` and `--plane` mean.
+
+    A scan that is one slice needs none of them. In a volume the axis is the last one unless named.
+
+    Raises:
+        click.UsageError: The options don't name one slice.
+        InputError: The slice doesn't exist.
+    """
+    if axis is not None and plane is not None:
+        raise click.UsageError("give --axis or --plane, not both.")
+    if scan.kind == "raster" or len(scan.grid) == 2:
+        if (index, axis, plane) != (None, None, None):
+            raise click.UsageError(f"{scan.path} is one slice: leave out --slice, --axis and --plane.")
+        return whole_view(scan.grid)
+    single = 0 if scan.grid[0] == 1 else 2 if scan.grid[2] == 1 else None
+    if index is None:
+        if single is not None and plane is None and axis in (None, single):
+            return whole_view(scan.grid)
+        raise click.UsageError(_which_slice(scan, axis, plane))
+    try:
+        if plane is not None:
+            return plane_view(scan.grid, scan.affine, plane, index)
+        return axis_view(scan.grid, (_DEFAULT_AXIS if single is None else single) if axis is None else axis, index)
+    except InputError as error:
+        raise InputError(f"{scan.path}: {error}") from error
+
+
+def view_spacing(scan: Scan, view: SliceView) -> tuple[float, float]:
+    """Distance between the rows and between the columns of a slice as shown, in the affine's units."""
+    described = view.describe()
+    return scan.spacing[described["rows_from_axis"]], scan.spacing[described["columns_from_axis"]]
+
+
+def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: Sequence[XY]) -> list[Prompt]:
+    """One prompt a box; or one prompt of all points, with the box if there is one.
+
+    Raises:
+        click.UsageError: Nothing is asked, or points that could belong to any of several boxes.
+        PromptError: A number isn't finite.
+    """
+    if not (boxes or points or negative_points):
+        raise click.UsageError("nothing to segment: give at least one --box X1 Y1 X2 Y2 or --point X Y.")
+    if not (points or negative_points):
+        return [Prompt.of(box=box) for box in boxes]
+    if len(boxes) > 1:
+        raise click.UsageError("points can't be told apart among several boxes: run once for each box with points.")
+    labels = [FOREGROUND] * len(points) + [BACKGROUND] * len(negative_points)
+    return [Prompt.of([*points, *negative_points], labels, boxes[0] if boxes else None)]
+
+
+def _which_slice(scan: Scan, axis: int | None, plane: Plane | None) -> str:
+    """The usage error for a volume without `--slice`, with the range that there is."""
+    if plane is not None:
+        # Any slice of that plane has the view's axis; the first one always exists.
+        along = plane_view(scan.grid, scan.affine, plane, 0).axis
+        named, other = f"--plane {plane}", "--axis"
+    else:
+        along = _DEFAULT_AXIS if axis is None else axis
+        named, other = f"axis {along}", "--plane" if axis is not None else "--axis or --plane"
+    last = scan.grid[along or 0] - 1
+    return f"{scan.path} is a volume of shape {scan.grid}: choose --slice 0 to {last} of {named}, or another {other}."

@@ -1,0 +1,85 @@
+"""From a slice and its prompts to label maps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.geometry import SliceView
+from samri.io import Scan
+from samri.preprocessing import percentile_range
+from samri.prompts import Prompt
+from samri_runtime._predictor import Predictor
+
+Labels = npt.NDArray[Any]  # uint8, or uint16 for more than 255 objects.
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Objects 1 to B on one slice, once, or as three candidates.
+
+    Attributes:
+        label_maps: One (H, W) map of 0 to B; three with `multimask`, of the model's first to third candidates.
+        scores: (maps, B) float32: the model's own estimate of the IoU.
+        intensity_range: What was mapped to black and white, where the profile takes that from the volume.
+        seconds: Step to duration.
+    """
+
+    label_maps: tuple[Labels, ...]
+    scores: npt.NDArray[np.float32]
+    intensity_range: tuple[float, float] | None
+    seconds: dict[str, float]
+
+    def voxels(self, candidate: int, label: int) -> int:
+        """How many voxels an object has."""
+        return int(np.count_nonzero(self.label_maps[candidate] == label))
+
+
+def segment(
+    predictor: Predictor, scan: Scan, view: SliceView, prompts: Sequence[Prompt], *, multimask: bool = False
+) -> Segmentation:
+    """Encode the slice and answer the prompts.
+
+    Args:
+        predictor: The model.
+        scan: The image. MedSAM's intensities are percentiles of all of it, not of the slice.
+        view: The slice.
+        prompts: B prompts in pixels of the slice as shown.
+        multimask: Three candidates rather than one mask.
+
+    Raises:
+        SamriError: As `Predictor.encode` and `Predictor.predict`.
+    """
+    profile = predictor.manifest.profile
+    volume_range = percentile_range(scan.voxels, profile) if profile.intensity == "percentile" else None
+    started = time.perf_counter()
+    embedding = predictor.encode(view.extract(scan.voxels), intensity_range=volume_range)
+    encoded = time.perf_counter()
+    prediction = predictor.predict(embedding, prompts=prompts, multimask=multimask)
+    logits, scores = prediction.logits(), prediction.scores
+    if not multimask:
+        logits, scores = logits[:, np.newaxis], scores[:, np.newaxis]
+    label_maps = tuple(label_map(logits[:, candidate]) for candidate in range(logits.shape[1]))
+    seconds = {"encode": encoded - started, "decode": time.perf_counter() - encoded}
+    return Segmentation(
+        label_maps, scores.T, volume_range, {step: round(lasted, 3) for step, lasted in seconds.items()}
+    )
+
+
+def label_map(logits: npt.NDArray[np.float32]) -> Labels:
+    """Objects in one map: b + 1 where mask b is the surest of those above 0, the first one in a tie; 0 elsewhere.
+
+    Args:
+        logits: (B, H, W), above 0 inside.
+
+    Returns:
+        (H, W) uint8, or uint16 for more than 255 objects.
+    """
+    dtype = np.uint8 if len(logits) <= np.iinfo(np.uint8).max else np.uint16
+    labels: Labels = np.where(logits.max(axis=0) > 0, logits.argmax(axis=0) + 1, 0).astype(dtype)
+    return labels

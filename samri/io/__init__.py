@@ -1,0 +1,23 @@
+"""Scans in, masks and pictures out: NIfTI through nibabel, PNG, JPEG and TIFF through OpenCV.
+
+Both are imported only by the functions that need them: `pip install 'samri[io]'`.
+"""
+
+from __future__ import annotations
+
+from samri.io._overlay import PALETTE, draw_overlay, side_by_side
+from samri.io._raster import write_png
+from samri.io._scan import MissingFrameError, Scan, ScanKind, read_scan, scan_name, write_mask
+
+__all__ = [
+    "PALETTE",
+    "MissingFrameError",
+    "Scan",
+    "ScanKind",
+    "draw_overlay",
+    "read_scan",
+    "scan_name",
+    "side_by_side",
+    "write_mask",
+    "write_png",
+]

@@ -1,0 +1,87 @@
+"""PNG, JPEG and TIFF through OpenCV, in RGB order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import InputError
+from samri.io._optional import require
+from samri.io._raster_files import BrokenFileError, check_jpeg, check_png, raster_format, tiff_pages_and_plain_alpha
+from samri.staging import staged_file
+
+_SILENT = 0  # OpenCV's LOG_LEVEL_SILENT, which not every version names.
+
+
+def read_raster(path: Path) -> npt.NDArray[Any]:
+    """Read one picture: (H, W), or (H, W, 3) in RGB order, in the file's own depth.
+
+    Alpha is dropped; the EXIF orientation is applied, so that pixels are counted as viewers show them.
+
+    Raises:
+        InputError: Not whole, not a PNG, JPEG or TIFF, or a TIFF with several pages.
+        OSError: The file can't be opened.
+    """
+    cv2 = require("cv2")
+    # Bytes, not a name: OpenCV on Windows opens no name beyond ASCII.
+    data = _checked(path, path.read_bytes())
+    with _quiet(cv2):
+        try:
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+        except cv2.error as error:
+            raise InputError(f"{path} can't be decoded ({error.err or 'OpenCV'}): save it as a plain PNG") from error
+    if pixels is None or pixels.size == 0:
+        raise InputError(f"{path} is damaged, or of a kind that OpenCV can't decode: save it as a plain PNG")
+    return np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., ::-1])
+
+
+def write_png(path: str | Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write (H, W) gray or (H, W, 3) RGB uint8 as PNG; the file appears whole or not at all.
+
+    Raises:
+        OutputError: The file can't be written.
+    """
+    cv2 = require("cv2")
+    encoded = cv2.imencode(".png", image if image.ndim == 2 else image[..., ::-1])[1]
+    with staged_file(path) as staged:
+        staged.write_bytes(encoded.tobytes())
+
+
+def _checked(path: Path, data: bytes) -> bytes:
+    """The bytes to decode, once they are known to be one whole picture."""
+    if not data:
+        raise InputError(f"{path} is empty: copy it again")
+    kind = raster_format(data)
+    if kind is None:
+        raise InputError(f"{path} is not a PNG, JPEG or TIFF file, although its name says so: check the name")
+    try:
+        if kind == "PNG":
+            check_png(data)
+        elif kind == "JPEG":
+            check_jpeg(data)
+        else:
+            pages, data = tiff_pages_and_plain_alpha(data)
+            if pages > 1:
+                raise InputError(
+                    f"{path} has {pages} pages: save the page that is meant as its own file, or a volume as NIfTI"
+                )
+    except BrokenFileError as error:
+        raise InputError(f"{path} is a damaged {kind} file ({error}): copy it again") from error
+    return data
+
+
+@contextlib.contextmanager
+def _quiet(cv2: Any) -> Iterator[None]:
+    """OpenCV logs why a picture can't be decoded, in several lines; the error says it in one."""
+    log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, OpenCV 5.
+    level = log.getLogLevel()
+    log.setLogLevel(_SILENT)
+    try:
+        yield
+    finally:
+        log.setLogLevel(level)

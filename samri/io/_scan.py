@@ -1,0 +1,163 @@
+"""A scan as the rest of SAMRI sees it, whatever file it came from, and the way back for its mask."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import InputError
+from samri.io._nifti import MissingFrameError, NiftiGrid, read_nifti, write_nifti
+from samri.io._raster import read_raster
+
+__all__ = ["MissingFrameError", "Scan", "ScanKind", "read_scan", "scan_name", "write_mask"]
+
+ScanKind = Literal["nifti", "raster"]
+
+_NIFTI = (".nii.gz", ".nii")
+_RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One image, or one frame of a 4-D one.
+
+    Attributes:
+        path: The file it was read from.
+        kind: `nifti` has geometry, `raster` (PNG, JPEG, TIFF) has none.
+        voxels: NIfTI: (I, J) or (I, J, K) in the file's own axes, in its own dtype, or float64 where the header scales
+            it. Raster: (H, W) or (H, W, 3) in RGB order.
+        affine: (4, 4) float64, voxel indices to millimetres in RAS+, as nibabel reads it; identity for a raster.
+        nifti: What places a NIfTI grid in space, byte for byte; None for a raster.
+        frame: Which frame of a 4-D file this is.
+        frames: How many there are.
+        notes: What the reader had to put right, in plain lines.
+    """
+
+    path: Path
+    kind: ScanKind
+    voxels: npt.NDArray[Any]
+    affine: npt.NDArray[np.float64]
+    nifti: NiftiGrid | None = None
+    frame: int = 0
+    frames: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape without color channels: what a mask of this scan has."""
+        return self.voxels.shape if self.kind == "nifti" else self.voxels.shape[:2]
+
+    @property
+    def oriented(self) -> bool:
+        """The file says where its axes point: its sform or qform code is above 0."""
+        return self.nifti is not None and bool(
+            self.nifti.fields["sform_code"] > 0 or self.nifti.fields["qform_code"] > 0
+        )
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance between voxel centers along each axis of the grid, in the affine's units; 1 where unknown."""
+        lengths = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))[: len(self.grid)]
+        return tuple(float(length) if np.isfinite(length) and length > 0 else 1.0 for length in lengths)
+
+
+def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
+    """Read a NIfTI (.nii, .nii.gz; 2-D, 3-D, or one frame of 4-D), or a PNG, JPEG or TIFF of 8 or 16 bits.
+
+    Only the asked-for frame of a 4-D file is kept in memory. A raster's alpha channel is dropped, and its EXIF
+    orientation applied: pixels are counted as viewers show the picture.
+
+    Args:
+        path: The file.
+        frame: Index of the frame of a 4-D NIfTI. It may be left out where there is one frame only.
+
+    Raises:
+        InputError: The file is missing, damaged, of another kind, or holds something that can't be segmented.
+        MissingFrameError: A 4-D file with several frames, and no `frame`.
+        MissingDependencyError: nibabel or OpenCV isn't installed.
+    """
+    path = Path(path)
+    suffix = _known_suffix(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give one image file")
+    try:
+        if suffix in _NIFTI:
+            image = read_nifti(path, frame)
+            scan = Scan(path, "nifti", image.voxels, image.affine, image.grid, image.frame, image.frames, image.notes)
+        else:
+            if frame not in (None, 0):
+                raise InputError(f"{path} has no frames: leave out --frame {frame}")
+            scan = Scan(path, "raster", read_raster(path), np.eye(4))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: check the path") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {os.strerror(error.errno) if error.errno else error}") from error
+    except MemoryError as error:
+        raise InputError(f"{path} does not fit in memory: cut out the part that is needed") from error
+    _refuse_non_finite(scan)
+    return scan
+
+
+def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], scan: Scan) -> None:
+    """Write a mask or label map as NIfTI in the geometry of `scan`.
+
+    It gets the scan's grid, affine, sform and qform with their codes, voxel sizes and units, all bit for bit, and the
+    scan's NIfTI version and byte order. A scan without geometry gives (1, H, W) and an identity affine. Nothing else
+    of the scan's header (descriptions, extensions) is passed on: it may name the patient.
+
+    Args:
+        path: `.nii.gz` or `.nii`; it appears whole or not at all.
+        mask: Bool or integer, in the scan's grid, 0 outside all objects. Stored as uint8, or uint16 above 255.
+        scan: What it is a mask of.
+
+    Raises:
+        ValueError: The mask isn't in the scan's grid, or isn't labels of 0 to 65535.
+        OutputError: The file can't be written.
+    """
+    path = Path(path)
+    if mask.shape != scan.grid:
+        raise ValueError(f"a mask of shape {mask.shape} doesn't fit {scan.path}, whose grid is {scan.grid}")
+    if mask.dtype.kind not in "bui":
+        raise ValueError(f"a mask holds booleans or integers, not {mask.dtype}")
+    highest, lowest = int(mask.max(initial=0)), int(mask.min(initial=0))
+    if lowest < 0 or highest > np.iinfo(np.uint16).max:
+        raise ValueError(f"labels go from 0 to {np.iinfo(np.uint16).max}, these from {lowest} to {highest}")
+    labels = mask.astype(np.uint8 if highest <= np.iinfo(np.uint8).max else np.uint16)
+    write_nifti(path, labels if scan.nifti is not None else labels[np.newaxis], scan.nifti)
+
+
+def scan_name(path: str | os.PathLike[str]) -> str:
+    """File name without folder and suffix: `case001` for `data/case001.nii.gz`.
+
+    Raises:
+        InputError: No suffix of an image that can be read.
+    """
+    path = Path(path)
+    return path.name[: -len(_known_suffix(path))]
+
+
+def _known_suffix(path: Path) -> str:
+    lowered = path.name.lower()
+    for suffix in (*_NIFTI, *_RASTER):
+        if lowered.endswith(suffix) and lowered != suffix:
+            return suffix
+    raise InputError(
+        f"{path} is not a kind of image that samri reads: convert it to one of {', '.join((*_NIFTI, *_RASTER))} "
+        "(dcm2niix turns DICOM into NIfTI)"
+    )
+
+
+def _refuse_non_finite(scan: Scan) -> None:
+    if scan.voxels.dtype.kind != "f":
+        return
+    count = scan.voxels.size - int(np.count_nonzero(np.isfinite(scan.voxels)))
+    if count:
+        raise InputError(
+            f"{scan.path} has {count} NaN or infinite values among {scan.voxels.size}: replace them, "
+            "for example by 0 with numpy.nan_to_num, and save it again"
+        )

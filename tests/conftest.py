@@ -1,0 +1,29 @@
+"""Small real things that many tests share: a seeded SAM, its checkpoint, its exported bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from segment_anything.modeling import Sam
+
+from sam_factory import SMALL, save_checkpoint, seeded_sam
+from samri_export import export_bundle
+
+
+@pytest.fixture(scope="session")
+def small_sam() -> Sam:
+    """A seeded SAM-shaped model that exports in seconds. Don't change its weights."""
+    return seeded_sam(SMALL)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_sam: Sam) -> Path:
+    """`small_sam` as an ordinary .pth file."""
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small.pth", small_sam)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """`checkpoint` as a bundle with the `samri` profile. Don't write into it."""
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("exported") / "small", profile="samri", verify="off").folder

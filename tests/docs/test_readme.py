@@ -1,0 +1,71 @@
+"""The README is the front door: what it tells a reader to type is typed here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from parity import picture
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+
+
+def test_the_readmes_commands_and_example_work_as_they_stand(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(checkpoint, tmp_path / "sam_vit_b.pth")
+    volume = np.stack([picture((182, 218), seed) for seed in range(100)], axis=2)
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, 1, 1, 1])), tmp_path / "scan.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    bin_folder = Path(sys.executable).parent
+    ours = [command for command in commands() if command.startswith("samri-")]
+    assert [command.split()[0] for command in ours] == ["samri-export", "samri-run", "samri-doctor"]
+    for command in ours:
+        program, *arguments = shlex.split(command)
+        done = subprocess.run([str(bin_folder / program), *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert nibabel.load("out/scan_seg_.nii.gz").shape == volume.shape
+
+    (example,) = blocks("python")
+    names = {"slice_2d": volume[:, :, 90]}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["result"].masks.shape == (1, 182, 218)  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_every_make_target_exists() -> None:
+    targets = [command.split()[1] for command in commands() if command.startswith("make ")]
+    assert targets == ["demo", "test"]
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_page_and_picture_that_is_linked_exists() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_extra_that_the_readme_names_exists() -> None:
+    declared = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {extra for group in re.findall(r"\[([a-z,]+)\]'", README) for extra in group.split(",")}
+    assert named
+    assert named <= declared

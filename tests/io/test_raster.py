@@ -1,0 +1,235 @@
+"""PNG, JPEG and TIFF, with Pillow and tifffile as oracles."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from samri.errors import InputError, MissingDependencyError
+from samri.io import read_scan, write_mask, write_png
+
+RNG = np.random.default_rng(0)
+GRAY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+RGBA = RNG.integers(0, 256, (6, 9, 4), dtype=np.uint8)
+
+
+def wide(image: np.ndarray) -> np.ndarray:
+    return image.astype(np.uint16) * 257 - 3
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".PNG"])
+@pytest.mark.parametrize("image", [GRAY, RGB, RGBA], ids=["gray", "RGB", "RGBA"])
+def test_8_bit_pictures_are_read_as_pillow_wrote_them(tmp_path, suffix, image):
+    path = tmp_path / f"picture{suffix}"
+    Image.fromarray(image).save(path)
+    scan = read_scan(path)
+    assert scan.kind == "raster"
+    assert scan.grid == (6, 9)
+    assert scan.voxels.dtype == np.uint8
+    np.testing.assert_array_equal(scan.voxels, image[..., :3] if image.ndim == 3 else image)
+    np.testing.assert_array_equal(scan.affine, np.eye(4))
+
+
+@pytest.mark.parametrize("image", [GRAY, RGB, RGBA], ids=["gray", "RGB", "RGBA"])
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_tiffs_of_every_layout_are_read_as_tifffile_wrote_them(tmp_path, image, bigtiff, byteorder, depth):
+    image = image if depth == 8 else wide(image)
+    kind = "minisblack" if image.ndim == 2 else "rgb"
+    alpha = {"extrasamples": ["unassalpha"]} if image.shape[-1] == 4 else {}
+    path = tmp_path / "picture.tif"
+    tifffile.imwrite(path, image, photometric=kind, bigtiff=bigtiff, byteorder=byteorder, compression="zlib", **alpha)
+    scan = read_scan(path)
+    assert scan.voxels.dtype == image.dtype
+    np.testing.assert_array_equal(scan.voxels, image[..., :3] if image.ndim == 3 else image)
+
+
+@pytest.mark.parametrize("image", [GRAY, RGB, RGBA], ids=["gray", "RGB", "RGBA"])
+def test_16_bit_pngs_keep_their_depth_and_lose_their_alpha(tmp_path, image):
+    image = wide(image)
+    swapped = image if image.ndim == 2 else image[..., [2, 1, 0, *([3] if image.shape[2] == 4 else [])]]
+    (tmp_path / "picture.png").write_bytes(cv2.imencode(".png", swapped)[1].tobytes())
+    scan = read_scan(tmp_path / "picture.png")
+    assert scan.voxels.dtype == np.uint16
+    np.testing.assert_array_equal(scan.voxels, image[..., :3] if image.ndim == 3 else image)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "CMYK", "I;16", "F"])
+def test_every_common_color_mode_gives_gray_or_rgb(tmp_path, mode):
+    suffix = {"CMYK": ".jpg", "F": ".tif"}.get(mode, ".png")
+    image = Image.fromarray(GRAY)
+    image = Image.fromarray(wide(GRAY)) if mode == "I;16" else image.convert(mode)
+    image.save(tmp_path / f"picture{suffix}")
+    scan = read_scan(tmp_path / f"picture{suffix}")
+    assert scan.grid == (6, 9)
+    assert scan.voxels.shape in ((6, 9), (6, 9, 3))
+
+
+def test_a_jpeg_is_read_in_rgb_order(tmp_path):
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 250
+    Image.fromarray(red).save(tmp_path / "red.jpg", quality=100)
+    assert np.abs(read_scan(tmp_path / "red.jpg").voxels.astype(int) - red).max() <= 3
+
+
+# Exif 2.3, tag 274: how the stored picture is to be turned.
+ORIENTATIONS = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.T,
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).T,
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_an_exif_orientation_is_applied_as_viewers_do(tmp_path, orientation, suffix):
+    # Blocks of 8 pixels survive JPEG well.
+    stored = np.kron(RNG.integers(0, 256, (3, 5), dtype=np.uint8), np.ones((8, 8), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"picture{suffix}"
+    Image.fromarray(stored).save(path, exif=exif, **({"quality": 100} if suffix == ".jpg" else {}))
+    shown = ORIENTATIONS[orientation](stored).astype(int)
+    voxels = read_scan(path).voxels
+    gray = (voxels if voxels.ndim == 2 else voxels[..., 0]).astype(int)
+    assert gray.shape == shown.shape
+    assert np.abs(gray - shown).max() <= 3
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64])
+def test_tiffs_of_other_depths_keep_their_values(tmp_path, dtype):
+    image = (GRAY.astype(dtype) - 100) * 3
+    tifffile.imwrite(tmp_path / "picture.tif", image, photometric="minisblack")
+    np.testing.assert_array_equal(read_scan(tmp_path / "picture.tif").voxels, image)
+
+
+def test_nan_pixels_are_refused(tmp_path):
+    image = GRAY.astype(np.float32)
+    image[2, 3] = np.nan
+    tifffile.imwrite(tmp_path / "picture.tif", image, photometric="minisblack")
+    with pytest.raises(InputError, match="1 NaN or infinite values among 54"):
+        read_scan(tmp_path / "picture.tif")
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_tiff_of_several_pages_is_refused_with_their_number(tmp_path, bigtiff):
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([GRAY] * 4), photometric="minisblack", bigtiff=bigtiff)
+    with pytest.raises(InputError, match="4 pages"):
+        read_scan(tmp_path / "stack.tif")
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.kron(RGB, np.ones((3, 3, 1), np.uint8)))
+    options = {"PNG": {}, "JPEG": {"quality": 80}, "TIFF": {}, "JPEG with thumbnail": {}}[kind]
+    image.save(buffer, kind.split()[0], **options)
+    data = buffer.getvalue()
+    if kind == "JPEG with thumbnail":
+        # A whole JPEG inside an application segment: its end must not pass for the picture's.
+        small = b"Exif\0\0" + data
+        data = data[:2] + b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small + data[2:]
+    return data
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "JPEG with thumbnail"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_picture_that_breaks_off_anywhere_is_refused(tmp_path_factory, kind, data):
+    path = tmp_path_factory.mktemp("cut") / ("picture." + kind[:3].lower().replace("jpe", "jpg").replace("tif", "tif"))
+    whole = encoded(kind)
+    path.write_bytes(whole)
+    expected = read_scan(path).voxels
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    try:
+        scan = read_scan(path)
+    except InputError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+    else:
+        # Only padding at the end of a TIFF may be missing without harm.
+        assert kind == "TIFF"
+        np.testing.assert_array_equal(scan.voxels, expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_changed_byte_in_a_png_is_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("flip") / "picture.png"
+    changed = bytearray(encoded("PNG"))
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(changed)
+    with pytest.raises(InputError):
+        read_scan(path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_changed_byte_in_a_tiff_is_read_or_refused_in_one_line(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("flip") / "picture.tif"
+    changed = bytearray(encoded("TIFF"))
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(changed)
+    try:
+        read_scan(path)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["picture.png", "picture.jpg", "picture.tif"])
+@pytest.mark.parametrize("content", [b"", b"hello, I am text\n" * 20, b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0"])
+def test_what_is_no_picture_is_refused_quietly_in_one_line(tmp_path, capfd, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_scan(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_picture_has_no_frames(tmp_path):
+    write_png(tmp_path / "picture.png", GRAY)
+    assert read_scan(tmp_path / "picture.png", 0).grid == (6, 9)
+    with pytest.raises(InputError, match="has no frames"):
+        read_scan(tmp_path / "picture.png", 1)
+
+
+def test_names_beyond_ascii_are_read_and_written(tmp_path):
+    path = tmp_path / "Schädel 頭.png"
+    write_png(path, RGB)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), RGB)
+    np.testing.assert_array_equal(read_scan(path).voxels, RGB)
+
+
+def test_the_mask_of_a_picture_is_one_slice_with_an_identity_affine(tmp_path):
+    write_png(tmp_path / "picture.png", RGB)
+    mask = RNG.integers(0, 2, (6, 9)).astype(bool)
+    write_mask(tmp_path / "mask.nii.gz", mask, read_scan(tmp_path / "picture.png"))
+    written = nib.load(tmp_path / "mask.nii.gz")
+    assert written.shape == (1, 6, 9)
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(written.affine, np.eye(4))
+    np.testing.assert_array_equal(np.asarray(written.dataobj)[0], mask)
+
+
+@pytest.mark.parametrize(("module", "name"), [("cv2", "picture.png"), ("nibabel", "scan.nii.gz")])
+def test_a_missing_package_is_named_with_the_line_that_installs_it(tmp_path, monkeypatch, module, name):
+    (tmp_path / name).write_bytes(b"never looked at")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'samri\[io\]'"):
+        read_scan(tmp_path / name)
