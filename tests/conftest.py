@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Before anything imports onnxruntime: samri_runtime sets these itself, but a test may import onnxruntime first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
 import pytest
 from segment_anything.modeling import Sam
@@ -26,4 +31,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_sam: Sam) -> Path
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """`checkpoint` as a bundle with the `samri` profile. Don't write into it."""
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("exported") / "small", profile="samri", verify="off").folder
+    return export_bundle(
+        checkpoint, tmp_path_factory.mktemp("exported") / "small", profile="samri", verify="off"
+    ).folder

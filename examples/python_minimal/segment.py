@@ -1,15 +1,16 @@
-"""A host for SAMRI bundles in one file: numpy and onnxruntime, nothing of samri. Written from docs/bundle.md.
+"""A host for SAMRI bundles (`samri` and `sam` profiles): numpy and onnxruntime alone. Written from docs/bundle.md.
 
 python segment.py BUNDLE IMAGE.npy X1 Y1 X2 Y2 MASK.npy     (IMAGE: (H, W) array; a box in pixels; MASK: (H, W) bool)
-
-It reads bundles of the `samri` and `sam` profiles.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime would report its use to its maker.
 import onnxruntime as ort
 
 
@@ -54,9 +55,8 @@ def segment(bundle, image, box):
     for axis, target in ((1, filled[1]), (0, filled[0])):
         image = image if image.shape[axis] == target else shrink_or_grow(image, target, axis)
     model_input = np.zeros((1, 3, size, size), np.float32)
-    for channel in range(3):
-        normal = (image - np.float32(profile["mean"][channel])) / np.float32(profile["std"][channel])
-        model_input[0, channel, : filled[0], : filled[1]] = normal
+    for channel, (mean, std) in enumerate(zip(profile["mean"], profile["std"])):
+        model_input[0, channel, : filled[0], : filled[1]] = (image - np.float32(mean)) / np.float32(std)
     (embedding,) = encoder.run(["image_embeddings"], {"image": model_input})
 
     corners = np.array(box, float).reshape(1, 2, 2) * [filled[1] / width, filled[0] / height]

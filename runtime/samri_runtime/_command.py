@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from samri import SamriError, __version__
+from samri.errors import ProviderError
+from samri_runtime.providers import parse_provider_options
 
 
 class Command(click.Command):
@@ -18,6 +20,16 @@ class Command(click.Command):
     A `SamriError` becomes one line on stderr. SIGTERM, which SLURM and container hosts send, unwinds the stack as
     Ctrl-C does, so that nothing half-written stays.
     """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the command line; what can't be parsed is one line too, where click would print several."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            click.echo(f"{self.name}: error: {' '.join(error.format_message().split())}", err=True)
+            raise click.exceptions.Exit(2) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see the class."""
@@ -28,7 +40,6 @@ class Command(click.Command):
             say(f"error: {error}")
             ctx.exit(1)
         except click.UsageError as error:
-            # One line, as for every other error; click adds its usage lines to what it can't parse.
             say(f"error: {error.format_message()}")
             ctx.exit(2)
         except MemoryError:
@@ -58,6 +69,14 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Comma
     return decorate
 
 
+def provider_options_of(_context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    """Callback of `--provider-option`: its key=value pairs as a dictionary; a malformed one is wrong usage."""
+    try:
+        return parse_provider_options(pairs)
+    except ProviderError as error:
+        raise click.BadParameter(f"{error}.") from error
+
+
 def say(line: str) -> None:
     """One line for the person at the keyboard, on stderr: stdout belongs to results."""
     context = click.get_current_context(silent=True)
@@ -77,4 +96,4 @@ def _unwind_on_sigterm() -> Any:
         return None
 
 
-__all__ = ["Command", "command", "say"]
+__all__ = ["Command", "command", "provider_options_of", "say"]

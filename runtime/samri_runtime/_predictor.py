@@ -17,8 +17,7 @@ from samri.manifest import Manifest, Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, preprocess
 from samri.prompts import Prompt, gather, pack, to_model_frame
-from samri_runtime._providers import Provider
-from samri_runtime._session import Session, open_session
+from samri_runtime.providers import Provider, Session, open_session
 
 # More prompts than this are decoded in turns, since each one holds several image-sized arrays.
 _PROMPTS_AT_ONCE = 32

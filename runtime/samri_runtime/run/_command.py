@@ -12,21 +12,13 @@ import click
 from samri.geometry import PLANES, Plane
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
-from samri_runtime._command import command, say
+from samri_runtime._command import command, provider_options_of, say
 from samri_runtime._predictor import Predictor
-from samri_runtime._providers import Provider
+from samri_runtime.providers import Provider
 from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
 from samri_runtime.run._request import XY, XYXY, build_prompts, choose_view
 from samri_runtime.run._results import check_output, describe_run, write_results
 from samri_runtime.run._segment import Segmentation, segment
-
-
-def _key_and_value(_context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
-    split = [pair.partition("=") for pair in pairs]
-    for (key, equals, _), pair in zip(split, pairs, strict=True):
-        if not (key and equals):
-            raise click.BadParameter(f"{pair!r} is not of the form key=value.")
-    return {key: value for key, _, value in split}
 
 
 @command("samri-run")
@@ -93,7 +85,7 @@ def _key_and_value(_context: click.Context, _option: click.Parameter, pairs: tup
     "--provider-option",
     "provider_options",
     multiple=True,
-    callback=_key_and_value,
+    callback=provider_options_of,
     metavar="KEY=VALUE",
     help="Passed to ONNX Runtime's provider as it is. Repeatable.",
 )

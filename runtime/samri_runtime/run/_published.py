@@ -8,7 +8,7 @@ from typing import cast, get_args
 import click
 
 from samri.errors import BundleError
-from samri_runtime._providers import Provider
+from samri_runtime.providers import Provider
 
 # PyTorch's names of devices, which `--device` took.
 _DEVICES: dict[str, Provider] = {"cpu": "cpu", "cuda": "cuda", "mps": "coreml"}

@@ -1,0 +1,24 @@
+"""What a caller may choose: one `Literal` each for the types, the command's options and the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from samri.manifest import Precision
+
+Level = Literal["full", "quick", "off"]
+"""How much of an export is verified."""
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+Contract = Literal["sam", "sam-multi"]
+"""Meta's published decoder interface, with one mask or with all."""
+CONTRACTS: tuple[Contract, ...] = get_args(Contract)
+
+OFFERED_PRECISIONS: tuple[Precision, ...] = ("fp32",)
+"""What this version can write, of the precisions that a bundle may hold."""
+
+
+def says_medsam(*paths: str | Path | None) -> bool:
+    """Whether a checkpoint's file name tells that it needs MedSAM's preprocessing."""
+    return any("medsam" in Path(path).name.lower() for path in paths if path is not None)

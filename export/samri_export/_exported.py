@@ -1,0 +1,84 @@
+"""The exported graphs, run as a host runs them: ONNX Runtime on the CPU, with SAMRI's numpy before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from samri.manifest import Role
+from samri.postprocessing import upscale_logits
+from samri.preprocessing import Profile, preprocess
+from samri.prompts import pack, to_model_frame
+from samri_export._reference import Answer, Floats
+from samri_export._verification_cases import Picture, PromptCase
+from samri_runtime.providers import load_onnxruntime
+
+
+class Exported:
+    """The graphs of one precision.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime isn't installed.
+    """
+
+    def __init__(self, graphs: Mapping[Role, Path], profile: Profile, image_size: int) -> None:
+        onnxruntime = load_onnxruntime()
+        # A session of its own, not samri_runtime's: the graphs must hold without any host's tuning.
+        self._sessions = {
+            role: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            for role, path in graphs.items()
+        }
+        self._profile = profile
+        self._size = image_size
+
+    def encode(self, picture: Picture) -> tuple[Floats, Floats]:
+        """The model input, (1, 3, S, S), and its embedding, (1, C, G, G)."""
+        image = preprocess(picture.pixels, self._profile, self._size, intensity_range=picture.intensity_range)
+        (embedding,) = self._sessions["encoder"].run(["image_embeddings"], {"image": image})
+        return image, embedding
+
+    def answer(self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None) -> Answer:
+        """All prompts of the batch in one call; see `Reference.answer`."""
+        coords, labels = pack(case.prompts)
+        low_res, scores = self._sessions["decoder"].run(
+            ["low_res_masks", "iou_predictions"],
+            {
+                "image_embeddings": embedding,
+                "point_coords": to_model_frame(coords, shape, self._profile, self._size),
+                "point_labels": labels,
+                **self._mask_inputs(masks, len(labels), embedding.shape[-1]),
+            },
+        )
+        at_size = upscale_logits(low_res, shape, self._profile, self._size)
+        if self._profile.upscale == "probabilities-direct":
+            half = np.float32(0.5)
+            at_size = half * np.tanh(half * at_size)  # The probability less 0.5.
+        return Answer(low_res, scores, at_size)
+
+    def answer_sam_contract(
+        self, role: Role, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None
+    ) -> Answer:
+        """The one prompt of `case` through a decoder with Meta's interface."""
+        coords, labels = pack(case.prompts)
+        at_size, scores, low_res = self._sessions[role].run(
+            ["masks", "iou_predictions", "low_res_masks"],
+            {
+                "image_embeddings": embedding,
+                "point_coords": to_model_frame(coords, shape, self._profile, self._size),
+                "point_labels": labels,
+                "orig_im_size": np.array(shape, dtype=np.float32),
+                **self._mask_inputs(masks, 1, embedding.shape[-1]),
+            },
+        )
+        return Answer(low_res, scores, at_size)
+
+    @staticmethod
+    def _mask_inputs(masks: Floats | None, prompts: int, grid: int) -> dict[str, Floats]:
+        if masks is None:
+            return {
+                "mask_input": np.zeros((prompts, 1, 4 * grid, 4 * grid), dtype=np.float32),
+                "has_mask_input": np.zeros(prompts, dtype=np.float32),
+            }
+        return {"mask_input": masks, "has_mask_input": np.ones(prompts, dtype=np.float32)}

@@ -1,0 +1,127 @@
+"""A torch module becomes an ONNX file: traced, simplified, checked, and large weights put beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnxsim
+import torch
+from onnx.helper import make_graph, make_model, make_opsetid, make_tensor_value_info
+from torch import nn
+
+from samri import __version__
+from samri_export._graph_specs import OPSET, GraphSpec, TensorSpec, named_axes
+
+IR_VERSION = 8
+"""The lowest that opset 17 allows, so that every ONNX Runtime which knows the opset reads the file."""
+
+LARGEST_FILE = 1_900_000_000
+"""Bytes of weights that still go into the .onnx file itself; protobuf ends at 2 GiB."""
+
+_SIMPLIFIED_WEIGHTS = 1 << 20
+
+
+def write_graph(module: nn.Module, spec: GraphSpec, path: Path, *, sizes: dict[str, int]) -> tuple[Path, ...]:
+    """Write `module` to `path` as an ONNX graph with the names and free axes of `spec`.
+
+    Args:
+        module: In evaluation mode; takes and returns tensors in the order of `spec`.
+        spec: Names and axes.
+        path: The .onnx file.
+        sizes: Sizes of the named axes to trace with; the graph takes any others too.
+
+    Returns:
+        The external files: none, or `path` with `.data` added, which holds the weights of a graph over `LARGEST_FILE`.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    _require_space(module, path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent) as traced:
+        _trace(module, spec, Path(traced) / path.name, sizes)
+        # One file a tensor lies in that folder when the model is over 2 GB.
+        model = onnx.load(str(Path(traced) / path.name))
+    model = _simplified(model, spec)
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    external = path.with_name(f"{path.name}.data")
+    if weights > LARGEST_FILE:
+        onnx.save_model(
+            model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=external.name
+        )
+    else:
+        onnx.save_model(model, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+    return (external,) if external.exists() else ()
+
+
+def _require_space(module: nn.Module, folder: Path) -> None:
+    """Fail before minutes of tracing, and in Python: the exporter's own words for a full disk are no OSError."""
+    weights = sum(tensor.nbytes for tensor in module.state_dict().values())
+    if shutil.disk_usage(folder).free < weights:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _trace(module: nn.Module, spec: GraphSpec, path: Path, sizes: dict[str, int]) -> None:
+    with torch.no_grad(), _expected_deprecations():
+        torch.onnx.export(
+            module.eval(),
+            spec.example(sizes),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_axes=named_axes(spec.inputs + spec.outputs),
+        )
+
+
+@contextlib.contextmanager
+def _expected_deprecations() -> Iterator[None]:
+    """The two warnings that every use of the TorchScript exporter gives, and no other.
+
+    Its successor needs a further package (onnxscript) and opset 18; until it is the better one, this is known.
+    """
+    with warnings.catch_warnings():
+        for message in ("You are using the legacy TorchScript-based ONNX export", "The feature will be removed"):
+            warnings.filterwarnings("ignore", message=message, category=DeprecationWarning)
+        yield
+
+
+def _simplified(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
+    """Fold and fuse with onnxsim, which sees the large weights as inputs.
+
+    There is nothing in them to fold (the exporter did that), and so they are neither copied nor bounded by protobuf's
+    2 GB on the way.
+    """
+    graph = model.graph
+    large = [tensor for tensor in graph.initializer if len(tensor.raw_data) > _SIMPLIFIED_WEIGHTS]
+    small = [tensor for tensor in graph.initializer if len(tensor.raw_data) <= _SIMPLIFIED_WEIGHTS]
+    stand_ins = [make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large]
+    skeleton = make_graph(graph.node, spec.role, [*graph.input, *stand_ins], graph.output, small)
+    simplified, _ = onnxsim.simplify(make_model(skeleton, opset_imports=model.opset_import, ir_version=IR_VERSION))
+    used = {name for node in simplified.graph.node for name in node.input}
+    return make_model(
+        make_graph(
+            simplified.graph.node,
+            spec.role,
+            [_value_info(tensor) for tensor in spec.inputs],
+            [_value_info(tensor) for tensor in spec.outputs],
+            [*simplified.graph.initializer, *(tensor for tensor in large if tensor.name in used)],
+        ),
+        opset_imports=[make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="samri",
+        producer_version=__version__,
+    )
+
+
+def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    return make_tensor_value_info(tensor.name, onnx.TensorProto.FLOAT, tensor.axes)

@@ -1,0 +1,208 @@
+"""What a verification found, in numbers, in words and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from samri.manifest import Precision
+from samri_export._choices import Level
+from samri_export._reference import Answer, Floats
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """How far an exported graph may be from its model.
+
+    Attributes:
+        model_input: Largest difference of the preprocessed image, in its own units (standard deviations).
+        embedding: Largest difference of an embedding, as a fraction of the embedding's range.
+        logits: The same for low-resolution logits, and for those at the image's size.
+        scores: Largest difference of a predicted IoU.
+        dice: Smallest Dice of a mask at the image's size.
+    """
+
+    model_input: float
+    embedding: float
+    logits: float
+    scores: float
+    dice: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {"fp32": Tolerance(1e-4, 1e-3, 1e-3, 1e-3, 0.999)}
+
+# A mask that covers less than this, or all but this, can lose Dice with a handful of pixels, and an empty or full one
+# agrees with anything: for these, Dice says nothing.
+_LEAST_COVERAGE = 0.005
+
+_HEADINGS = ("picture", "", "graph", "prompts", "difference", "of scores", "Dice", "masks cover")
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureResult:
+    """The encoder's part, of one picture."""
+
+    picture: str
+    shape: tuple[int, int]
+    precision: Precision
+    model_input: float
+    embedding: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseResult:
+    """The decoder's part, of one batch of prompts on a picture.
+
+    Attributes:
+        graph: Role of the decoder.
+        logits: Largest difference of low-resolution logits, as a fraction of the reference's range.
+        upscaled: The same at the picture's size: of logits, or for `medsam` of probabilities.
+        scores: Largest difference.
+        dice: The smallest of the masks that Dice says something about; None if there is no such mask.
+        coverage: The smallest and largest fraction of the picture that a reference mask covers.
+        masks: How many masks were compared.
+        masks_without_dice: How many of them are almost empty or almost full.
+    """
+
+    picture: str
+    case: str
+    graph: str
+    precision: Precision
+    prompts: int
+    logits: float
+    upscaled: float
+    scores: float
+    dice: float | None
+    coverage: tuple[float, float]
+    masks: int
+    masks_without_dice: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All comparisons of an export."""
+
+    level: Level
+    pictures: tuple[PictureResult, ...]
+    cases: tuple[CaseResult, ...]
+
+    def failures(self) -> list[str]:
+        """What lies beyond its tolerance and where, in words. Not a number lies beyond any."""
+        found = []
+        for result in self.pictures:
+            limit = TOLERANCES[result.precision]
+            where = f"{result.picture}, {result.precision} encoder"
+            if not result.model_input <= limit.model_input:
+                found.append(f"{where}: model input differs by {result.model_input:.1e} (limit {limit.model_input:g})")
+            if not result.embedding <= limit.embedding:
+                found.append(
+                    f"{where}: embedding differs by {result.embedding:.1e} of its range (limit {limit.embedding:g})"
+                )
+        for case in self.cases:
+            limit = TOLERANCES[case.precision]
+            where = f"{case.picture}, {case.precision} {case.graph}, {case.case}"
+            if not case.logits <= limit.logits:
+                found.append(f"{where}: logits differ by {case.logits:.1e} of their range (limit {limit.logits:g})")
+            if not case.upscaled <= limit.logits:
+                found.append(
+                    f"{where}: the upscaled mask differs by {case.upscaled:.1e} of its range (limit {limit.logits:g})"
+                )
+            if not case.scores <= limit.scores:
+                found.append(f"{where}: scores differ by {case.scores:.1e} (limit {limit.scores:g})")
+            if case.dice is not None and not case.dice >= limit.dice:
+                found.append(f"{where}: Dice of the masks is {case.dice:.4f} (limit {limit.dice:g})")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values for the manifest."""
+        dice = [case.dice for case in self.cases if case.dice is not None]
+        precisions = {result.precision for result in self.pictures}
+        return {
+            "level": self.level,
+            "reference": "segment-anything (PyTorch, CPU)",
+            "compared_with": "ONNX Runtime, CPUExecutionProvider",
+            "tolerance": {precision: dataclasses.asdict(TOLERANCES[precision]) for precision in sorted(precisions)},
+            "largest_embedding_difference": max((result.embedding for result in self.pictures), default=None),
+            "largest_logit_difference": max((max(case.logits, case.upscaled) for case in self.cases), default=None),
+            "largest_score_difference": max((case.scores for case in self.cases), default=None),
+            "smallest_dice": min(dice, default=None),
+            "masks": sum(case.masks for case in self.cases),
+            "masks_without_dice": sum(case.masks_without_dice for case in self.cases),
+            "pictures": [dataclasses.asdict(result) for result in self.pictures],
+            "cases": [dataclasses.asdict(case) for case in self.cases],
+        }
+
+    def table(self) -> list[str]:
+        """Lines for the screen: the worst of each graph on each picture."""
+        if self.level == "off":
+            return ["not verified (--verify off)"]
+        rows: list[tuple[str, ...]] = [_HEADINGS]
+        for result in self.pictures:
+            picture = f"{result.picture}, {result.shape[1]} x {result.shape[0]}"
+            rows.append((picture, result.precision, "encoder", "", f"{result.embedding:.1e}", "", "", ""))
+            own = [case for case in self.cases if (case.picture, case.precision) == (result.picture, result.precision)]
+            for graph in dict.fromkeys(case.graph for case in own):
+                rows.append((picture, result.precision, graph, *_worst([case for case in own if case.graph == graph])))
+        lines = _aligned(rows)
+        undecided = sum(case.masks_without_dice for case in self.cases)
+        if undecided:
+            total = sum(case.masks for case in self.cases)
+            lines.append(f"{undecided} of {total} masks are almost empty or full: Dice says nothing, logits decide")
+        return lines
+
+
+def compare(
+    reference: Answer, exported: Answer, *, picture: str, case: str, graph: str, precision: Precision
+) -> CaseResult:
+    """The differences between two answers to the same prompts."""
+    coverage = reference.masks.mean(axis=(2, 3))
+    telling = (coverage >= _LEAST_COVERAGE) & (coverage <= 1 - _LEAST_COVERAGE)
+    dice = _dice(reference.masks, exported.masks)[telling]
+    return CaseResult(
+        picture=picture,
+        case=case,
+        graph=graph,
+        precision=precision,
+        prompts=len(coverage),
+        logits=relative_difference(reference.low_res, exported.low_res),
+        upscaled=relative_difference(reference.at_size, exported.at_size),
+        scores=float(np.abs(reference.scores - exported.scores).max()),
+        dice=float(dice.min()) if dice.size else None,
+        coverage=(float(coverage.min()), float(coverage.max())),
+        masks=int(coverage.size),
+        masks_without_dice=int(coverage.size - telling.sum()),
+    )
+
+
+def relative_difference(reference: Floats, other: Floats) -> float:
+    """The largest difference as a fraction of the reference's range; NaN if anything is."""
+    spread = float(reference.max() - reference.min())
+    largest = float(np.abs(reference - other).max())
+    return largest / spread if spread > 0 else largest
+
+
+def _dice(first: Any, second: Any) -> Any:
+    overlap = (first & second).sum(axis=(2, 3))
+    total = first.sum(axis=(2, 3)) + second.sum(axis=(2, 3))
+    return np.divide(2 * overlap, total, out=np.ones(total.shape), where=total > 0)
+
+
+def _worst(cases: Sequence[CaseResult]) -> tuple[str, ...]:
+    dice = [case.dice for case in cases if case.dice is not None]
+    low = min(case.coverage[0] for case in cases)
+    high = max(case.coverage[1] for case in cases)
+    return (
+        str(sum(case.prompts for case in cases)),
+        f"{max(max(case.logits, case.upscaled) for case in cases):.1e}",
+        f"{max(case.scores for case in cases):.1e}",
+        f"{min(dice):.4f}" if dice else "-",
+        f"{100 * low:.0f}-{100 * high:.0f} %",
+    )
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

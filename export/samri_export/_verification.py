@@ -1,0 +1,126 @@
+"""An exported bundle against the model that it was made from: torch on one side, ONNX Runtime on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from samri.errors import VerificationError
+from samri.manifest import Precision, Role
+from samri.model import Checkpoint
+from samri.preprocessing import Profile
+from samri.prompts import pack
+from samri_export._choices import Level
+from samri_export._exported import Exported
+from samri_export._reference import Answer, Floats, Reference
+from samri_export._report import CaseResult, PictureResult, Report, compare, relative_difference
+from samri_export._verification_cases import Picture, PromptCase, built_in_pictures, picture_of_scan, prompt_cases
+
+Graphs = Mapping[Precision, Mapping[Role, Path]]
+
+
+def verify(
+    checkpoint: Checkpoint,
+    profile: Profile,
+    graphs: Graphs,
+    *,
+    level: Level,
+    scans: Sequence[Path] = (),
+    progress: Callable[[str], None],
+) -> Report:
+    """Compare on pictures and prompts, from the slice to the mask at its own size.
+
+    Args:
+        checkpoint: Its model is run by segment-anything's own modules.
+        profile: Of the bundle.
+        graphs: By precision and role, the files.
+        level: `full` takes a portrait, a landscape and a larger picture, `quick` the portrait alone, `off` nothing.
+        scans: The user's own images, added at any level but `off`.
+        progress: Gets a line for each picture.
+
+    Raises:
+        VerificationError: A result is beyond its tolerance; the text says which and where.
+        InputError: A scan can't be read.
+        MissingDependencyError: ONNX Runtime isn't installed.
+    """
+    if level == "off":
+        return Report("off", (), ())
+    image_size = checkpoint.architecture.image_size
+    pictures = built_in_pictures(image_size)
+    chosen = [*(pictures if level == "full" else pictures[:1])]
+    # The report travels with the bundle, and a scan's file name may tell whose it is.
+    chosen += [picture_of_scan(scan, profile, f"own image {number}") for number, scan in enumerate(scans, start=1)]
+    reference = Reference(checkpoint.sam, profile)
+    exported = {precision: Exported(files, profile, image_size) for precision, files in graphs.items()}
+    encoded: list[PictureResult] = []
+    answered: list[CaseResult] = []
+    for picture in chosen:
+        progress(f"verifying on {picture.name} ({picture.shape[1]} x {picture.shape[0]})")
+        image, embedding = reference.encode(picture)
+        answers = _reference_answers(reference, embedding, picture)
+        for precision, side in exported.items():
+            own_image, own_embedding = side.encode(picture)
+            encoded.append(
+                PictureResult(
+                    picture=picture.name,
+                    shape=picture.shape,
+                    precision=precision,
+                    model_input=float(np.abs(image - own_image).max()),
+                    embedding=relative_difference(embedding.numpy(), own_embedding),
+                )
+            )
+            contracts = [role for role in graphs[precision] if role.startswith("decoder_sam")]
+            answered += _compared(side, contracts, own_embedding, answers, picture, precision)
+    report = Report(level, tuple(encoded), tuple(answered))
+    failures = report.failures()
+    if failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise VerificationError(
+            f"the exported graphs don't give the results of {checkpoint.path}: {failures[0]}{more}; nothing was written"
+        )
+    return report
+
+
+def _reference_answers(
+    reference: Reference, embedding: torch.Tensor, picture: Picture
+) -> list[tuple[PromptCase, Floats | None, Answer]]:
+    """Each case with its mask input, where it refines the answer to the first case, and the reference's answer."""
+    answers: list[tuple[PromptCase, Floats | None, Answer]] = []
+    for case in prompt_cases(picture.shape):
+        masks = answers[0][2].low_res[:1, :1] if case.refines else None
+        answers.append((case, masks, reference.answer(embedding, case, picture.shape, masks)))
+    return answers
+
+
+def _compared(
+    side: Exported,
+    contracts: Sequence[Role],
+    embedding: Floats,
+    answers: Sequence[tuple[PromptCase, Floats | None, Answer]],
+    picture: Picture,
+    precision: Precision,
+) -> list[CaseResult]:
+    """All decoders of one precision; those with Meta's interface take one prompt at a time."""
+    results = []
+    for case, masks, expected in answers:
+        answer = side.answer(embedding, case, picture.shape, masks)
+        graphs: list[tuple[Role, Answer, Answer]] = [("decoder", expected, answer)]
+        for role in contracts if len(case.prompts) == 1 else ():
+            wanted = _single_mask(expected, case) if role == "decoder_sam" else expected
+            graphs.append((role, wanted, side.answer_sam_contract(role, embedding, case, picture.shape, masks)))
+        results += [
+            compare(wanted, given, picture=picture.name, case=case.name, graph=role, precision=precision)
+            for role, wanted, given in graphs
+        ]
+    return results
+
+
+def _single_mask(answer: Answer, case: PromptCase) -> Answer:
+    """What Meta's `--return-single-mask` picks: mask 0 from three points on, else the best-scored of the others."""
+    points = pack(case.prompts)[1].shape[1]
+    best = 0 if points > 2 else 1 + int(answer.scores[0, 1:].argmax())
+    kept = slice(best, best + 1)
+    return Answer(answer.low_res[:, kept], answer.scores[:, kept], answer.at_size[:, kept])

@@ -1,0 +1,124 @@
+"""`samri-export`: a checkpoint goes in, a verified bundle of ONNX graphs comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from samri.bundle import Bundle
+from samri.manifest import Precision
+from samri.preprocessing import PROFILE_NAMES, ProfileName
+from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level, says_medsam
+from samri_runtime._command import command
+
+_FILE = click.Path(path_type=Path)
+
+
+@command("samri-export")
+@click.option(
+    "--checkpoint", "-c", type=_FILE, required=True, help="SAM, SAMRI or MedSAM weights: .pth, .pt, .safetensors."
+)
+@click.option("--output", "-o", type=_FILE, required=True, help="Folder to make: the bundle.")
+@click.option("--base", type=_FILE, help="For a decoder-only checkpoint: the full one that it was tuned from.")
+@click.option(
+    "--profile",
+    type=click.Choice(PROFILE_NAMES),
+    help="Preprocessing that the weights were trained with. Default: samri.",
+)
+@click.option("--name", help="Name of the model in the manifest. Default: the checkpoint's file name.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(OFFERED_PRECISIONS),
+    multiple=True,
+    default=("fp32",),
+    show_default=True,
+    help="Of the graphs; may be repeated.",
+)
+@click.option(
+    "--contract",
+    "contracts",
+    type=click.Choice(CONTRACTS),
+    multiple=True,
+    help="Add a decoder with Meta's published interface: sam gives one mask, sam-multi all. May be repeated.",
+)
+@click.option("--encoder-from", type=_FILE, help="Copy the encoder of this bundle, if it was made of the same weights.")
+@click.option(
+    "--verify",
+    type=click.Choice(LEVELS),
+    default="full",
+    show_default=True,
+    help="Compare with PyTorch on three pictures, on one (quick leaves out the landscape and the large one), or not.",
+)
+@click.option(
+    "--verify-image", "verify_images", type=_FILE, multiple=True, help="Compare on this scan too. May be repeated."
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is at the output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def main(
+    checkpoint: Path,
+    output: Path,
+    base: Path | None,
+    profile: ProfileName | None,
+    name: str | None,
+    precisions: tuple[Precision, ...],
+    contracts: tuple[Contract, ...],
+    encoder_from: Path | None,
+    verify: Level,
+    verify_images: tuple[Path, ...],
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Export a checkpoint to a folder of ONNX graphs, verified against PyTorch, for samri-run and other programs.
+
+    Progress and the table of differences go to stderr, the path of the bundle to stdout. Nothing is left behind when
+    the export fails or is stopped.
+    """
+    if profile is None and says_medsam(checkpoint, base):
+        raise click.UsageError(
+            f"{checkpoint.name} says medsam, which preprocesses differently, and weights don't tell: "
+            "pass --profile medsam (or sam or samri, if it was trained that way)"
+        )
+    if profile == "medsam" and contracts:
+        raise click.UsageError(
+            "--contract resizes as SAM does, by the longest side: it doesn't go with --profile medsam"
+        )
+    if verify == "off" and verify_images:
+        raise click.UsageError("--verify-image has nothing to do with --verify off")
+    from samri_export import export_bundle
+
+    bundle = export_bundle(
+        checkpoint,
+        output,
+        base=base,
+        profile=profile,
+        name=name,
+        contracts=contracts,
+        precisions=tuple(dict.fromkeys(precisions)),
+        encoder_from=encoder_from,
+        verify=verify,
+        verify_images=verify_images,
+        overwrite=overwrite,
+        progress=_show,
+    )
+    click.echo(json.dumps(_summary(bundle), indent=2) if as_json else str(output))
+
+
+def _show(line: str) -> None:
+    click.echo(f"samri-export: {line}", err=True)
+
+
+def _summary(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.folder),
+        "manifest_sha256": bundle.sha256,
+        "name": manifest.name,
+        "backbone": manifest.backbone,
+        "profile": manifest.profile.name,
+        "graphs": [graph.to_json() for graph in manifest.graphs],
+        "verification": dict(manifest.verification),
+    }

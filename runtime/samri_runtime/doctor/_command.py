@@ -1,0 +1,53 @@
+"""`samri-doctor`: which providers work here, where a model really runs, and what to do about the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from samri.manifest import PRECISIONS, Precision
+from samri_runtime._command import command, provider_options_of, say
+from samri_runtime.doctor._diagnosis import diagnose
+from samri_runtime.doctor._text import as_text
+from samri_runtime.providers import PROVIDERS, Provider
+
+
+@command("samri-doctor")
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle: run it once and tell where each graph ran.")
+@click.option(
+    "--provider", type=click.Choice(PROVIDERS), default="auto", show_default=True, help="What to run on; a promise."
+)
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of the graphs to run."
+)
+@click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    callback=provider_options_of,
+    metavar="KEY=VALUE",
+    help="Passed to the provider. Repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def main(
+    context: click.Context,
+    model: Path | None,
+    provider: Provider,
+    precision: Precision,
+    provider_options: dict[str, str],
+    as_json: bool,
+) -> None:
+    """Tell which ONNX Runtime wheels and providers are here, which of them work, and where a model really runs.
+
+    Ends with 0 when all is well, and with 1 when the provider asked for can't be used, wheels are in conflict, or heavy
+    parts of the model ran elsewhere; the reason is on stderr.
+    """
+    found = diagnose(provider, model, precision=precision, provider_options=provider_options)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else as_text(found))
+    for problem in found.problems:
+        say(f"error: {problem}")
+    if found.problems:
+        context.exit(1)

@@ -1,0 +1,143 @@
+"""What `samri-doctor` finds out: what is installed, which providers work, and where a bundle's graphs really run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from samri.errors import MissingDependencyError, ProviderError
+from samri.manifest import Precision
+from samri_runtime.doctor._machine import machine
+from samri_runtime.doctor._placement import Placement
+from samri_runtime.doctor._trial import Trial, broken_promises, strays, trial_graphs, try_graph, try_probe
+from samri_runtime.providers._inference import preload_cuda
+from samri_runtime.providers._names import CUDA, PROVIDERS, Provider, execution_provider
+from samri_runtime.providers._plugins import PLUGINS, plugin_providers
+from samri_runtime.providers._wheels import Wheel, conflict_line, installed_wheels, load_onnxruntime
+
+
+@dataclass(frozen=True)
+class ProviderState:
+    """One provider: whether the installed wheels have it, whether it works, and if not, why."""
+
+    provider: Provider
+    offered: bool
+    usable: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was found.
+
+    Attributes:
+        machine: Versions and hardware.
+        onnxruntime: Its version, device and build, or None when it can't be imported.
+        wheels: Installed distributions of the ONNX Runtime family.
+        cuda_libraries: What ONNX Runtime said when it loaded CUDA's libraries; None when the wheel has no CUDA.
+        providers: Every provider that has a name.
+        asked: The provider asked for.
+        runs_on: What really runs, or None.
+        graphs: Where the graphs of the bundle ran.
+        notes: Plain lines worth knowing.
+        problems: Plain lines to act on; without any, all is well.
+    """
+
+    machine: Mapping[str, Any]
+    onnxruntime: Mapping[str, str] | None
+    wheels: tuple[Wheel, ...]
+    cuda_libraries: tuple[str, ...] | None
+    providers: tuple[ProviderState, ...]
+    asked: Provider
+    runs_on: Provider | None
+    graphs: tuple[Trial, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "graphs": [trial.to_json() for trial in self.graphs]}
+
+
+def diagnose(
+    provider: Provider = "auto",
+    model: str | Path | None = None,
+    *,
+    precision: Precision = "fp32",
+    provider_options: Mapping[str, str] | None = None,
+) -> Diagnosis:
+    """Examine the machine, the wheels and, given a bundle, one run of its encoder and its decoder.
+
+    Args:
+        provider: What to use; `auto` takes the first that works.
+        model: A bundle.
+        precision: Of the graphs to run.
+        provider_options: As for `open_session`.
+
+    Raises:
+        BundleError: The bundle can't be used.
+    """
+    graphs = trial_graphs(model, precision) if model is not None else []
+    wheels = installed_wheels()
+    try:
+        onnxruntime = load_onnxruntime()
+    except MissingDependencyError as error:
+        return Diagnosis(machine(), None, wheels, None, (), provider, None, (), (), (str(error),))
+    offered = [*onnxruntime.get_available_providers(), *plugin_providers(wheels)]
+    libraries = tuple(preload_cuda(onnxruntime)) if CUDA in offered else None
+    runs_on: Provider | None = None
+    trials: list[Trial] = []
+    notes: list[str] = []
+    try:
+        session, placement = try_probe(provider, provider_options or {})
+        trials = [try_graph(graph, provider, provider_options or {}) for graph in graphs]
+        runs_on = session.provider
+        notes = [*session.notes, *(note for trial in trials for note in trial.notes)]
+        problems = broken_promises(trials) if trials else _broken_promise(session.provider, placement)
+    except ProviderError as error:
+        problems = [str(error)]
+    if provider == "auto" and runs_on is not None:
+        notes, problems = [*notes, *problems], []  # It promised nothing.
+    conflict = conflict_line(wheels)
+    if conflict is not None:
+        # `auto` notes it too, and it is the reason of a provider that the winning wheel doesn't have.
+        notes = [note for note in notes if note != conflict]
+        problems = problems if any(conflict in problem for problem in problems) else [conflict, *problems]
+    return Diagnosis(
+        machine=machine(),
+        onnxruntime={
+            "version": onnxruntime.__version__,
+            "device": onnxruntime.get_device(),
+            "build": onnxruntime.get_build_info(),
+        },
+        wheels=wheels,
+        cuda_libraries=libraries,
+        providers=tuple(_state(name, offered) for name in PROVIDERS if name != "auto"),
+        asked=provider,
+        runs_on=runs_on,
+        graphs=tuple(trials),
+        notes=tuple(dict.fromkeys([*notes, *_unknown_plugins(wheels)])),
+        problems=tuple(problems),
+    )
+
+
+def _broken_promise(provider: Provider, placement: Placement) -> list[str]:
+    stray = strays(placement)
+    return [f"{provider} doesn't do its part: {stray}"] if stray else []
+
+
+def _state(provider: Provider, offered: Sequence[str]) -> ProviderState:
+    if execution_provider(provider, offered) is None:
+        return ProviderState(provider, False, False, "the installed wheel doesn't have it")
+    try:
+        session, placement = try_probe(provider, {})
+    except ProviderError as error:
+        return ProviderState(provider, True, False, str(error).removeprefix(f"{provider} can't be used: "))
+    stray = strays(placement)
+    return ProviderState(provider, True, stray is None, stray or " ".join(session.notes) or None)
+
+
+def _unknown_plugins(wheels: Sequence[Wheel]) -> list[str]:
+    return [f"samri doesn't use {wheel}" for wheel in wheels if wheel.is_plugin and wheel.name not in PLUGINS]

@@ -1,0 +1,38 @@
+"""What the doctor tells of the machine: versions, processor, NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samri import __version__
+from samri_runtime.providers._nvidia import nvidia_driver
+
+
+def machine() -> dict[str, Any]:
+    """Plain JSON values; nothing that tells one machine or user from another of the same kind."""
+    driver = nvidia_driver()
+    return {
+        "samri": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "nvidia": {"driver": driver.installed, "cuda": driver.cuda_version, "gpus": list(driver.gpus)},
+    }
+
+
+def _processor() -> str:
+    """The processor's name; Python knows it on macOS and Windows only."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

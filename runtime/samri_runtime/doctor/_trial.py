@@ -1,0 +1,124 @@
+"""Trial runs: a bundle's graphs, or the probe graph, once each, and where they ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samri.bundle import Bundle
+from samri.manifest import Manifest, Precision, Role
+from samri_runtime.doctor._placement import Placement, profiled_run
+from samri_runtime.providers._names import Provider
+from samri_runtime.providers._probe_graph import probe_feeds
+from samri_runtime.providers._session import Session, open_probe, open_session
+
+_Feeds = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class TrialGraph:
+    """A graph to try and what to run it on."""
+
+    role: Role
+    precision: Precision
+    path: Path
+    feeds: _Feeds
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of one graph: `role` and `precision` of a bundle's graph, what it ran on, and where its nodes went."""
+
+    role: Role
+    precision: Precision
+    provider: Provider
+    placement: Placement
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"role": self.role, "precision": self.precision, "provider": self.provider, **self.placement.to_json()}
+
+
+def trial_graphs(model: str | Path, precision: Precision = "fp32") -> list[TrialGraph]:
+    """Encoder and decoder of a bundle, checked, with a made-up image and one box to run them on.
+
+    Raises:
+        BundleError: The bundle can't be used, or has no such graphs.
+    """
+    bundle = Bundle.open(model)
+    feeds: dict[Role, Callable[[Manifest], _Feeds]] = {"encoder": _image, "decoder": _one_box}
+    return [
+        TrialGraph(role, precision, bundle.graph_path(role, precision), make(bundle.manifest))
+        for role, make in feeds.items()
+    ]
+
+
+def try_graph(graph: TrialGraph, provider: Provider, options: Mapping[str, str]) -> Trial:
+    """Run a graph once.
+
+    Raises:
+        ProviderError: The provider can't be used, or failed while running.
+        BundleError: ONNX Runtime can't load the graph.
+    """
+    session, placement = profiled_run(partial(_open, graph.path, provider, options), graph.feeds)
+    return Trial(graph.role, graph.precision, session.provider, placement, session.notes)
+
+
+def try_probe(provider: Provider, options: Mapping[str, str]) -> tuple[Session, Placement]:
+    """Run the probe graph once.
+
+    Raises:
+        ProviderError: The provider can't be used, failed while running, or gave wrong numbers.
+    """
+
+    def opener(profile: Path) -> Session:
+        return open_probe(provider, provider_options=options, profile=profile)
+
+    return profiled_run(opener, probe_feeds())
+
+
+def strays(placement: Placement) -> str | None:
+    """One line on what ran where it shouldn't, or None when the provider's promise was kept."""
+    if placement.kept:
+        return None
+    if not placement.elsewhere:
+        return f"nothing ran on {placement.promised}"
+    nodes = ", ".join(f"{count} {kind}" for kind, count in placement.elsewhere.items())
+    others = [share.execution_provider for share in placement.shares if share.execution_provider != placement.promised]
+    return f"{nodes} ran on {' and '.join(others)} instead of {placement.promised}"
+
+
+def broken_promises(trials: Sequence[Trial]) -> list[str]:
+    """A line for each graph whose heavy nodes ran elsewhere."""
+    lines = [(trial, strays(trial.placement)) for trial in trials]
+    return [f"the {trial.role} is not all on {trial.provider}: {line}" for trial, line in lines if line]
+
+
+def _open(path: Path, provider: Provider, options: Mapping[str, str], profile: Path) -> Session:
+    return open_session(path, provider, provider_options=options, profile=profile)
+
+
+def _image(manifest: Manifest) -> _Feeds:
+    side = manifest.image_size
+    waves = np.sin(np.linspace(0, 40, 3 * side * side, dtype=np.float32))
+    return {"image": waves.reshape(1, 3, side, side)}
+
+
+def _one_box(manifest: Manifest) -> _Feeds:
+    channels, grid, _ = manifest.embedding_shape
+    side = manifest.image_size
+    waves = np.sin(np.linspace(0, 40, channels * grid * grid, dtype=np.float32))
+    return {
+        "image_embeddings": waves.reshape(1, channels, grid, grid),
+        "point_coords": np.array([[[side / 4, side / 4], [side / 2, side / 2]]], dtype=np.float32),
+        "point_labels": np.array([[2, 3]], dtype=np.float32),
+        "mask_input": np.zeros((1, 1, 4 * grid, 4 * grid), dtype=np.float32),
+        "has_mask_input": np.zeros(1, dtype=np.float32),
+    }

@@ -1,0 +1,19 @@
+"""ONNX Runtime's providers: their names, what works here, and sessions that keep their promise."""
+
+from __future__ import annotations
+
+from samri_runtime.providers._names import PROVIDERS, Provider
+from samri_runtime.providers._options import parse_provider_options, user_cache_folder
+from samri_runtime.providers._session import Session, Tensor, open_session
+from samri_runtime.providers._wheels import load_onnxruntime
+
+__all__ = [
+    "PROVIDERS",
+    "Provider",
+    "Session",
+    "Tensor",
+    "load_onnxruntime",
+    "open_session",
+    "parse_provider_options",
+    "user_cache_folder",
+]

@@ -1,0 +1,167 @@
+"""Options of the providers: what SAMRI sets by default, and what a user gives as key=value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from samri._onnx_wire import external_locations
+from samri.errors import ProviderError
+from samri.hashing import file_sha256
+from samri_runtime.providers._names import COREML, CPU, CUDA, MIGRAPHX, OPENVINO, ROCM, TENSORRT
+
+# Convolutions are a small part of SAM: no exhaustive search at each new shape. The arena grows by what is asked, not by
+# doubling. TensorFloat-32 drops 13 of 23 mantissa bits, so fp32 graphs would no longer give the masks that they were
+# verified with; `use_tf32=1` trades that for speed.
+_CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+_MIGRAPHX_CACHE_SINCE = (1, 23)
+_OPENVINO_DEVICES = ("CPU", "GPU", "NPU", "AUTO", "HETERO", "MULTI", "BATCH")
+
+
+def parse_provider_options(pairs: Iterable[str]) -> dict[str, str]:
+    """Options given as `key=value`; the value may hold further `=`.
+
+    Raises:
+        ProviderError: A pair without `=` or key, or a key given twice.
+    """
+    options: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ProviderError(f"provider option {pair!r} is not of the form key=value")
+        if key in options:
+            raise ProviderError(f"provider option {key!r} is given twice")
+        options[key] = value.strip()
+    return options
+
+
+def with_defaults(
+    execution_provider: str,
+    graph: Path | None,
+    given: Mapping[str, str],
+    *,
+    threads: int | None,
+    version: tuple[int, ...],
+) -> dict[str, str]:
+    """The options to pass to a provider: SAMRI's defaults with the user's own over them.
+
+    Args:
+        execution_provider: ONNX Runtime's name.
+        graph: The ONNX file, whose compiled engines are kept; None keeps nothing.
+        given: The user's options.
+        threads: Threads of the CPU, for providers that compute there with threads of their own.
+        version: ONNX Runtime's version.
+
+    Raises:
+        ProviderError: An option that the provider is known to misunderstand.
+    """
+    given = {key: str(value) for key, value in given.items()}
+    if execution_provider == CPU and given:
+        raise ProviderError(f"the cpu provider has no options: leave out {', '.join(given)} (--threads sets threads)")
+    if execution_provider == OPENVINO:
+        return _openvino(graph, given, threads)
+    return {**_defaults(execution_provider, graph, version), **given}
+
+
+def _defaults(execution_provider: str, graph: Path | None, version: tuple[int, ...]) -> dict[str, str]:
+    if execution_provider == CUDA:
+        return dict(_CUDA)
+    if execution_provider == ROCM:
+        return {"arena_extend_strategy": "kSameAsRequested"}
+    folder = engine_folder(graph) if execution_provider in (TENSORRT, MIGRAPHX, COREML) else None
+    if folder is None:
+        return {"ModelFormat": "MLProgram"} if execution_provider == COREML else {}
+    if execution_provider == TENSORRT:
+        return {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": folder,
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": folder,
+        }
+    if execution_provider == MIGRAPHX:
+        # Older releases refuse an option that they don't know.
+        return {"migraphx_model_cache_dir": folder} if version >= _MIGRAPHX_CACHE_SINCE else {}
+    return {"ModelFormat": "MLProgram", "ModelCacheDirectory": folder}
+
+
+def _openvino(graph: Path | None, given: Mapping[str, str], threads: int | None) -> dict[str, str]:
+    """OpenVINO takes its properties by device, as JSON in `load_config`; the user's are laid over the defaults.
+
+    On the CPU a cache of compiled graphs saves no time and costs as much disk as the model: none there by default.
+    """
+    device = given.get("device_type", "CPU")
+    config: dict[str, dict[str, Any]] = {}
+    # Without a hint, OpenVINO computes in bf16 or f16 wherever the hardware can. A user's `precision` says it too.
+    if device == "CPU" or device.startswith(("GPU", "NPU")):
+        properties: dict[str, Any] = config.setdefault(device.partition(".")[0], {})
+        if "precision" not in given and not device.startswith("NPU"):
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
+        if device == "CPU" and threads is not None and "num_of_threads" not in given:
+            properties["INFERENCE_NUM_THREADS"] = str(threads)
+        folder = engine_folder(graph) if device != "CPU" and "cache_dir" not in given else None
+        if folder is not None:
+            properties["CACHE_DIR"] = folder
+    for name, own in _load_config(given.get("load_config")).items():
+        config[name] = {**config.get(name, {}), **own}
+    config = {name: properties for name, properties in config.items() if properties}
+    options = {"device_type": device, **given}
+    if config:
+        options["load_config"] = json.dumps(config)
+    return options
+
+
+def _load_config(text: str | None) -> dict[str, dict[str, Any]]:
+    """OpenVINO's `load_config`, which is JSON text; given a file name, ONNX Runtime would fall back silently."""
+    if text is None:
+        return {}
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ProviderError(
+            f"OpenVINO's load_config must be JSON text, an object for each device, not {text!r}"
+        ) from error
+    if not isinstance(config, dict) or not all(isinstance(properties, dict) for properties in config.values()):
+        raise ProviderError(f"OpenVINO's load_config must be JSON text, an object for each device, not {text!r}")
+    unknown = [device for device in config if device.partition(".")[0] not in _OPENVINO_DEVICES]
+    if unknown:  # OpenVINO ignores what is meant for them.
+        raise ProviderError(f"OpenVINO's load_config names {unknown[0]!r}: choose among {', '.join(_OPENVINO_DEVICES)}")
+    return config
+
+
+def engine_folder(graph: Path | None) -> str | None:
+    """A folder of the user's cache for what a provider compiles from `graph`, or None where none can be made.
+
+    Each graph has its own, named by the SHA-256 of all its bytes: TensorRT names engines by file and node names, so two
+    bundles whose weights alone differ would otherwise share one, and give each other's masks.
+    """
+    if graph is None:
+        return None
+    locations = sorted(external_locations(graph))
+    try:
+        digest = hashlib.sha256(file_sha256(graph).encode())
+        for location in locations:
+            digest.update(file_sha256(graph.parent / location).encode())
+        folder = user_cache_folder() / "engines" / digest.hexdigest()[:32]
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # No home, or none that can be written: compiled anew each time.
+        return None
+    return str(folder)
+
+
+def user_cache_folder() -> Path:
+    """Where SAMRI may keep what can be made again: `SAMRI_CACHE_DIR`, else a folder where the system has caches."""
+    if chosen := os.environ.get("SAMRI_CACHE_DIR"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "samri"

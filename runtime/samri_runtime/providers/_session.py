@@ -1,0 +1,214 @@
+"""One ONNX graph on one provider: it runs where it was asked to, or says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samri.errors import BundleError, ProviderError
+from samri_runtime.providers._inference import make_session, ort_errors
+from samri_runtime.providers._names import (
+    CUDA,
+    DIRECTML,
+    EXECUTION_PROVIDERS,
+    TENSORRT,
+    Provider,
+    auto_candidates,
+    check_provider,
+    execution_provider,
+    not_offered,
+    provider_of,
+)
+from samri_runtime.providers._options import with_defaults
+from samri_runtime.providers._ort_log import one_line
+from samri_runtime.providers._plugins import plugin_device, plugin_providers
+from samri_runtime.providers._probe_graph import PROBE, probe_feeds, probe_result
+from samri_runtime.providers._wheels import conflict_line, installed_wheels, load_onnxruntime
+
+# Of the probe's largest value; half precision stays well inside.
+_PROBE_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a graph: its name, its shape (a name or None where a size is free) and its ONNX type."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    type: str
+
+
+class Session:
+    """A graph that is ready to run. `run` may be called from several threads.
+
+    Attributes:
+        source: The ONNX file, for messages.
+        provider: What really runs, by the name a user would ask with.
+        execution_provider: The same, by ONNX Runtime's name.
+        notes: Plain lines about what isn't as asked: fallbacks of `auto`, one name that stands for another.
+        inputs: By position.
+        outputs: By position.
+    """
+
+    def __init__(self, source: str, session: Any, execution_provider: str, notes: Sequence[str] = ()) -> None:
+        self.source = source
+        self.execution_provider = execution_provider
+        self.provider: Provider = provider_of(execution_provider)
+        self.notes = tuple(notes)
+        self.inputs = tuple(Tensor(value.name, tuple(value.shape), value.type) for value in session.get_inputs())
+        self.outputs = tuple(Tensor(value.name, tuple(value.shape), value.type) for value in session.get_outputs())
+        self._session = session
+        self._failures = ort_errors(load_onnxruntime())
+        # DirectML alone doesn't let one session run twice at the same time.
+        self._turn: Any = threading.Lock() if execution_provider == DIRECTML else contextlib.nullcontext()
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Compute all outputs.
+
+        Args:
+            feeds: Every input by its name, in the graph's type and shape.
+
+        Returns:
+            Every output by its name.
+
+        Raises:
+            ValueError: An input is missing or unknown, or has another type or shape than the graph's.
+            ProviderError: The provider failed while computing.
+        """
+        names = [tensor.name for tensor in self.outputs]
+        try:
+            with self._turn:
+                values = self._session.run(names, dict(feeds))
+        except self._failures as error:
+            reason = one_line(str(error))
+            if type(error).__name__ == "InvalidArgument":
+                raise ValueError(f"{self.source}: {reason}") from error
+            raise ProviderError(f"{self.provider} failed while running {self.source}: {reason}") from error
+        return dict(zip(names, values, strict=True))
+
+    def end_profiling(self) -> Path:
+        """Close the profile of a session that was opened with `profile`; the JSON file it is in."""
+        return Path(self._session.end_profiling())
+
+
+def open_session(
+    path: str | Path,
+    provider: Provider = "auto",
+    *,
+    provider_options: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    profile: Path | None = None,
+) -> Session:
+    """Open an ONNX graph on a provider.
+
+    Args:
+        path: The ONNX file.
+        provider: A name is a promise: the session has that provider, or this raises. `auto` takes the first that works.
+        provider_options: Laid over SAMRI's defaults and passed to the provider as they are; not with `auto`.
+        threads: Threads that compute on the CPU; by default one for each core that this process may use.
+        profile: Prefix of a JSON file for every node's time and provider (see `Session.end_profiling`).
+
+    Raises:
+        ProviderError: The provider can't be used, and why.
+        BundleError: The file isn't a graph that the installed ONNX Runtime can load.
+        MissingDependencyError: ONNX Runtime isn't installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BundleError(f"there is no graph at {path}: copy the bundle again")
+    return _open(path, provider, provider_options or {}, threads, profile)
+
+
+def open_probe(
+    provider: Provider, *, provider_options: Mapping[str, str] | None = None, profile: Path | None = None
+) -> Session:
+    """Run a tiny graph on a provider, to see whether it really works; returns the session it ran in.
+
+    Args:
+        provider: As for `open_session`.
+        provider_options: As for `open_session`.
+        profile: As for `open_session`.
+
+    Raises:
+        ProviderError: It can't be used, failed while running, or gave wrong numbers.
+        MissingDependencyError: ONNX Runtime isn't installed.
+    """
+    session = _open(PROBE, provider, provider_options or {}, None, profile)
+    (result,) = session.run(probe_feeds()).values()
+    expected = probe_result()
+    if not np.allclose(result, expected, rtol=0, atol=_PROBE_TOLERANCE * float(np.abs(expected).max())):
+        raise ProviderError(f"{provider} can't be used: it gives wrong numbers on a tiny graph; update its driver")
+    return session
+
+
+def _open(
+    graph: Path | bytes, provider: str, options: Mapping[str, str], threads: int | None, profile: Path | None
+) -> Session:
+    known = check_provider(provider)
+    if threads is not None and threads < 1:
+        raise ProviderError(f"the number of threads must be 1 or more, not {threads}")
+    if known != "auto":
+        return _open_promised(graph, known, options, threads, profile)
+    if options:
+        raise ProviderError("provider options belong to one provider: name it, instead of auto")
+    return _open_first(graph, threads, profile)
+
+
+def _open_first(graph: Path | bytes, threads: int | None, profile: Path | None) -> Session:
+    """The best provider that works; each one that didn't leaves a note."""
+    conflict = conflict_line(installed_wheels())
+    offered = load_onnxruntime().get_available_providers()
+    *accelerators, cpu = auto_candidates([*offered, *plugin_providers(installed_wheels())])
+    failures = []
+    for provider in accelerators:
+        try:
+            _prove_once(provider)
+            session = _open_promised(graph, provider, {}, threads, profile)
+            break
+        except ProviderError as error:
+            failures.append(str(error))
+    else:
+        session = _open_promised(graph, cpu, {}, threads, profile)
+    notes = [f"{failure}; running on {session.provider} instead" for failure in failures]
+    session.notes = (*([conflict] if conflict else []), *notes, *session.notes)
+    return session
+
+
+@functools.cache
+def _prove_once(provider: Provider) -> None:
+    """A driver that is too old, or a GPU that the wheel has no code for, shows only when something runs."""
+    open_probe(provider)
+
+
+def _open_promised(
+    graph: Path | bytes, provider: Provider, options: Mapping[str, str], threads: int | None, profile: Path | None
+) -> Session:
+    onnxruntime, wheels = load_onnxruntime(), installed_wheels()
+    offered = onnxruntime.get_available_providers()
+    name, device = execution_provider(provider, offered), None
+    if name is None:
+        device = plugin_device(onnxruntime, provider, wheels, options)
+        if device is None:
+            raise not_offered(provider, offered, wheels)
+        name = device.ep_name
+    file = graph if isinstance(graph, Path) else None
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    chain = [(name, with_defaults(name, file, options, threads=threads, version=version))]
+    if device is not None:
+        chain[0][1].pop("device_type", None)  # The device is chosen already; a plug-in has no such option.
+    if name == TENSORRT and CUDA in offered:
+        # Nodes that TensorRT doesn't take stay on the GPU.
+        chain.append((CUDA, with_defaults(CUDA, None, {}, threads=None, version=version)))
+    session, logged = make_session(onnxruntime, graph, provider, chain, device=device, threads=threads, profile=profile)
+    notes = [f"ONNX Runtime says: {line}" for line in logged]
+    if name != EXECUTION_PROVIDERS[provider][0]:
+        notes.append(f"{provider} runs as {provider_of(name)}, since this ONNX Runtime has no provider of that name")
+    return Session(str(graph) if file else "the probe graph", session, name, notes)

@@ -1,0 +1,22 @@
+"""The torch side of SAM: checkpoints, and the encoder and decoder that training and export share.
+
+Needs torch and segment-anything (`pip install 'samri[export]'`); nothing else in `samri` imports this package.
+"""
+
+from samri.model._architecture import Architecture, build_sam, infer_architecture
+from samri.model._checkpoint import Checkpoint, encoder_sha256, load_checkpoint
+from samri.model._decoder import PromptDecoder
+from samri.model._encoder import ImageEncoder
+from samri.model._state_dict import read_state_dict
+
+__all__ = [
+    "Architecture",
+    "Checkpoint",
+    "ImageEncoder",
+    "PromptDecoder",
+    "build_sam",
+    "encoder_sha256",
+    "infer_architecture",
+    "load_checkpoint",
+    "read_state_dict",
+]

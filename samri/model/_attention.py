@@ -1,0 +1,111 @@
+"""The decoder's attention, with all that can be moved from the image side to the token side moved there.
+
+A prompt has T tokens, seven for a box, against P = G * G = 4096 image positions. Projecting keys, values or queries at
+all positions costs more than anything else in the decoder; a matrix product is associative, so the projection can be
+applied to the few tokens instead. Notation: C width of a token, D width inside the attention, h heads, d = D / h.
+
+All functions read the parameters of segment-anything's own `Attention` modules, so gradients reach them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from segment_anything.modeling.transformer import Attention
+from torch import Tensor
+
+
+def token_attention(attention: Attention, queries: Tensor, values: Tensor, absent: Tensor) -> Tensor:
+    """Attention among the tokens themselves.
+
+    Args:
+        attention: The layer's weights.
+        queries: (B, T, C), used as keys too.
+        values: (B, T, C).
+        absent: (B, 1, 1, T) float, 0 for a token and -inf for padding, which then weighs exactly nothing.
+
+    Returns:
+        (B, T, C).
+    """
+    q = _heads(attention.q_proj(queries), attention)
+    k = _heads(attention.k_proj(queries), attention)
+    v = _heads(attention.v_proj(values), attention)
+    weights = (_scaled(q, attention) @ k.transpose(-2, -1) + absent).softmax(dim=-1)
+    merged: Tensor = attention.out_proj(_merged(weights @ v, attention))
+    return merged
+
+
+def token_to_image_attention(attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Tokens look at the image: (B, T, C) queries, (B or 1, P, C) keys and values -> (B, T, C).
+
+    Per head, with Wk, Wv of shape (d, C), and X, Y the keys and values of shape (P, C):
+
+        scores = q (X Wk^T + bk)^T = (q Wk) X^T + q bk        (T, d)(d, C)(C, P)
+        output = A (Y Wv^T + bv)   = (A Y) Wv^T + bv          (T, P)(P, C)(C, d)
+
+    q bk is the same for all positions, so softmax ignores it; a row of A sums to 1, so bv comes out whole. The two
+    (P, C)(C, D) projections are gone.
+    """
+    q = _scaled(_heads(attention.q_proj(queries), attention), attention)
+    folded = _flat(q @ _per_head(attention.k_proj.weight, attention))  # (B, h*T, C)
+    weights = (folded @ keys.transpose(-2, -1)).softmax(dim=-1)  # (B, h*T, P)
+    seen = _unflat(weights @ values, attention)  # (B, h, T, C)
+    v_weight = _per_head(attention.v_proj.weight, attention).transpose(-2, -1)
+    v_bias = attention.v_proj.bias.view(attention.num_heads, 1, -1)
+    attended: Tensor = attention.out_proj(_merged(seen @ v_weight + v_bias, attention))
+    return attended
+
+
+def image_to_token_attention(
+    attention: Attention, queries: Tensor, keys: Tensor, values: Tensor, absent: Tensor
+) -> Tensor:
+    """The image looks at the tokens: (B or 1, P, C) queries, (B, T, C) keys and values -> (B, P, C).
+
+    Per head, with Wq of shape (d, C), Wo the head's (d, C) rows of the output projection, and X the queries:
+
+        scores = (X Wq^T + bq) k^T = X (k Wq)^T + k bq        (P, C)(C, T) + (T,)
+        output = sum over heads of A v Wo = [A ...][v Wo ...] (P, h*T)(h*T, C)
+
+    The query projection goes into the tokens' keys, the output projection into the tokens' values, and the sum over
+    heads becomes one product. `absent`, (B, 1, 1, T), joins the (T,) term at no cost.
+    """
+    k = _scaled(_heads(attention.k_proj(keys), attention), attention)  # (B, h, T, d)
+    v = _heads(attention.v_proj(values), attention)
+    folded_keys = _flat(k @ _per_head(attention.q_proj.weight, attention))  # (B, h*T, C)
+    folded_values = _flat(v @ attention.out_proj.weight.t().view(attention.num_heads, -1, attention.embedding_dim))
+    bias = k @ attention.q_proj.bias.view(attention.num_heads, -1, 1) + absent.transpose(-2, -1)  # (B, h, T, 1)
+    scores = queries @ folded_keys.transpose(-2, -1) + _flat(bias).transpose(-2, -1)  # (B, P, h*T)
+    batch, positions = scores.shape[0], queries.shape[1]
+    weights = scores.view(batch, positions, attention.num_heads, -1).softmax(dim=-1)
+    written: Tensor = weights.view(batch, positions, -1) @ folded_values + attention.out_proj.bias
+    return written
+
+
+def _heads(tokens: Tensor, attention: Attention) -> Tensor:
+    """(B, T, D) -> (B, h, T, d)."""
+    width = attention.internal_dim // attention.num_heads
+    return tokens.view(tokens.shape[0], -1, attention.num_heads, width).transpose(1, 2)
+
+
+def _merged(heads: Tensor, attention: Attention) -> Tensor:
+    """(B, h, T, d) -> (B, T, D)."""
+    return heads.transpose(1, 2).reshape(heads.shape[0], -1, attention.internal_dim)
+
+
+def _scaled(heads: Tensor, attention: Attention) -> Tensor:
+    return heads / math.sqrt(attention.internal_dim // attention.num_heads)
+
+
+def _per_head(weight: Tensor, attention: Attention) -> Tensor:
+    """The (D, C) weight of a projection into the heads, as (h, d, C)."""
+    return weight.view(attention.num_heads, -1, attention.embedding_dim)
+
+
+def _flat(heads: Tensor) -> Tensor:
+    """(B, h, T, X) -> (B, h*T, X)."""
+    return heads.reshape(heads.shape[0], -1, heads.shape[3])
+
+
+def _unflat(rows: Tensor, attention: Attention) -> Tensor:
+    """(B, h*T, X) -> (B, h, T, X)."""
+    return rows.view(rows.shape[0], attention.num_heads, -1, attention.embedding_dim)
