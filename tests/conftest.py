@@ -10,10 +10,17 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
 import pytest
+import torch
 from segment_anything.modeling import Sam
 
 from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri_export import export_bundle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The models of these tests are so small that sharing a layer among threads costs more than computing it."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ def write_graph(module: nn.Module, spec: GraphSpec, path: Path, *, sizes: dict[s
         onnx.save_model(
             model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=external.name
         )
+        external.chmod(path.stat().st_mode)  # onnx leaves it readable by its owner alone.
     else:
         onnx.save_model(model, str(path))
     onnx.checker.check_model(str(path), full_check=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from samri.bundle import Bundle
 from samri_export import export_bundle
@@ -17,12 +15,3 @@ def contract_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) 
     """`checkpoint` as a verified bundle with both of Meta's interfaces. Don't write into it."""
     output = tmp_path_factory.mktemp("exported") / "contract"
     return export_bundle(checkpoint, output, profile="sam", contracts=("sam", "sam-multi"), verify="quick")
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small cost more to share among threads than to compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

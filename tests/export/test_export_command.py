@@ -68,18 +68,18 @@ def test_a_checkpoint_becomes_a_bundle(tmp_path: Path, checkpoint: Path) -> None
 
 
 def test_json_describes_the_bundle(tmp_path: Path, checkpoint: Path) -> None:
-    result = export("-c", checkpoint, "-o", tmp_path / "out", "--verify", "quick", "--json", "--name", "Knee MRI")
+    result = export("-c", checkpoint, "-o", tmp_path / "out", "--verify", "off", "--json", "--name", "Knee MRI")
     described = json.loads(result.stdout)
     assert described["bundle"] == str(tmp_path / "out")
     assert described["manifest_sha256"] == file_sha256(tmp_path / "out" / "manifest.json")
     assert described["name"] == "Knee MRI"
-    assert described["verification"]["level"] == "quick"
+    assert described["verification"]["level"] == "off"
 
 
 def test_a_decoder_is_exported_with_its_base(tmp_path: Path, checkpoint: Path, small_sam: Sam) -> None:
     tuned = with_other_decoder(small_sam, seed=2)
     torch.save({"model": tuned.mask_decoder.state_dict()}, tmp_path / "decoder.pth")
-    result = export("-c", tmp_path / "decoder.pth", "--base", checkpoint, "-o", tmp_path / "out", "--verify", "quick")
+    result = export("-c", tmp_path / "decoder.pth", "--base", checkpoint, "-o", tmp_path / "out", "--verify", "off")
     assert result.exit_code == 0
     recorded = Bundle.open(tmp_path / "out").manifest.checkpoint
     assert (recorded["name"], recorded["base_name"]) == ("decoder.pth", "small.pth")

@@ -120,6 +120,7 @@ def test_a_damaged_graph_is_found_and_named(
         )
 
 
+@pytest.mark.slow
 def test_a_graph_of_another_decoder_is_found(tmp_path: Path, checkpoint: Path, contract_bundle: Any) -> None:
     other = export_bundle(save_checkpoint(tmp_path / "o.pth", seeded_sam(seed=8)), tmp_path / "other", verify="off")
     graphs = {"encoder": contract_bundle.graph_path("encoder"), "decoder": other.graph_path("decoder")}
