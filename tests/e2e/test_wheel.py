@@ -76,4 +76,4 @@ def test_the_wheel_runs_a_bundle_in_a_clean_environment_without_torch(bundle: Pa
     assert "Traceback" not in done.stderr
 
 
-TOP_LEVEL = {"samri", "samri_runtime", "samri_export"}
+TOP_LEVEL = {"samri", "samri_runtime", "samri_export", "samri_training"}

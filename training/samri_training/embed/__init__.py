@@ -1,0 +1,22 @@
+"""`samri-embed`: slices in, a store of embeddings out, by as many processes as there are."""
+
+from __future__ import annotations
+
+from samri_training.embed._command import main
+from samri_training.embed._division import Share
+from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
+from samri_training.embed._run import Outcome, embed
+from samri_training.embed._sources import Source, find_sources
+
+__all__ = [
+    "BundleEncoder",
+    "Encoder",
+    "Outcome",
+    "Share",
+    "Source",
+    "TorchEncoder",
+    "checkpoint_facts",
+    "embed",
+    "find_sources",
+    "main",
+]

@@ -1,0 +1,119 @@
+"""What is to be embedded: slices to encode, or published caches to take over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import InputError
+from samri.preprocessing import preprocess, profile
+from samri_training.published import KIND, CachedSlice, find_cached, spacing_known
+from samri_training.slices import SPLITS, SlicePair, find_slices, match_slices
+from samri_training.store import EncoderFacts
+
+_T = TypeVar("_T", SlicePair, CachedSlice)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A slice that was read.
+
+    Attributes:
+        name: Of the slice.
+        case: The patient or scan it belongs to.
+        array: (1, 3, S, S) float32, the encoder's input; or (C, G, G), the embedding that a cache held already.
+        mask: (H, W) label map.
+        spacing: (row, column) distance in mm.
+    """
+
+    name: str
+    case: str
+    array: npt.NDArray[Any]
+    mask: npt.NDArray[Any]
+    spacing: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The slices of one store.
+
+    Attributes:
+        split: `training`, `validation` or `testing`; empty where the data has no such folders.
+        kind: `slices`, or `published cache`.
+        slices: (name, case) of each, in the order that the store will have.
+        spacing_known: Whether pixel sizes are real millimetres.
+        load: Reads slice i for an encoder with those facts; may be called from several threads.
+    """
+
+    split: str
+    kind: str
+    slices: Sequence[tuple[str, str]]
+    spacing_known: bool
+    load: Callable[[int, EncoderFacts], Loaded]
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether `load` gives embeddings already."""
+        return self.kind == KIND
+
+
+def find_sources(folder: str | Path) -> list[Source]:
+    """The slices or cached embeddings below a folder, one source for each of the splits among its subfolders.
+
+    Raises:
+        InputError: There is nothing to embed, an image or mask lacks its partner, or some slices lie in a split's
+            folder and others don't.
+    """
+    folder = Path(folder)
+    pairs, images, masks = match_slices(folder)
+    if pairs or images or not (masks or _has_cached(folder)):
+        return [_slices(split, group) for split, group in _by_split(folder, find_slices(folder))]
+    return [_cached(split, group) for split, group in _by_split(folder, find_cached(folder))]
+
+
+def _slices(split: str, pairs: Sequence[SlicePair]) -> Source:
+    def load(index: int, facts: EncoderFacts) -> Loaded:
+        pair = pairs[index]
+        read = pair.read()
+        chosen = profile(facts.profile)
+        # The other profiles look at the slice alone, whatever is known of its volume.
+        volume_range = read.intensity_range if chosen.intensity == "percentile" else None
+        try:
+            image = preprocess(read.image, chosen, facts.image_size, volume_range)
+        except InputError as error:
+            raise InputError(f"{pair.image}: {error}") from error
+        return Loaded(pair.name, pair.case, image, read.mask, read.spacing)
+
+    return Source(split, "slices", [(pair.name, pair.case) for pair in pairs], True, load)
+
+
+def _cached(split: str, slices: Sequence[CachedSlice]) -> Source:
+    def load(index: int, facts: EncoderFacts) -> Loaded:
+        read = slices[index].read(facts.embedding_shape)
+        return Loaded(read.name, read.case, np.asarray(read.features), read.mask, read.spacing)
+
+    return Source(split, KIND, [(item.name, item.case) for item in slices], spacing_known(slices), load)
+
+
+def _has_cached(folder: Path) -> bool:
+    return any(next(folder.rglob(f"*{suffix}"), None) is not None for suffix in (".npz", ".npy", ".pt", ".pth"))
+
+
+def _by_split(folder: Path, items: Sequence[_T]) -> list[tuple[str, list[_T]]]:
+    if folder.absolute().name in SPLITS:
+        return [("", list(items))]
+    groups: dict[str, list[_T]] = {}
+    for item in items:
+        split = next((part for part in reversed(Path(item.name).parent.parts) if part in SPLITS), "")
+        groups.setdefault(split, []).append(item)
+    if "" in groups and len(groups) > 1:
+        raise InputError(
+            f"{folder}: {groups[''][0].name} lies in none of the folders {', '.join(SPLITS)}, and other slices do: "
+            "name one of these folders, or move the slice"
+        )
+    return [(split, groups[split]) for split in ("", *SPLITS) if split in groups]

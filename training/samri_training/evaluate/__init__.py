@@ -1,0 +1,48 @@
+"""Models compared on a test set: metrics in millimetres, by size of structure, with paired tests. `samri-evaluate`."""
+
+from __future__ import annotations
+
+from samri_training.evaluate._command import main
+from samri_training.evaluate._evaluation import Evaluation, Protocol, Row, evaluate, prompt_generator
+from samri_training.evaluate._files import write_files
+from samri_training.evaluate._metrics import METRICS, SIZES, Measures, Metric, Size, measure, size_of
+from samri_training.evaluate._models import Model, ModelRequest, open_model, segment
+from samri_training.evaluate._sources import EmbeddedSlices, Sample, SliceFolder, Source
+from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare, holm, rank_biserial, spread
+from samri_training.evaluate._summary import Group, Summary, Test, summarize
+
+__all__ = [
+    "METRICS",
+    "SIZES",
+    "Comparison",
+    "EmbeddedSlices",
+    "Evaluation",
+    "Group",
+    "Measures",
+    "Metric",
+    "Model",
+    "ModelRequest",
+    "Protocol",
+    "Row",
+    "Sample",
+    "Size",
+    "SliceFolder",
+    "Source",
+    "Spread",
+    "Summary",
+    "Test",
+    "case_means",
+    "compare",
+    "evaluate",
+    "holm",
+    "main",
+    "measure",
+    "open_model",
+    "prompt_generator",
+    "rank_biserial",
+    "segment",
+    "size_of",
+    "spread",
+    "summarize",
+    "write_files",
+]

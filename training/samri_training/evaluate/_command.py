@@ -1,0 +1,201 @@
+"""The command line of `samri-evaluate`: parse, call, print."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from samri.errors import MissingDependencyError
+from samri.staging import staged_folder
+from samri_runtime._command import command, say
+from samri_runtime.providers import Provider
+from samri_training.evaluate._evaluation import Protocol, evaluate
+from samri_training.evaluate._files import to_json, write_files
+from samri_training.evaluate._models import Device, open_model
+from samri_training.evaluate._report import overview
+from samri_training.evaluate._requests import requested_label_names, requested_models
+from samri_training.evaluate._sources import EmbeddedSlices, SliceFolder, store_of_split
+from samri_training.evaluate._summary import summarize
+from samri_training.prompting import PROMPT_KINDS, PromptKind
+from samri_training.published import open_embeddings
+from samri_training.slices import SPLITS, Split
+from samri_training.store import combine
+
+_BOX_AND_POINT = "box+point"
+
+
+def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    kinds = ("mixed" if name == _BOX_AND_POINT else name for name in names or ("box",))
+    return tuple(dict.fromkeys(kinds))
+
+
+@command("samri-evaluate")
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    metavar="[NAME=]PATH",
+    help="A bundle's folder, or a checkpoint (.pth, .pt, .safetensors). Repeat to compare.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of slices with masks, as samri-prepare writes it; its testing/ where there is one.",
+)
+@click.option(
+    "--split", type=click.Choice(SPLITS), help="Which slices to take.  [default: testing, where there are splits]"
+)
+@click.option(
+    "--embedding-dir",
+    "embedding_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Embedding store or published cache, instead of --data-dir: all models must share its encoder. Repeatable.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "--save-dir",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="For cases.csv, summary.json, report.md and the plots.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace FOLDER if it exists.")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    type=click.Choice((*PROMPT_KINDS, _BOX_AND_POINT)),
+    callback=_prompt_kinds,
+    help="What is sampled from the ground truth; mixed is box+point. Repeatable.  [default: box]",
+)
+@click.option("--jitter", is_flag=True, help="Move the boxes' sides at random, as in training.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the prompts.")
+@click.option("--multimask", is_flag=True, help="Take the best-scored of three candidates, not the single mask.")
+@click.option(
+    "--min-pixels",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Leave out (and count) smaller structures.",
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="[NAME=]PROFILE",
+    help="Preprocessing of checkpoints, or of one: sam, samri or medsam.  [default: samri]",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="[NAME=]PRECISION",
+    help="Of bundles' graphs, or of one's: fp32, fp16 or int8.  [default: what suits the provider]",
+)
+@click.option(
+    "--base", "bases", multiple=True, metavar="[NAME=]PATH", help="The full checkpoint behind a decoder-only one."
+)
+@click.option(
+    "--label-name", "label_names", multiple=True, metavar="NUMBER=NAME", help="What a label is called. Repeatable."
+)
+@click.option(
+    "--provider",
+    type=click.Choice(get_args(Provider)),
+    default="auto",
+    show_default=True,
+    help="Where bundles run.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(get_args(Device)),
+    default="auto",
+    show_default=True,
+    help="Where checkpoints run.",
+)
+@click.option("--no-plots", is_flag=True, help="Leave out the box plots.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the table of mean Dice.")
+def main(
+    models: tuple[str, ...],
+    data_dir: Path | None,
+    split: Split | None,
+    embedding_dirs: tuple[Path, ...],
+    output: Path,
+    overwrite: bool,
+    prompts: tuple[PromptKind, ...],
+    jitter: bool,
+    seed: int,
+    multimask: bool,
+    min_pixels: int,
+    profiles: tuple[str, ...],
+    precisions: tuple[str, ...],
+    bases: tuple[str, ...],
+    label_names: tuple[str, ...],
+    provider: Provider,
+    device: Device,
+    no_plots: bool,
+    as_json: bool,
+) -> None:
+    """Compare models on slices whose structures are known.
+
+    Prompts are sampled from the ground truth, the same for all models. Writes every case (cases.csv), all numbers
+    (summary.json), tables with tests between the models (report.md) and box plots.
+    """
+    requests = requested_models(models, profiles, precisions, bases)
+    names = requested_label_names(label_names)
+    if (data_dir is None) == (not embedding_dirs):
+        raise click.UsageError("give --data-dir or --embedding-dir, one of them.")
+    _require("scipy", "tqdm", *([] if no_plots else ["matplotlib"]))
+    protocol = Protocol(prompts, seed, jitter, multimask, min_pixels)
+    # The folder is claimed first: hours of work must not end in a name that is taken.
+    with staged_folder(output, overwrite=overwrite) as stage:
+        slices = None if data_dir is None else SliceFolder(data_dir, split)
+        opened = [open_model(request, provider, device) for request in requests]
+        source = slices or EmbeddedSlices(
+            # A cache without provenance is taken to be the first model's own.
+            combine([open_embeddings(store_of_split(path, split), opened[0].facts("fp32")) for path in embedding_dirs])
+        )
+        with _progress(len(source)) as bar:
+            evaluation = evaluate(source, opened, protocol, on_slice=bar.update)
+        summary = summarize(evaluation)
+        described = [model.describe() for model in opened]
+        provenance = {
+            "source": source.describe(),
+            "models": described,
+            "label_names": {str(number): name for number, name in names.items()},
+        }
+        files = write_files(stage, evaluation, summary, provenance, names, plots=not no_plots)
+    for note in [*source.notes, *(f"{model['name']}: {line}" for model in described for line in model["notes"])]:
+        say(f"note: {note}")
+    if as_json:
+        click.echo(json.dumps(to_json(evaluation, summary, provenance), indent=2, allow_nan=False))
+    else:
+        click.echo(overview(evaluation, summary))
+    say(f"{evaluation.structures} structures of {len(evaluation.cases)} case(s): {output}: {', '.join(files)}")
+
+
+def _require(*modules: str) -> None:
+    """Say what is missing before the work begins, not after.
+
+    Raises:
+        MissingDependencyError: A package isn't installed.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise MissingDependencyError(f"evaluating needs {module} ({error}): pip install 'samri[train]'") from error
+
+
+def _progress(slices: int) -> Any:
+    """A progress bar on stderr, if that is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(total=slices, unit="slice", desc="samri-evaluate", disable=None)

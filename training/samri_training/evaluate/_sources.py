@@ -1,0 +1,156 @@
+"""Where the test slices come from: a folder of slices and masks, or an embedding store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import InputError
+from samri_training.evaluate._models import Model
+from samri_training.slices import SPLITS, SlicePair, Split, find_slices
+from samri_training.store import Embeddings, require_encoder
+
+_STORE_FILE = "store.json"
+TEST_SPLIT: Split = "testing"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One slice with its ground truth.
+
+    Attributes:
+        name: Of the slice.
+        case: What results are paired by: the patient, or the scan where patients aren't known.
+        mask: (H, W) label map, 0 is background.
+        spacing: Between rows and between columns, in mm.
+        image: (H, W) intensities; None in a store, which holds the embedding instead.
+        intensity_range: Percentiles of the whole volume, where they are known.
+        features: (1, C, G, G) float32, from a store.
+    """
+
+    name: str
+    case: str
+    mask: npt.NDArray[Any]
+    spacing: tuple[float, float]
+    image: npt.NDArray[Any] | None = None
+    intensity_range: tuple[float, float] | None = None
+    features: npt.NDArray[np.float32] | None = None
+
+
+class Source(Protocol):
+    """Test slices, in an order that doesn't change."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def accept(self, model: Model) -> None:
+        """Make sure that a model can be evaluated on these slices.
+
+        Raises:
+            InputError: They are embedded already, by another encoder.
+        """
+        ...
+
+    @property
+    def notes(self) -> list[str]:
+        """Plain lines that a reader of the results should see."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values, for provenance."""
+        ...
+
+
+class SliceFolder:
+    """The slices of a folder: those of one split, if it is a dataset with splits.
+
+    Args:
+        folder: A dataset, several datasets, one of their splits, or any folder of `*_img_*` with `*_seg_*`.
+        split: Which slices to take. None takes `testing` of a dataset, and all slices of a folder that has no splits
+            or is itself one.
+
+    Raises:
+        InputError: No slices there, or an image without its mask.
+    """
+
+    def __init__(self, folder: Path, split: Split | None = None) -> None:
+        pairs = find_slices(folder)
+        there = {pair.split for pair in pairs}
+        if split is None and there != {None} and folder.resolve().name not in SPLITS:
+            split = TEST_SPLIT
+        self._folder = folder
+        self._split = split
+        self._pairs: list[SlicePair] = [pair for pair in pairs if split is None or pair.split == split]
+        if not self._pairs:
+            found = ", ".join(sorted(name for name in there if name)) or "no split at all"
+            raise InputError(f"{folder} holds no slices for {split}, only {found}: choose with --split")
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for pair in self._pairs:
+            read = pair.read()
+            case = pair.patient or pair.case
+            yield Sample(pair.name, case, read.mask, read.spacing, read.image, read.intensity_range)
+
+    def accept(self, model: Model) -> None:
+        """Any model: it encodes the slices itself."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Where distances can't be in mm."""
+        pictures = sum(not pair.image.name.lower().endswith((".nii", ".nii.gz")) for pair in self._pairs)
+        return [f"{pictures} slices are pictures without a spacing: their distances are in pixels"] if pictures else []
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values, for provenance."""
+        return {"kind": "slices", "path": str(self._folder), "split": self._split, "slices": len(self)}
+
+
+def store_of_split(folder: Path, split: Split | None = None) -> Path:
+    """The store of a split (by default `testing`) in a folder of stores, or `folder` if it is no such folder."""
+    inside = folder / (split or TEST_SPLIT)
+    return inside if not (folder / _STORE_FILE).is_file() and (inside / _STORE_FILE).is_file() else folder
+
+
+class EmbeddedSlices:
+    """Slices that were embedded before: nothing is encoded, so all models must share the encoder."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._embeddings = embeddings
+
+    def __len__(self) -> int:
+        return len(self._embeddings)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index in range(len(self._embeddings)):
+            stored = self._embeddings[index]
+            features = np.array(stored.features, dtype=np.float32)[None]
+            yield Sample(stored.name, stored.case, stored.mask, stored.spacing, features=features)
+
+    def accept(self, model: Model) -> None:
+        """Refuse a model with another encoder or preprocessing.
+
+        Raises:
+            InputError: Names the store, and what its embeddings were made with.
+        """
+        facts = model.facts(self._embeddings.info.encoder_precision)
+        require_encoder(self._embeddings, facts.embedding_id, f"the model {model.name}")
+
+    @property
+    def notes(self) -> list[str]:
+        """Where distances can't be in mm."""
+        known = self._embeddings.info.spacing_known
+        return [] if known else ["the store doesn't know the slices' spacing: distances are in pixels"]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values, for provenance."""
+        info = self._embeddings.info
+        return {"kind": "store", "path": str(self._embeddings.path), "slices": len(self), "store": info.to_json()}

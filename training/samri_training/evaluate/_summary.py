@@ -1,0 +1,189 @@
+"""From rows to the numbers of a report: groups of structures, and tests between models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from samri_training.evaluate._evaluation import Evaluation, Row
+from samri_training.evaluate._metrics import METRICS, SIZES, Metric
+from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare, holm, spread
+from samri_training.prompting import PromptKind
+
+ALL = "all"
+GROUPS: tuple[str, ...] = (ALL, *SIZES)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One model's results for a set of structures.
+
+    Attributes:
+        name: `all`, or a size bin.
+        label: The structure; None when all are taken together.
+        structures: How many were evaluated, and what `spreads` is over.
+        cases: How many patients or scans they come from.
+        empty: Predictions without a single pixel.
+        spreads: Each metric over the structures.
+        case_mean: Each metric's mean over the cases' means.
+        score_error: Mean absolute difference between the model's own score and the IoU that it got.
+    """
+
+    prompt: PromptKind
+    model: str
+    name: str
+    label: int | None
+    structures: int
+    cases: int
+    empty: int
+    spreads: dict[Metric, Spread]
+    case_mean: dict[Metric, float]
+    score_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        metrics = {
+            metric: {**asdict(self.spreads[metric]), "mean_of_cases": self.case_mean[metric]} for metric in METRICS
+        }
+        return {
+            "prompt": self.prompt,
+            "model": self.model,
+            "size": self.name,
+            "label": self.label,
+            "structures": self.structures,
+            "cases": self.cases,
+            "empty": self.empty,
+            "score_error": self.score_error,
+            "metrics": metrics,
+        }
+
+
+@dataclass(frozen=True)
+class Test:
+    """Two models compared on one metric in one size bin, `first` against `second`.
+
+    Attributes:
+        p_holm: Corrected for all pairs of models; in a size bin, for all pairs in all bins.
+    """
+
+    __test__ = False  # Not one of pytest's.
+
+    prompt: PromptKind
+    size: str
+    metric: Metric
+    first: str
+    second: str
+    comparison: Comparison
+    p_holm: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "prompt": self.prompt,
+            "size": self.size,
+            "metric": self.metric,
+            "first": self.first,
+            "second": self.second,
+            **asdict(self.comparison),
+            "p_holm": self.p_holm,
+        }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that the tables and plots show.
+
+    Attributes:
+        groups: By prompt, size bin and model.
+        structures: By prompt, label and model.
+        tests: Between all pairs of models.
+    """
+
+    groups: tuple[Group, ...]
+    structures: tuple[Group, ...]
+    tests: tuple[Test, ...]
+
+
+def summarize(evaluation: Evaluation) -> Summary:
+    """Group the rows and compare the models."""
+    rows = Rows(evaluation.rows)
+    labels = sorted({row.label for row in evaluation.rows})
+    groups, structures, tests = [], [], []
+    for prompt in evaluation.protocol.prompts:
+        for name in GROUPS:
+            groups += [_group(rows.of(prompt, model, name), name, None) for model in evaluation.models]
+        for label in labels:
+            structures += [_group(rows.of(prompt, model, ALL, label), ALL, label) for model in evaluation.models]
+        for metric in METRICS:
+            # The question is answered on all structures; the bins, which share its data, are a family of their own.
+            tests += _family(rows, prompt, metric, (ALL,), evaluation.models)
+            tests += _family(rows, prompt, metric, SIZES, evaluation.models)
+    return Summary(
+        tuple(group for group in groups if group), tuple(group for group in structures if group), tuple(tests)
+    )
+
+
+class Rows:
+    """Rows by prompt and model; all models have the same structures in the same order."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._by_model: dict[tuple[PromptKind, str], list[Row]] = {}
+        for row in rows:
+            self._by_model.setdefault((row.prompt, row.model), []).append(row)
+
+    def of(self, prompt: PromptKind, model: str, size: str = ALL, label: int | None = None) -> list[Row]:
+        """Those of a size bin (or `all`) and a label (or None for every one)."""
+        return [
+            row
+            for row in self._by_model[prompt, model]
+            if size in (ALL, row.size) and (label is None or row.label == label)
+        ]
+
+
+def values(rows: Sequence[Row], metric: Metric) -> list[float]:
+    """One metric of all rows."""
+    return [float(getattr(row.measures, metric)) for row in rows]
+
+
+def _group(rows: list[Row], name: str, label: int | None) -> Group | None:
+    if not rows:
+        return None
+    cases = [row.case for row in rows]
+    return Group(
+        prompt=rows[0].prompt,
+        model=rows[0].model,
+        name=name,
+        label=label,
+        structures=len(rows),
+        cases=len(set(cases)),
+        empty=sum(row.measures.empty for row in rows),
+        spreads={metric: spread(values(rows, metric)) for metric in METRICS},
+        case_mean={
+            metric: float(np.mean(list(case_means(cases, values(rows, metric)).values()))) for metric in METRICS
+        },
+        score_error=float(np.mean([abs(row.score - row.measures.iou) for row in rows])),
+    )
+
+
+def _family(rows: Rows, prompt: PromptKind, metric: Metric, sizes: Sequence[str], models: Sequence[str]) -> list[Test]:
+    """All pairs of models in those size bins that have structures: one family for Holm's correction."""
+    found: list[tuple[str, str, str, Comparison]] = []
+    for size in sizes:
+        means = {}
+        for model in models:
+            some = rows.of(prompt, model, size)
+            means[model] = case_means([row.case for row in some], values(some, metric))
+        found += [
+            (size, first, second, compare(means[first], means[second]))
+            for first, second in combinations(models, 2)
+            if means[first]
+        ]
+    corrected = holm([comparison.p for *_, comparison in found])
+    return [
+        Test(prompt, size, metric, first, second, comparison, p)
+        for (size, first, second, comparison), p in zip(found, corrected, strict=True)
+    ]

@@ -1,0 +1,166 @@
+"""The command line of `samri-prepare`: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from samri.errors import MissingDependencyError
+from samri.geometry import PLANES, Plane
+from samri_runtime._command import command, say
+from samri_training.prepare._cut import Cut
+from samri_training.prepare._dataset import prepare
+from samri_training.prepare._sources import check_pattern
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def _index_or_all(_context: click.Context, _option: click.Parameter, value: str | None) -> int | Literal["all"] | None:
+    if value is None:
+        return None
+    if value == "all":
+        return "all"
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is neither an index from 0 nor 'all'.")
+    return int(value)
+
+
+@command("samri-prepare")
+@click.option(
+    "-i", "--input", "source", required=True, type=_FOLDER, metavar="FOLDER", help="Images with their label maps."
+)
+@click.option("-o", "--output", required=True, type=_FOLDER, metavar="FOLDER", help="The slice dataset to make.")
+@click.option(
+    "--pattern",
+    nargs=2,
+    metavar="IMAGE MASK",
+    help="Paths below the input, as in 'images/{case}.nii.gz' 'masks/{case}_label.nii.gz'; {patient} may stand there "
+    "too.  [default: the layout is recognized: *_img_* with *_seg_*, nnU-Net, BIDS]",
+)
+@click.option("--images", metavar="GLOB", help="Consider these images only, such as '*_T1w.nii.gz'.")
+@click.option("--masks", metavar="GLOB", help="Consider these masks only, such as '*_desc-manual_dseg.nii.gz'.")
+@click.option("--plane", type=click.Choice(PLANES), help="Cut along an anatomical plane, shown as radiologists do.")
+@click.option("--axis", type=click.IntRange(0, 2), help="Cut along an array axis.  [default: 2]")
+@click.option(
+    "--frame", callback=_index_or_all, metavar="T|all", help="Frame of 4-D images, from 0; all makes each a case."
+)
+@click.option(
+    "--min-pixels",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Drop a label from slices where it has fewer.",
+)
+@click.option(
+    "--split",
+    "shares",
+    nargs=3,
+    type=click.FloatRange(min=0),
+    metavar="TRAIN VAL TEST",
+    help="Divide the patients anew in these shares.  [default: as the input is divided; else 0.8 0.1 0.1]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the division.")
+@click.option(
+    "--splits",
+    "split_files",
+    type=_FOLDER,
+    metavar="FOLDER",
+    help="train.txt, val.txt and test.txt, a patient or case a line.  [default: INPUT/splits, if it is there]",
+)
+@click.option(
+    "--patient",
+    metavar="REGEX",
+    help="Its first group, found in a case's name, is the patient, as in '^(patient[0-9]+)'.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out pairs that can't be used, rather than stop.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier dataset at the output.")
+@click.option(
+    "--num-workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes beside this one."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def main(
+    source: Path,
+    output: Path,
+    pattern: tuple[str, str] | None,
+    images: str | None,
+    masks: str | None,
+    plane: Plane | None,
+    axis: int | None,
+    frame: int | Literal["all"] | None,
+    min_pixels: int,
+    shares: tuple[float, float, float] | None,
+    seed: int,
+    split_files: Path | None,
+    patient: str | None,
+    skip_bad: bool,
+    overwrite: bool,
+    num_workers: int,
+    as_json: bool,
+) -> None:
+    """Make a slice dataset from volumes with label maps, or from ready 2-D pairs.
+
+    Images and masks are matched by their names. Writes training, validation and testing folders with *_img_*.nii.gz
+    and *_seg_*.nii.gz, report.json and report.txt, and prints the report.
+    """
+    _check_usage(pattern, plane, axis, shares, split_files, patient)
+    if split_files is None and shares is None and (source / "splits").is_dir():
+        split_files = source / "splits"
+        say(f"note: patients are divided as {split_files} says; --split divides them anew")
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise MissingDependencyError(f"samri-prepare needs tqdm ({error}): pip install 'samri[train]'") from error
+    # Nothing on a stderr that isn't a terminal: the report is the record.
+    with tqdm(unit="pair", disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = prepare(
+            source,
+            output,
+            Cut(plane, 2 if axis is None else axis, frame, min_pixels),
+            pattern=pattern,
+            images=images,
+            masks=masks,
+            patient=patient,
+            shares=shares,
+            seed=seed,
+            split_files=split_files,
+            skip_bad=skip_bad,
+            overwrite=overwrite,
+            num_workers=num_workers,
+            progress=progress,
+        )
+    say(f"{report.slices} slices in {output}")
+    click.echo(json.dumps(report.to_json(), indent=2, allow_nan=False) if as_json else report.to_text(), nl=as_json)
+
+
+def _check_usage(
+    pattern: tuple[str, str] | None,
+    plane: Plane | None,
+    axis: int | None,
+    shares: tuple[float, float, float] | None,
+    split_files: Path | None,
+    patient: str | None,
+) -> None:
+    if plane is not None and axis is not None:
+        raise click.UsageError("give --plane or --axis, not both.")
+    if shares is not None and split_files is not None:
+        raise click.UsageError("give --split or --splits, not both.")
+    if shares is not None and not sum(shares) > 0:
+        raise click.UsageError("--split needs a share above 0.")
+    if pattern is not None and (wrong := check_pattern(pattern)) is not None:
+        raise click.UsageError(f"--pattern: {wrong}.")
+    if patient is not None:
+        try:
+            groups = re.compile(patient).groups
+        except re.error as error:
+            raise click.UsageError(f"--patient {patient!r} is no regular expression: {error}.") from error
+        if not groups:
+            raise click.UsageError(f"--patient {patient!r} needs a group in parentheses, which is the patient.")

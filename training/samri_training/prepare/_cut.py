@@ -1,0 +1,213 @@
+"""From one image and its label map to slices in files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import InputError
+from samri.geometry import Plane, SliceView, axis_view, nearest_ras_axes, plane_view, whole_view
+from samri.io import MissingFrameError, Scan, read_scan
+from samri.preprocessing import percentile_range
+from samri_training.prepare._slice_files import SliceWriter, smallest_exact
+from samri_training.prepare._sources import SourcePair
+from samri_training.prepare._tally import LabelTally
+from samri_training.slices import check_same_grid, gray, label_map
+
+_RAS = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How volumes become slices.
+
+    Attributes:
+        plane: Anatomical plane, shown as radiologists do; None cuts along `axis`.
+        axis: Array axis that the slices lie along.
+        frame: Of a 4-D image; `all` makes each frame a case of its own; None where there is one only.
+        min_pixels: A label with fewer pixels in a slice is no longer marked there.
+    """
+
+    plane: Plane | None = None
+    axis: int = 2
+    frame: int | Literal["all"] | None = None
+    min_pixels: int = 10
+
+
+BY_LAST_AXIS = Cut()
+
+
+@dataclass(frozen=True)
+class CutCase:
+    """What came of one volume.
+
+    Attributes:
+        case: Its name in the dataset.
+        pair: Where it came from.
+        frame: Of a 4-D image.
+        slices: Names of its slices: what stands behind `_img_`.
+        shapes: (height, width) to number of slices.
+        labels: Label to what there is of it.
+        unmarked: Slices left out since nothing was marked in them.
+        thinned: Slices left out since all that was marked had fewer than `min_pixels`.
+        intensity_range: Of the volume; None for a ready 2-D pair.
+        notes: What the reader had to put right.
+    """
+
+    case: str
+    pair: SourcePair
+    frame: int | None
+    slices: list[str]
+    shapes: Counter[tuple[int, int]]
+    labels: dict[int, LabelTally]
+    unmarked: int
+    thinned: int
+    intensity_range: tuple[float, float] | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A pair that can't be used; the reason names the file and the way out."""
+
+    what: str
+    reason: str
+
+
+class _Frame(NamedTuple):
+    """Image and label map of one frame, checked against each other."""
+
+    scan: Scan
+    image: npt.NDArray[Any]
+    labels: npt.NDArray[np.uint16]
+    notes: tuple[str, ...]
+
+
+def cut_pair(pair: SourcePair, folder: Path, how: Cut) -> list[CutCase] | Refused:
+    """Write the slices of one pair to `folder`, which exists.
+
+    Returns:
+        One case, or one a frame; `Refused`, with nothing written, where the pair can't be used.
+
+    Raises:
+        OSError: A slice can't be written.
+    """
+    written: list[Path] = []
+    try:
+        return [_cut_frame(pair, frame, index, folder, how, written) for index, frame in _read_frames(pair, how.frame)]
+    except InputError as error:
+        for file in written:
+            file.unlink()
+        return Refused(str(pair.mask), str(error))
+
+
+def _read_frames(pair: SourcePair, frame: int | Literal["all"] | None) -> Iterator[tuple[int | None, _Frame]]:
+    """Index (None unless all are asked for) and content of each frame asked for."""
+    if frame != "all":
+        try:
+            scan = read_scan(pair.image, frame)
+        except MissingFrameError as error:
+            raise InputError(f"{error}, or --frame all") from error
+        yield None, _checked(scan, _read_mask(pair.mask, scan))
+        return
+    scan = read_scan(pair.image, 0)
+    for index in range(scan.frames):
+        if index:
+            scan = read_scan(pair.image, index)
+        yield index if scan.frames > 1 else None, _checked(scan, _read_mask(pair.mask, scan))
+
+
+def _read_mask(path: Path, scan: Scan) -> Scan:
+    """The label map of this frame: its own, or the one for all frames."""
+    try:
+        return read_scan(path)
+    except MissingFrameError:
+        mask = read_scan(path, 0)
+    if mask.frames != scan.frames:
+        raise InputError(
+            f"{path} has {mask.frames} frames, its image {scan.path} {scan.frames}: a label map has one frame, or one "
+            "for each of the image's; if its frames are structures, merge them into one label map"
+        )
+    return mask if scan.frame == 0 else read_scan(path, scan.frame)
+
+
+def _checked(scan: Scan, mask: Scan) -> _Frame:
+    check_same_grid(scan, mask)
+    image, labels = gray(scan), label_map(mask)
+    if not labels.any():
+        raise InputError(f"{mask.path} is empty: every voxel is 0; mark its structures, or leave the pair out")
+    if labels.shape != scan.grid:  # One of them is a picture, (H, W), the other a NIfTI of one slice, (1, H, W).
+        labels = labels.reshape(scan.grid)
+    return _Frame(scan, smallest_exact(image), labels, (*scan.notes, *mask.notes))
+
+
+def _cut_frame(
+    pair: SourcePair, frame: _Frame, index: int | None, folder: Path, how: Cut, written: list[Path]
+) -> CutCase:
+    if _is_one_slice(frame.scan.grid):
+        views = [(pair.tail or "000", whole_view(frame.scan.grid))]
+        case, intensity_range = pair.case, pair.intensity_range
+    else:
+        views = list(_views(frame.scan, how))
+        case = f"{pair.case}_{pair.tail}" if pair.tail else pair.case
+        intensity_range = percentile_range(frame.image)
+    if index is not None:
+        case = f"{case}_frame{index:03d}"
+    writer = SliceWriter(frame.scan)
+    tallies: dict[int, LabelTally] = {}
+    shapes: Counter[tuple[int, int]] = Counter()
+    slices: list[str] = []
+    unmarked = thinned = 0
+    for name, view in views:
+        mask = view.extract(frame.labels)
+        found = _tally(mask, how.min_pixels)
+        for label, tally in found.items():
+            tallies[label] = tallies.get(label, LabelTally()) + tally
+        kept = [label for label, tally in found.items() if tally.slices]
+        if not kept:
+            unmarked, thinned = unmarked + (not found), thinned + bool(found)
+            continue
+        mask = np.where(np.isin(mask, kept), mask, 0).astype(np.uint8 if max(kept) <= 255 else np.uint16)
+        for role, pixels in (("img", view.extract(frame.image)), ("seg", mask)):
+            file = folder / f"{case}_{role}_{name}.nii.gz"
+            written.append(file)
+            writer.write(file, pixels, view)
+        slices.append(name)
+        shapes[view.shape] += 1
+    return CutCase(case, pair, index, slices, shapes, tallies, unmarked, thinned, intensity_range, frame.notes)
+
+
+def _views(scan: Scan, how: Cut) -> Iterator[tuple[str, SliceView]]:
+    """Every slice of a volume with its name: its index, with zeros in front so that names sort as slices do."""
+    grid = scan.grid
+    try:
+        axis = how.axis if how.plane is None else nearest_ras_axes(scan.affine)[0][_RAS[how.plane]]
+    except InputError as error:
+        raise InputError(f"{scan.path}: {error}") from error
+    count = grid[axis]
+    if min(n for other, n in enumerate(grid) if other != axis) < 2:
+        raise InputError(f"{scan.path} of shape {grid} has no slices of two sides along axis {axis}: choose another")
+    digits = max(3, len(str(count - 1)))
+    for index in range(count):
+        view = axis_view(grid, axis, index) if how.plane is None else plane_view(grid, scan.affine, how.plane, index)
+        yield f"{index:0{digits}d}", view
+
+
+def _is_one_slice(grid: tuple[int, ...]) -> bool:
+    return len(grid) == 2 or (len(grid) == 3 and (grid[0] == 1 or grid[2] == 1))
+
+
+def _tally(mask: npt.NDArray[np.uint16], min_pixels: int) -> dict[int, LabelTally]:
+    """Each label of a slice but the background."""
+    pixels = np.bincount(mask.ravel())
+    return {
+        int(label): LabelTally.of(int(pixels[label]), mask.size, min_pixels)
+        for label in np.flatnonzero(pixels)
+        if label != 0
+    }

@@ -1,0 +1,26 @@
+"""The slice dataset: 2-D images and label maps in files, matched by their names.
+
+    dataset_A/{training,validation,testing}/<case>_img_<k>.nii.gz
+    dataset_A/{training,validation,testing}/<case>_seg_<k>.nii.gz
+
+`samri-prepare` writes it, with a `slices.json` in each of the folders; a published dataset without one is read as well.
+"""
+
+from __future__ import annotations
+
+from samri_training.slices._layout import SPLITS, Slice, SlicePair, Split, find_slices, match_slices
+from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
+
+__all__ = [
+    "SPLITS",
+    "Slice",
+    "SlicePair",
+    "Split",
+    "check_same_grid",
+    "find_slices",
+    "gray",
+    "label_map",
+    "match_slices",
+    "one_slice",
+    "slice_spacing",
+]

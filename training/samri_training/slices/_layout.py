@@ -1,0 +1,201 @@
+"""Files of a slice dataset: which belong together, and what they hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import InputError
+from samri.io import read_scan
+from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
+
+Split = Literal["training", "validation", "testing"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+SIDECAR = "slices.json"
+FORMAT, FORMAT_VERSION = "samri-slices", 1
+
+SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_ROLE = re.compile(r"(?P<case>.+)_(?P<role>img|seg)(?:_(?P<tail>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One slice with its ground truth.
+
+    Attributes:
+        image: (H, W), in the file's own dtype.
+        mask: (H, W) uint16 label map, 0 is background; it holds at least one label.
+        spacing: Between rows and between columns, in mm; 1 where the file doesn't say.
+        intensity_range: Percentiles of the whole volume's non-zero voxels, as the `medsam` profile wants them; None
+            where the volume isn't known.
+    """
+
+    image: npt.NDArray[Any]
+    mask: npt.NDArray[np.uint16]
+    spacing: tuple[float, float]
+    intensity_range: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class SlicePair:
+    """The files of one slice.
+
+    Attributes:
+        name: Path of the image below the folder searched, without its suffix; no two slices share one.
+        case: The volume it was cut from: what stands before `_img_`, behind the folders above it but for the split.
+        image: File of the image.
+        mask: File of the label map.
+        patient: Whom `case` shows; `case` itself where nothing else is recorded.
+        split: The folder it lies in, if that is one of the three.
+        tail: What stands behind `_img_`.
+        intensity_range: See `Slice`.
+    """
+
+    name: str
+    case: str
+    image: Path
+    mask: Path
+    patient: str = ""
+    split: Split | None = None
+    tail: str = ""
+    intensity_range: tuple[float, float] | None = None
+
+    def read(self) -> Slice:
+        """Read and check both files.
+
+        Raises:
+            InputError: One of them is missing or damaged, isn't one slice, or both don't lie on the same grid; the
+                mask holds something other than labels, or nothing.
+        """
+        scan, labels = read_scan(self.image), read_scan(self.mask)
+        check_same_grid(scan, labels)
+        view = one_slice(scan)
+        image = gray(scan)
+        mask = view.extract(label_map(labels)).astype(np.uint16)
+        if not mask.any():
+            raise InputError(f"{self.mask} is empty: every pixel is 0; remove the pair, or mark its structures")
+        return Slice(view.extract(image), mask, slice_spacing(scan, view), self.intensity_range)
+
+
+def find_slices(folder: str | os.PathLike[str]) -> list[SlicePair]:
+    """All slices below a folder: of one split, of a dataset, or of several datasets; sorted by name.
+
+    Raises:
+        InputError: No such folder, no slices in it, an image without its mask or a mask without its image.
+    """
+    folder = Path(folder)
+    pairs, images, masks = match_slices(folder)
+    for file, partner in [(file, "_seg_") for file in images] + [(file, "_img_") for file in masks]:
+        raise InputError(f"{file} has no partner with {partner} in its name beside it: add that file, or remove this")
+    if not pairs:
+        raise InputError(
+            f"{folder} holds no slices (*_img_*.nii.gz with *_seg_*.nii.gz): samri-prepare makes them from volumes"
+        )
+    return pairs
+
+
+def match_slices(folder: Path) -> tuple[list[SlicePair], list[Path], list[Path]]:
+    """Pairs by name below a folder, images without a mask, and masks without an image.
+
+    Raises:
+        InputError: No such folder, or two files of one name that differ in their suffix only.
+    """
+    images: dict[Path, Path] = {}
+    masks: dict[Path, Path] = {}
+    for file in image_files(folder):
+        match = _ROLE.fullmatch(stem(file))
+        if match is None:
+            continue
+        files = images if match["role"] == "img" else masks
+        key = file.parent / f"{match['case']}_img{'' if match['tail'] is None else '_' + match['tail']}"
+        if key in files:
+            raise InputError(f"{files[key]} and {file} have the same name but for the suffix: remove one of them")
+        files[key] = file
+    sidecars = {parent: _read_sidecar(parent / SIDECAR) for parent in {key.parent for key in images}}
+    pairs = [
+        _pair(folder, key, images[key], masks[key], sidecars[key.parent])
+        for key in sorted(images.keys() & masks.keys(), key=lambda key: key.relative_to(folder).as_posix())
+    ]
+    without_mask = sorted(images[key] for key in images.keys() - masks.keys())
+    without_image = sorted(masks[key] for key in masks.keys() - images.keys())
+    return pairs, without_mask, without_image
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder whose suffix says that it is an image; hidden files and folders are passed over.
+
+    Raises:
+        InputError: No such folder, or one that can't be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: check the path")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    # Datasets are often put together from links to folders elsewhere.
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(parent, name)
+
+
+def stem(file: Path) -> str:
+    """Name without folder and image suffix: `case001_img_012` for `a/case001_img_012.nii.gz`."""
+    return next(file.name[: -len(suffix)] for suffix in SUFFIXES if file.name.lower().endswith(suffix))
+
+
+def _pair(folder: Path, key: Path, image: Path, mask: Path, cases: dict[str, Any]) -> SlicePair:
+    match = _ROLE.fullmatch(key.name)
+    assert match is not None  # It was found by this name.
+    parents = key.parent.relative_to(folder).parts
+    split = next((split for split in SPLITS if split == key.parent.absolute().name), None)
+    prefix = [part for part in parents if part not in SPLITS]
+    recorded = cases.get(match["case"], {})
+    case = "/".join([*prefix, match["case"]])
+    return SlicePair(
+        name=key.relative_to(folder).as_posix(),
+        case=case,
+        image=image,
+        mask=mask,
+        patient="/".join([*prefix, recorded["patient"]]) if recorded else case,
+        split=split,
+        tail=match["tail"] or "",
+        intensity_range=None if recorded.get("intensity_range") is None else tuple(recorded["intensity_range"]),
+    )
+
+
+def _read_sidecar(file: Path) -> dict[str, Any]:
+    """Case to what `samri-prepare` recorded of it; empty where there is no such file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
+            raise InputError(f"{file} was written by another version of samri-prepare: use that, or prepare again")
+        cases: dict[str, Any] = content["cases"]
+        for case in cases.values():
+            low_high = case["intensity_range"]
+            if not isinstance(case["patient"], str) or (low_high is not None and not _is_range(low_high)):
+                raise ValueError("a case without its patient or intensity range")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is damaged ({' '.join(str(error).split())}): prepare the dataset again") from error
+    return cases
+
+
+def _is_range(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 2 and all(isinstance(value, (int, float)) for value in values)

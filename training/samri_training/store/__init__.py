@@ -1,0 +1,27 @@
+"""The embedding store: what the frozen encoder saw, computed once, memory-mapped for every epoch after.
+
+A store is a folder of a few large files (see docs/embeddings.md): `store.json` says which encoder and preprocessing
+made it, each shard is a safetensors file with a manifest that holds its SHA-256, `index.json` follows from those.
+"""
+
+from __future__ import annotations
+
+from samri_training.store._combined import Embeddings, combine, require_encoder
+from samri_training.store._info import EncoderFacts, StoredDtype, StoreInfo
+from samri_training.store._plan import StorePlan
+from samri_training.store._shard_writer import EmbeddedSlice, ShardWriter
+from samri_training.store._store import EmbeddingStore, StoredSlice
+
+__all__ = [
+    "EmbeddedSlice",
+    "EmbeddingStore",
+    "Embeddings",
+    "EncoderFacts",
+    "ShardWriter",
+    "StoreInfo",
+    "StorePlan",
+    "StoredDtype",
+    "StoredSlice",
+    "combine",
+    "require_encoder",
+]

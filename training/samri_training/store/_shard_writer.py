@@ -1,0 +1,275 @@
+"""Writing a shard so that a kill at any moment loses one batch at most, and changes nothing of the result.
+
+While it grows, a shard is `shard-000012.part`, with `shard-000012.journal` beside it: a line for each batch, written
+after the batch's bytes. Whoever goes on believes neither: every slice that the journal claims is read again and its
+checksum compared, and the shard goes on behind the last whole batch. A finished shard gets its tables and header, its
+manifest with the SHA-256, and its name, in that order; all of it can be done twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import InputError, OutputError
+from samri.hashing import file_sha256
+from samri_training.store._info import StoreInfo
+from samri_training.store._locking import lock
+from samri_training.store._manifest import ShardManifest
+from samri_training.store._masks import pack_mask
+from samri_training.store._plan import FORMAT, FORMAT_VERSION, Shard
+from samri_training.store._shard_file import HEADER_BYTES, SliceRow, header, tables
+
+
+@dataclass(frozen=True)
+class EmbeddedSlice:
+    """A slice on its way into a store.
+
+    Attributes:
+        name: Of the slice.
+        case: The patient or scan it belongs to.
+        features: (C, G, G) of any float dtype.
+        mask: (H, W) label map, 0 to 65535.
+        spacing: (row, column) distance in mm.
+    """
+
+    name: str
+    case: str
+    features: npt.NDArray[Any]
+    mask: npt.NDArray[Any]
+    spacing: tuple[float, float]
+
+
+class ShardWriter:
+    """One shard being written; a context manager. Leaving it early keeps what is done for the next one.
+
+    Args:
+        folder: Of the store.
+        info: What the store says of itself.
+        shard: Which shard.
+        batch_size: Slices that are encoded at once. An unfinished shard of another batch size is begun anew, since the
+            last digits of an embedding may depend on its batch.
+
+    Raises:
+        OutputError: The folder can't be written, or another process is writing this shard.
+    """
+
+    def __init__(self, folder: Path, info: StoreInfo, shard: Shard, batch_size: int) -> None:
+        self.shard = shard
+        self.rows: list[SliceRow] = []
+        self._info = info
+        self._folder = folder
+        self._journal_path = folder / f"{shard.name}.journal"
+        self._part = folder / f"{shard.name}.part"
+        self._head = {"embedding_id": info.embedding_id, "dtype": info.dtype, "batch_size": batch_size, **asdict(shard)}
+        with _writing(self._part):
+            self._file = FileIO(self._part, "r+b" if self._part.exists() else "x+b")
+            self._journal: FileIO | None = None
+            try:
+                lock(self._file, self._part)
+                self._resume()
+            except BaseException:
+                self._close()
+                raise
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+    @property
+    def done(self) -> int:
+        """How many of the shard's slices are in it already, from its first on."""
+        return len(self.rows)
+
+    def append(self, slices: Sequence[EmbeddedSlice]) -> None:
+        """Write the next batch.
+
+        Raises:
+            InputError: An embedding isn't finite in the store's number format.
+            OutputError: The disk is full, or the like.
+        """
+        assert self._journal is not None
+        with _writing(self._part):
+            batch = []
+            mask_at = self._masks_begin + sum(row.mask_bytes for row in self.rows)
+            for place, item in enumerate(slices, start=self.done):
+                features = self._stored(item)
+                packed, itemsize = pack_mask(item.mask)
+                _write(self._file, features, HEADER_BYTES + place * self._info.bytes_per_slice)
+                _write(self._file, packed, mask_at)
+                mask_at += len(packed)
+                crc = zlib.crc32(packed, zlib.crc32(features.data))
+                shape = (item.mask.shape[0], item.mask.shape[1])
+                batch.append(SliceRow(item.name, item.case, shape, item.spacing, len(packed), itemsize, crc))
+            _write(self._journal, _line([asdict(row) for row in batch]), self._journal.tell())
+            self.rows += batch
+
+    def seal(self, made_with: Mapping[str, str]) -> ShardManifest:
+        """Finish the shard, once all its slices are in it.
+
+        Args:
+            made_with: Versions of the programs, and what the encoder ran on, for the manifest.
+
+        Raises:
+            OutputError: The disk is full, or the like.
+        """
+        assert self.done == self.shard.count, "a shard is sealed when it is full"
+        with _writing(self._part):
+            self._write_tables()
+            os.fsync(self._file.fileno())
+            manifest = ShardManifest(
+                shard=self.shard,
+                embedding_id=self._info.embedding_id,
+                bytes=self._part.stat().st_size,
+                sha256=file_sha256(self._part),
+                made_with=dict(made_with),
+            )
+            # Half a manifest does no harm: it counts for nothing until the shard has its name.
+            text = manifest.to_json()
+            (self._folder / f"{self.shard.name}.json").write_text(text, encoding="utf-8", newline="\n")
+            self._close()
+            self._part.replace(self._folder / manifest.file)
+            self._journal_path.unlink()
+        return manifest
+
+    @property
+    def _masks_begin(self) -> int:
+        return HEADER_BYTES + self.shard.count * self._info.bytes_per_slice
+
+    def _stored(self, item: EmbeddedSlice) -> npt.NDArray[Any]:
+        if item.features.shape != self._info.embedding_shape:
+            raise InputError(
+                f"the embedding of {item.name} has shape {item.features.shape}, and this encoder makes "
+                f"{self._info.embedding_shape}: it is another encoder's"
+            )
+        with np.errstate(over="ignore"):  # What doesn't fit becomes infinite, and is said below.
+            features = np.ascontiguousarray(item.features, dtype=self._info.numpy_dtype)
+        if not np.isfinite(features).all():
+            raise InputError(
+                f"the embedding of {item.name} holds NaN or infinite values as {self._info.dtype}: "
+                "check the encoder, or store it with --precision fp32"
+            )
+        return features
+
+    def _write_tables(self) -> None:
+        mask_bytes = sum(row.mask_bytes for row in self.rows)
+        padded = -(-mask_bytes // 8) * 8
+        small = tables(self.rows)
+        features = (self.shard.count, *self._info.embedding_shape)
+        layout = {
+            "features": (self._info.numpy_dtype, features),
+            "masks": (np.dtype("<u1"), (padded,)),
+            **{name: (table.dtype, table.shape) for name, table in small.items()},
+        }
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "embedding_id": self._info.embedding_id,
+            "profile": self._info.profile,
+            "checkpoint": self._info.checkpoint,
+        }
+        at = self._masks_begin + mask_bytes
+        for piece in (b"\0" * (padded - mask_bytes), *(table.tobytes() for table in small.values())):
+            _write(self._file, piece, at)
+            at += len(piece)
+        self._file.truncate(at)
+        _write(self._file, header(layout, metadata), 0)
+
+    def _resume(self) -> None:
+        """Take over what an earlier process left, as far as it is whole; cut off the rest."""
+        kept = 0
+        for rows, end in self._claimed():
+            if not self._whole(rows):
+                break
+            self.rows += rows
+            kept = end
+        self._journal = FileIO(self._journal_path, "r+b" if self._journal_path.exists() else "x+b")
+        self._journal.truncate(kept)
+        self._journal.seek(kept)
+        if not kept:
+            _write(self._journal, _line(self._head), 0)
+
+    def _claimed(self) -> Iterator[tuple[list[SliceRow], int]]:
+        """Batches that the journal claims, each with the journal's length up to it."""
+        if not self._journal_path.exists():
+            return
+        lines = self._journal_path.read_bytes().splitlines(keepends=True)
+        if not lines or lines[0] != _line(self._head):
+            return
+        end = len(lines[0])
+        yield [], end
+        for line in lines[1:]:
+            end += len(line)
+            try:
+                rows = [
+                    SliceRow(**{**row, "shape": tuple(row["shape"]), "spacing": tuple(row["spacing"])})
+                    for row in json.loads(line)
+                ]
+            except (ValueError, TypeError, KeyError):
+                return
+            if not line.endswith(b"\n"):
+                return
+            yield rows, end
+
+    def _whole(self, rows: list[SliceRow]) -> bool:
+        """The bytes of these next slices are in the file, unchanged."""
+        mask_at = self._masks_begin + sum(row.mask_bytes for row in self.rows)
+        if self.done + len(rows) > self.shard.count:
+            return False
+        for place, row in enumerate(rows, start=self.done):
+            features = _read(self._file, HEADER_BYTES + place * self._info.bytes_per_slice, self._info.bytes_per_slice)
+            packed = _read(self._file, mask_at, row.mask_bytes)
+            if zlib.crc32(packed, zlib.crc32(features)) != row.crc32:
+                return False
+            mask_at += row.mask_bytes
+        return True
+
+    def _close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        self._file.close()
+
+
+def _line(values: Any) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
+
+
+def _write(file: FileIO, content: Any, at: int) -> None:
+    """All of `content` at that place; one system call may write a part only."""
+    file.seek(at)
+    left = memoryview(content).cast("B")
+    while left:
+        left = left[file.write(left) :]
+
+
+def _read(file: FileIO, at: int, count: int) -> bytes:
+    file.seek(at)
+    return file.read(count)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno is not None else str(error)
+        raise OutputError(
+            f"cannot write {path}: {reason}; what is finished is kept, so make room and run samri-embed again"
+        ) from error
