@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -43,15 +42,6 @@ def write_slices(folder: Path, count: int, *, rows: int = 40) -> Path:
         for role, voxels in (("img", image), ("seg", mask)):
             nib.save(nib.Nifti1Image(voxels, affine), folder / f"case{index // 3}_{role}_{index:03d}.nii.gz")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The same arithmetic here and in processes of their own, and no waiting for busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

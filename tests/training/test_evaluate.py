@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,15 +82,6 @@ def few(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     for file in (dataset / "testing").glob("case3_*"):
         shutil.copy(file, folder)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than layers this small, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -397,6 +387,22 @@ def test_a_store_of_another_encoder_is_refused(few: Path, small_sam: Sam, tmp_pa
     store = EmbeddingStore.open(store_of(tmp_path / "store", few, small_sam))
     with pytest.raises(InputError, match=r"store was embedded with another encoder .* the model stranger"):
         evaluate(EmbeddedSlices(store), [Fixed("stranger", 1)], Protocol())
+
+
+def test_a_size_that_no_structure_has_is_left_out_of_the_tables(
+    few: Path, checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for mask in few.glob("*_seg_*"):
+        shutil.copy(mask, tmp_path)
+        image = nibabel.load(mask)
+        large = np.where(np.asarray(image.dataobj) == 1, 1, 0).astype(np.uint16)
+        nibabel.Nifti1Image(large, image.affine).to_filename(tmp_path / mask.name)
+        shutil.copy(few / mask.name.replace("_seg_", "_img_"), tmp_path)
+    result = run("--model", checkpoints[0], "--data-dir", tmp_path, "--output", tmp_path / "out", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "large (" in report
+    assert "small (" not in report.partition("## How it was measured")[0]
 
 
 def test_one_case_is_reported_as_too_few(few: Path, tmp_path: Path, checkpoints: tuple[Path, Path]) -> None:

@@ -66,6 +66,8 @@ def _by_size(groups: Sequence[Group]) -> str:
     rows = []
     for size in GROUPS:
         some = [group for group in groups if group.name == size]
+        if not some:
+            continue
         for group, cells in zip(some, _metric_cells(some), strict=True):
             counted = f"{group.structures} ({group.cases})"
             rows.append([SIZE_TITLES[size], _plain(group.model), counted, *cells, str(group.empty)])
