@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.bundle import Bundle
-from samri.errors import InputError, PromptError
+from samri.errors import BundleError, InputError, PromptError
 from samri.manifest import Manifest, Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, preprocess
@@ -130,9 +130,9 @@ class Predictor:
             BundleError: The encoder's file is missing or changed.
         """
         pixels = np.asarray(image)
-        size = self.manifest.image_size
-        model_input = preprocess(pixels, self.manifest.profile, size, intensity_range)
-        features = self._open_encoder().run({"image": model_input})["image_embeddings"]
+        encoder = self._open_encoder()
+        model_input = preprocess(pixels, self.manifest.profile, self.manifest.image_size, intensity_range)
+        features = encoder.run({"image": model_input})["image_embeddings"]
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), self.manifest.embedding_id(self.precision))
 
     def predict(
@@ -252,7 +252,17 @@ class Predictor:
 
     def _open(self, role: Literal["encoder", "decoder"]) -> Session:
         path = self.bundle.graph_path(role, self.precision)
-        return open_session(path, self._provider, provider_options=self._provider_options, threads=self._threads)
+        session = open_session(path, self._provider, provider_options=self._provider_options, threads=self._threads)
+        side = self.manifest.image_size
+        name, shape = (
+            ("image", (3, side, side)) if role == "encoder" else ("image_embeddings", self.manifest.embedding_shape)
+        )
+        taken = next((tensor.shape[1:] for tensor in session.inputs if tensor.name == name), None)
+        if taken != shape:
+            raise BundleError(
+                f"{path} doesn't take the {name} of shape {shape} that its manifest states: export it again"
+            )
+        return session
 
     def _open_encoder(self) -> Session:
         with self._opening:

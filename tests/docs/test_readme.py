@@ -27,6 +27,17 @@ def commands() -> list[str]:
     return [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
 
 
+FINE_TUNING = ("samri-prepare", "samri-embed", "samri-train", "samri-evaluate")
+
+
+def type_in(commands: list[str]) -> None:
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        called = [str(Path(sys.executable).parent / program), *arguments]
+        done = subprocess.run(called, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
 def test_the_readmes_commands_and_example_work_as_they_stand(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,19 +45,35 @@ def test_the_readmes_commands_and_example_work_as_they_stand(
     volume = np.stack([picture((182, 218), seed) for seed in range(100)], axis=2)
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, 1, 1, 1])), tmp_path / "scan.nii.gz")
     monkeypatch.chdir(tmp_path)
-    bin_folder = Path(sys.executable).parent
     ours = [command for command in commands() if command.startswith("samri-")]
-    assert [command.split()[0] for command in ours] == ["samri-export", "samri-run", "samri-doctor"]
-    for command in ours:
-        program, *arguments = shlex.split(command)
-        done = subprocess.run([str(bin_folder / program), *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    inference = [command for command in ours if not command.startswith(FINE_TUNING)]
+    assert [command.split()[0] for command in inference] == ["samri-export", "samri-run", "samri-doctor"]
+    type_in(inference)
     assert nibabel.load("out/scan_seg_.nii.gz").shape == volume.shape
 
     (example,) = blocks("python")
     names = {"slice_2d": volume[:, :, 90]}
     exec(compile(example, "README.md", "exec"), names)
     assert names["result"].masks.shape == (1, 182, 218)  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_the_readmes_fine_tuning_works_as_it_stands(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(checkpoint, tmp_path / "sam_vit_b.pth")
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "volumes" / folder).mkdir(parents=True)
+    for patient in range(10):
+        volume = np.stack([picture((48, 40), 10 * patient + z) for z in range(2)], axis=2)
+        labels = (volume > 150).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), f"{tmp_path}/volumes/imagesTr/knee_{patient}_0000.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), f"{tmp_path}/volumes/labelsTr/knee_{patient}.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    steps = [command for command in commands() if command.startswith(FINE_TUNING)]
+    assert [command.split()[0] for command in steps] == list(FINE_TUNING)
+    type_in(steps)
+    assert "before" in (tmp_path / "evaluation" / "report.md").read_text()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

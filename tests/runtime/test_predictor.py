@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -232,6 +234,17 @@ def test_what_is_no_image_is_refused(predictor: Predictor, bad: np.ndarray) -> N
 def test_a_provider_that_is_not_there_is_refused_when_the_bundle_is_opened(bundle: Path) -> None:
     with pytest.raises(ProviderError):
         Predictor(bundle, provider="migraphx")
+
+
+@pytest.mark.parametrize(("key", "value"), [("image_size", 100_000_000), ("embedding_shape", [64, 8, 8])])
+def test_a_manifest_that_does_not_fit_its_graphs_is_refused_before_memory_is_taken(
+    bundle: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    shutil.copytree(bundle, tmp_path / "other")
+    manifest = tmp_path / "other" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {key: value}))
+    with pytest.raises(BundleError, match="manifest"):
+        Predictor(tmp_path / "other", provider="cpu").encode(picture((20, 30)))
 
 
 def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Path) -> None:

@@ -1,0 +1,17 @@
+"""Decoder-only fine-tuning on stored embeddings. `samri-train`."""
+
+from __future__ import annotations
+
+from samri_training.train._command import main
+from samri_training.train._settings import Settings
+
+__all__ = ["Settings", "main", "train"]
+
+
+def __getattr__(name: str) -> object:
+    # torch and MONAI take seconds to import, which `samri-train --help` needn't.
+    if name == "train":
+        from samri_training.train._run import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,97 @@
+"""`samri-train`: parse, call `train`, print."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from click.core import ParameterSource
+
+from samri.errors import SamriError
+from samri_runtime._command import command, say
+from samri_training.train._settings import Settings, described, read_config
+
+_PATHS = click.Path(path_type=Path)
+
+
+def _options(function: Callable[..., None]) -> Callable[..., None]:
+    """An option for each setting, with its type, choices and help."""
+    defaults = Settings()
+    for name, (kind, about) in reversed(described().items()):
+        flag = f"--{name.replace('_', '-')}"
+        default = getattr(defaults, name)
+        shown = {True: "on", False: "off"}[default] if kind is bool else default
+        # The defaults stand in Settings alone: here None means "not given".
+        settings: dict[str, Any] = {"help": about.text + ("" if shown is None else f"  [{shown}]"), "default": None}
+        plain = next((option for option in get_args(kind) if option is not NoneType), kind) if _optional(kind) else kind
+        if kind is bool:
+            flag = f"{flag}/--no-{flag[2:]}"
+        elif get_origin(plain) is Literal:
+            settings["type"] = click.Choice(get_args(plain))
+        else:
+            settings["type"] = _PATHS if plain is Path else plain
+        if name == "amp":
+            settings |= {"is_flag": False, "flag_value": "bf16"}
+        function = click.option(flag, name, **settings)(function)
+    return function
+
+
+def _optional(kind: Any) -> bool:
+    return NoneType in get_args(kind)
+
+
+@command("samri-train")
+@_options
+@click.option("--config", type=_PATHS, help="YAML file of settings, or a shipped one: published, quick, one_dataset.")
+@click.option("--resume", type=_PATHS, help="Folder or last.pth of a run to go on with; its settings are kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.pass_context
+def main(context: click.Context, /, config: Path | None, resume: Path | None, as_json: bool, **given: Any) -> None:
+    """Fine-tune SAM's mask decoder on stored embeddings.
+
+    Start it with torchrun for several GPUs or nodes. The command line goes before the config file, that before the
+    settings of a resumed run, and those before the defaults.
+    """
+    from samri_training.train._processes import StoppedWithOthersError
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        settings = _settings(context, config, resume, given)
+    except SamriError:
+        if first:
+            raise
+        context.exit(1)  # All processes have the same command line; one line about it is enough.
+    from samri_training.train._run import train
+
+    try:
+        outcome = train(settings, resume=resume, say=say)
+    except StoppedWithOthersError:
+        context.exit(1)
+    if first:
+        click.echo(json.dumps(outcome.to_json()) if as_json else f"{outcome.folder / 'best.pth'}")
+
+
+def _settings(context: click.Context, config: Path | None, resume: Path | None, given: dict[str, Any]) -> Settings:
+    values: dict[str, Any] = {}
+    if resume is not None:
+        from samri_training.train._last import read_last
+
+        last = read_last(resume)
+        # Its folder may have been moved since.
+        values |= last.settings.to_json() | {"save_dir": str(last.path.parent)}
+    if config is not None:
+        # Checked by itself first, so that an error names the file.
+        read = read_config(config)
+        Settings.of(read, str(config))
+        values |= {str(name).replace("-", "_"): value for name, value in read.items()}
+    named = {
+        name: value
+        for name, value in given.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    return Settings.of(values | named, "samri-train")

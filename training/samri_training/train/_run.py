@@ -1,0 +1,258 @@
+"""A whole training run: open, step through the epochs, validate, keep the best, be ready to go on after any end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from samri import __version__
+from samri.errors import InputError
+from samri.model import Checkpoint, PromptDecoder
+from samri.preprocessing import profile
+from samri_training.train._data import TrainingData, open_data
+from samri_training.train._history import Entry, Progress, Say, best_entry, line, trained_entry, validated_entry
+from samri_training.train._last import (
+    BEST,
+    LAST,
+    RunData,
+    check_same_curve,
+    check_same_data,
+    read_last,
+    restore,
+    save_best,
+    save_last,
+)
+from samri_training.train._processes import Processes, joined_processes
+from samri_training.train._records import Curves, Events, git_commit, write_environment, write_json
+from samri_training.train._samples import Frame, Requests, TrainingBatches, loader
+from samri_training.train._settings import Settings
+from samri_training.train._starting import run_folder, starting_point
+from samri_training.train._step import Training, TrainingError
+from samri_training.train._validation import Validation, ValidationBatches, ValidationRequests, validate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    epochs: int
+    best_epoch: int
+    best_dice: float | None
+    """Mean validation Dice of best.pth; None when there was no validation."""
+    start_dice: float | None
+    """Of the checkpoint that the run started from."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {"best": str(self.folder / BEST), "last": str(self.folder / LAST), **values, "folder": str(self.folder)}
+
+
+def train(settings: Settings, *, resume: Path | None = None, say: Say = print) -> Outcome:
+    """Fine-tune the mask decoder on stored embeddings.
+
+    Under torchrun all its processes call this, with the same arguments.
+
+    Args:
+        settings: What to do; with `resume`, the run's own settings with what may change changed.
+        resume: A run's folder or its last.pth.
+        say: Told one line now and then, in the first process only.
+
+    Raises:
+        SamriError: Something that the user can act on; at the same moment in all processes.
+    """
+    with _kernels(settings.deterministic), joined_processes(settings.device) as processes:
+        run = processes.agree(lambda: _Run(settings, resume, processes, say if processes.first else _silent))
+        try:
+            return run.to_the_end()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory on {processes.device} with --batch-size {settings.batch_size}: "
+                "halve it and double --accumulate, which gives the same steps"
+            ) from error
+
+
+class _Run:
+    def __init__(self, settings: Settings, resume: Path | None, processes: Processes, say: Say) -> None:
+        self._settings, self._processes, self._say = settings, processes, say
+        last = None if resume is None else read_last(resume)
+        self._folder = run_folder(settings, last)
+        if last is not None:
+            check_same_curve(last, settings)
+        checkpoint = starting_point(settings, last)
+        self._data = open_data(settings, checkpoint)
+        samples, info = self._data.training_samples, self._data.training.info
+        self._requests = Requests(samples, settings, processes.rank, processes.count)
+        self._run_data = RunData(len(samples), self._requests.samples_per_step, info.embedding_id)
+        decoder = PromptDecoder(checkpoint.sam).to(processes.device)
+        self._training = Training(decoder, settings, processes, settings.epochs * self._requests.steps)
+        # Only the first process writes files; the others need no encoder in their memory.
+        self._sam = checkpoint.sam if processes.first else None
+        self._history: list[Entry] = []
+        self._epoch = 0
+        if last is not None:
+            check_same_data(last, self._run_data)
+            restore(self._training, last)
+            self._history, self._epoch = list(last.history), last.epoch
+        self._frame = Frame.of(profile(info.profile), info.image_size, info.embedding_shape, settings)
+        self._batches, self._validation_batches = _loaders(self._data, self._requests, self._frame, settings, processes)
+        self._events = Events(self._folder / "events" if settings.tensorboard and processes.first else None)
+        self._curves = Curves(self._folder / "curves.png")
+        self._introduce(checkpoint, resume)
+
+    def to_the_end(self) -> Outcome:
+        """Train until the last epoch."""
+        if self._epoch == 0 and not self._history and self._data.validation is not None:
+            self._finish_epoch({"epoch": 0, **validated_entry(self._validate())})
+        while self._epoch < self._settings.epochs:
+            self._epoch += 1
+            entry = self._train_epoch()
+            if self._data.validation is not None and self._epoch % self._settings.val_every == 0:
+                entry |= validated_entry(self._validate())
+            self._finish_epoch(entry)
+        self._in_first(lambda: self._curves.draw(self._history))
+        return self._outcome()
+
+    def _train_epoch(self) -> Entry:
+        began = time.perf_counter()
+        self._requests.epoch = self._epoch
+        reports = []
+        left_out = {"relabelled": 0, "vanished": 0, "empty": 0}
+        progress = Progress(self._say, self._epoch, self._settings.epochs, self._requests.steps)
+        batches = iter(self._batches)
+        for step in range(1, self._requests.steps + 1):
+            of_step = [next(batches) for _ in range(self._settings.accumulate)]
+            for reason in left_out:
+                left_out[reason] += sum(getattr(batch, reason) for batch in of_step)
+            reports.append(self._training.step(of_step))
+            progress.show(step, reports[-1])
+        counts = torch.tensor(list(left_out.values()), dtype=torch.int64, device=self._processes.device)
+        self._processes.sum(counts)
+        lr = self._training.optimizer.param_groups[0]["lr"]
+        entry = trained_entry(self._epoch, reports, lr, time.perf_counter() - began)
+        if not entry["samples"]:
+            raise TrainingError(self._nothing_learned(entry))
+        return entry | dict(zip(left_out, counts.tolist(), strict=True))
+
+    def _nothing_learned(self, entry: Entry) -> str:
+        where = self._data.training.path
+        if entry["bad_steps"] or entry["overflows"]:
+            return f"no step of epoch {self._epoch} was finite: look at the embeddings in {where}, or lower --lr"
+        return (
+            f"{where}: no slice has a label that is left at the decoder's resolution: check its masks, "
+            "or keep thin structures with --targets nearest-exact"
+        )
+
+    def _validate(self) -> Validation:
+        assert self._validation_batches is not None
+        samples = len(self._data.validation_samples)
+        with self._best_weights():
+            return validate(
+                self._training.decoder, self._validation_batches, samples, self._frame, self._settings, self._processes
+            )
+
+    def _best_weights(self) -> contextlib.AbstractContextManager[None]:
+        """The averaged weights, when there are such."""
+        average = self._training.average
+        return contextlib.nullcontext() if average is None else average.in_place()
+
+    def _finish_epoch(self, entry: Entry) -> None:
+        """Keep what the epoch gave. `last.pth` comes last: a run that dies before it does the same epoch again."""
+        self._history.append(entry)
+        self._say(line(entry, self._settings.epochs))
+        self._in_first(self._write)
+
+    def _in_first(self, action: Callable[[], None]) -> None:
+        """The first process does it; when it can't, all stop."""
+        self._processes.agree(action if self._processes.first else lambda: None)
+
+    def _write(self) -> None:
+        assert self._sam is not None
+        best = best_entry(self._history)
+        if best is not None and best["epoch"] == self._epoch:
+            with self._best_weights():
+                save_best(self._folder, self._sam)
+        logs = {"best_epoch": None if best is None else best["epoch"], "epochs": self._history}
+        write_json(self._folder / "logs.json", logs)
+        self._curves.draw_now_and_then(self._history)
+        self._events.add(self._history[-1])
+        save_last(self._folder, self._sam, self._training, self._epoch, self._history, self._run_data)
+
+    def _outcome(self) -> Outcome:
+        best = best_entry(self._history)
+        if best is None:
+            raise InputError(f"{self._folder}: nothing was trained: --epochs is {self._settings.epochs}")
+        start = self._history[0].get("val_dice") if self._history[0]["epoch"] == 0 else None
+        dice = best.get("val_dice")
+        if start is not None and dice is not None and dice <= start:
+            self._say(f"no epoch did better than the checkpoint it started from (Dice {start:.4f}): keep that one")
+        return Outcome(self._folder, self._epoch, best["epoch"], dice, start)
+
+    def _introduce(self, checkpoint: Checkpoint, resume: Path | None) -> None:
+        """Say what is about to happen, and write it down."""
+        trained = sum(parameter.numel() for parameter in self._training.parameters.values())
+        total = sum(parameter.numel() for parameter in checkpoint.sam.parameters())
+        self._say(
+            f"{checkpoint.architecture.backbone}: training {trained:,} of {total:,} parameters on "
+            f"{self._run_data.samples} slices, {self._run_data.samples_per_step} a step, "
+            f"{self._processes.count} x {self._processes.device.type}; {self._data.note}"
+        )
+        if resume is not None:
+            self._say(f"going on after epoch {self._epoch} of {resume}")
+        if not self._processes.first:
+            return
+        arguments = {
+            "settings": self._settings.to_json(),
+            "samri_version": __version__,
+            "git_commit": git_commit(),
+            "processes": self._processes.count,
+            "device": str(self._processes.device),
+            "trained_parameters": trained,
+            "parameters": total,
+            "resumed_after_epoch": None if resume is None else self._epoch,
+            "checkpoint_sha256": checkpoint.sha256,
+            "data": dataclasses.asdict(self._run_data),
+            "validation_samples": len(self._data.validation_samples),
+        }
+        write_json(self._folder / "args.json", arguments)
+        write_environment(self._folder / "environment.txt")
+
+
+def _loaders(
+    data: TrainingData, requests: Requests, frame: Frame, settings: Settings, processes: Processes
+) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
+    """What makes the batches to learn from, and those to validate on."""
+    workers, device = settings.num_workers, processes.device
+    training = loader(TrainingBatches(data.training, frame), requests, workers, device)
+    if data.validation is None:
+        return training, None
+    shared = ValidationRequests(len(data.validation_samples), settings.batch_size, processes.rank, processes.count)
+    batches = ValidationBatches(data.validation, data.validation_samples, frame)
+    return training, loader(batches, shared, workers, device)
+
+
+@contextlib.contextmanager
+def _kernels(deterministic: bool) -> Iterator[None]:
+    """Only kernels that give the same digits each time, for as long as the run lasts."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _silent(_line: str) -> None:
+    return None

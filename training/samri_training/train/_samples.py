@@ -1,0 +1,246 @@
+"""Batches: embeddings out of the store, one label of each slice, its target, and a prompt for it.
+
+Everything random about a sample comes from a generator keyed by (seed, epoch, sample), so that a batch is the same
+whichever process, and whichever number of them, makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from samri.errors import SamriError
+from samri.preprocessing import Profile
+from samri.prompts import Prompt, pack, to_model_frame
+from samri_training.prompting import PromptKind, sample_prompt
+from samri_training.train._settings import Settings, Targets, TrainingPrompts
+from samri_training.train._targets import low_res_target
+
+
+class StoredSlice(Protocol):
+    """What training needs of a slice in a store."""
+
+    @property
+    def features(self) -> npt.NDArray[Any]:
+        """(C, G, G) float16 or float32."""
+
+    @property
+    def mask(self) -> npt.NDArray[Any]:
+        """(H, W) label map of the slice at its own size, 0 background."""
+
+
+class SliceSource(Protocol):
+    """An embedding store, or what reads like one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> StoredSlice: ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How slices lie in the model, and how they are asked about."""
+
+    profile: Profile
+    image_size: int
+    embedding_shape: tuple[int, int, int]
+    """(C, G, G)."""
+    prompts: TrainingPrompts
+    jitter: bool
+    targets: Targets
+    seed: int
+
+    @classmethod
+    def of(cls, profile: Profile, image_size: int, embedding_shape: tuple[int, int, int], settings: Settings) -> Frame:
+        """The frame of a store's profile and shapes with the prompts and targets that the settings ask for."""
+        return cls(
+            profile, image_size, embedding_shape, settings.prompts, settings.jitter, settings.targets, settings.seed
+        )
+
+    @property
+    def low_res(self) -> int:
+        """L: side of the decoder's logits."""
+        return 4 * self.embedding_shape[1]
+
+
+class Batch(NamedTuple):
+    """B samples, and why others are not among them."""
+
+    features: Tensor
+    """(B, C, G, G), as stored."""
+    coords: Tensor
+    """(B, N, 2) float32, (x, y) in the S x S model frame."""
+    labels: Tensor
+    """(B, N) float32, as `samri.prompts.pack` defines them."""
+    targets: Tensor
+    """(B, 1, L, L) bool."""
+    relabelled: int = 0
+    """Samples whose first label vanished at low resolution, and another one was drawn."""
+    vanished: int = 0
+    """Samples left out: every label vanished."""
+    empty: int = 0
+    """Samples left out: no label at all."""
+    failure: str = ""
+    """Why the store could not be read; the batch is empty then."""
+
+
+class Request(NamedTuple):
+    """Indices into the store of the samples of one batch."""
+
+    epoch: int
+    indices: tuple[int, ...]
+
+
+class TrainingBatches(Dataset[Batch]):
+    """The batch of a request. A store that can't be read becomes `Batch.failure`, since all processes must know."""
+
+    def __init__(self, source: SliceSource, frame: Frame) -> None:
+        self._source = source
+        self._frame = frame
+
+    def __getitem__(self, request: Request) -> Batch:
+        features, prompts, targets, shapes = [], [], [], []
+        relabelled = vanished = empty = 0
+        for index in request.indices:
+            try:
+                stored = self._source[index]
+            except SamriError as error:
+                return empty_batch(self._frame)._replace(failure=str(error))
+            rng = np.random.default_rng([self._frame.seed, request.epoch, index])
+            labels = labels_of(stored.mask)
+            drawn = drawn_target(stored.mask, rng.permutation(labels), self._frame)
+            if drawn is None:
+                vanished += len(labels) > 0
+                empty += len(labels) == 0
+                continue
+            mask, target, tries = drawn
+            relabelled += tries > 1
+            kind = prompt_kind(self._frame.prompts, request.epoch, index)
+            prompts.append(sample_prompt(mask, kind, rng, self._frame.jitter))
+            features.append(stored.features)
+            targets.append(target)
+            shapes.append((mask.shape[0], mask.shape[1]))
+        batch = assembled(features, prompts, targets, shapes, self._frame)
+        return batch._replace(relabelled=relabelled, vanished=vanished, empty=empty)
+
+
+class Requests(Sampler[Request]):
+    """This process's requests of one epoch, `accumulate` of them a step; set `epoch` before each pass.
+
+    The order of all samples depends on seed and epoch only. Each step takes the next `processes * accumulate *
+    batch_size` of them, dealt out in turn; the last step takes what is left, so that a process may get an empty batch
+    but every process has the same number of steps.
+    """
+
+    def __init__(self, samples: Sequence[int], settings: Settings, rank: int, processes: int) -> None:
+        self.epoch = 1
+        self._samples = np.asarray(samples)
+        self._seed = settings.seed
+        self._batch_size = settings.batch_size
+        self._accumulate = settings.accumulate
+        self._rank = rank
+        self._processes = processes
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of all processes together."""
+        return self._processes * self._accumulate * self._batch_size
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return -(-len(self._samples) // self.samples_per_step)
+
+    def __len__(self) -> int:
+        return self.steps * self._accumulate
+
+    def __iter__(self) -> Iterator[Request]:
+        # The spawn key keeps this stream apart from those of the samples.
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, self.epoch], spawn_key=(1,)))
+        order = rng.permutation(self._samples)
+        for start in range(0, len(order), self.samples_per_step):
+            mine = order[start : start + self.samples_per_step][self._rank :: self._processes].tolist()
+            for first in range(0, self._accumulate * self._batch_size, self._batch_size):
+                yield Request(self.epoch, tuple(mine[first : first + self._batch_size]))
+
+
+def loader(batches: Dataset[Any], requests: Any, workers: int, device: torch.device) -> DataLoader[Any]:
+    """Whole batches, made ahead by `workers` processes or, with 0, in this one."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        sampler=requests,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        # A fork would inherit the threads and locks of CUDA and NCCL: a classic hang.
+        multiprocessing_context="spawn" if workers else None,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Batches are made whole; torch's own conversion would turn label maps into tensors."""
+    return batch
+
+
+def labels_of(mask: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """The labels above 0 in a label map, ascending."""
+    return np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1
+
+
+def drawn_target(
+    mask: npt.NDArray[Any], labels: npt.NDArray[np.intp], frame: Frame
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], int] | None:
+    """The first of `labels` that is left at low resolution: its (H, W) mask, (L, L) target, how many were tried."""
+    for tries, label in enumerate(labels, start=1):
+        binary = mask == label
+        target = low_res_target(binary, frame.profile, frame.image_size, frame.low_res, frame.targets)
+        if target.any():
+            return binary, target, tries
+    return None
+
+
+def prompt_kind(prompts: TrainingPrompts, epoch: int, index: int) -> PromptKind:
+    """`alternate` asks half the slices with a box and half with a point, and the other way round in the next epoch."""
+    if prompts == "alternate":
+        return "box" if (epoch + index) % 2 == 0 else "point"
+    return prompts
+
+
+def empty_batch(frame: Frame) -> Batch:
+    """No samples, in the right shapes."""
+    return Batch(
+        torch.zeros(0, *frame.embedding_shape),
+        torch.zeros(0, 2, 2),
+        torch.zeros(0, 2),
+        torch.zeros(0, 1, frame.low_res, frame.low_res, dtype=torch.bool),
+    )
+
+
+def assembled(
+    features: Sequence[npt.NDArray[Any]],
+    prompts: Sequence[Prompt],
+    targets: Sequence[npt.NDArray[np.bool_]],
+    shapes: Sequence[tuple[int, int]],
+    frame: Frame,
+) -> Batch:
+    """One batch of samples: prompts packed together and scaled into the model frame as inference scales them."""
+    if not features:
+        return empty_batch(frame)
+    coords, labels = pack(prompts)
+    for row, shape in enumerate(shapes):
+        coords[row] = to_model_frame(coords[row], shape, frame.profile, frame.image_size)
+    return Batch(
+        torch.from_numpy(np.stack(features)),
+        torch.from_numpy(coords),
+        torch.from_numpy(labels),
+        torch.from_numpy(np.stack(targets)[:, None]),
+    )

@@ -1,0 +1,194 @@
+"""Every setting of a training run, in one place: options, YAML keys and `args.json` are made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from samri.errors import InputError
+from samri.preprocessing import ProfileName
+
+TrainingPrompts = Literal["box", "point", "mixed", "alternate"]
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Amp = Literal["off", "bf16", "fp16"]
+Scheduler = Literal["constant", "cosine"]
+Targets = Literal["area", "nearest-exact"]
+BadSteps = Literal["skip", "stop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What people are told about a setting, and its bounds: a number above `above`, at least `least`."""
+
+    text: str
+    above: float | None = None
+    least: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a training run was asked to do. Made by `Settings.of`, which checks types and bounds."""
+
+    embedding_dir: Annotated[
+        Path | None, About("Embedding store or published cache, or a folder with `training` and `validation`.")
+    ] = None
+    val_embedding_dir: Annotated[Path | None, About("Embedding store or published cache to validate on.")] = None
+    val_fraction: Annotated[float, About("Share of the cases held out when there is nothing else.", above=0)] = 0.1
+    checkpoint: Annotated[Path | None, About("SAM, SAMRI or MedSAM checkpoint whose encoder made the embeddings.")] = (
+        None
+    )
+    base: Annotated[Path | None, About("The full checkpoint behind a decoder-only one.")] = None
+    profile: Annotated[ProfileName | None, About("Preprocessing behind a published cache; a store knows its own.")] = (
+        None
+    )
+    save_dir: Annotated[Path | None, About("Folder for best.pth, last.pth, logs and curves.")] = None
+    epochs: Annotated[int, About("Passes over the slices; each takes one random label of each slice.", least=1)] = 20
+    batch_size: Annotated[int, About("Slices a step and process.", least=1)] = 8
+    accumulate: Annotated[int, About("Batches a process adds up before the weights move.", least=1)] = 1
+    lr: Annotated[float, About("Learning rate of AdamW.", above=0)] = 1e-4
+    weight_decay: Annotated[float, About("Weight decay of AdamW.", least=0)] = 0.1
+    scheduler: Annotated[Scheduler, About("How the learning rate goes on after the warm-up.")] = "constant"
+    warmup_steps: Annotated[int, About("Steps in which the learning rate rises to --lr.", least=0)] = 0
+    min_lr: Annotated[float, About("Where the cosine ends.", least=0)] = 0.0
+    clip_norm: Annotated[float, About("Largest norm of a step's gradient; 0 for any.", least=0)] = 1.0
+    prompts: Annotated[
+        TrainingPrompts, About("What the decoder is asked with; mixed: box and point in one; alternate: by turns.")
+    ] = "box"
+    jitter: Annotated[bool, About("Move the sides of training boxes by up to 10 px of 256.")] = True
+    targets: Annotated[Targets, About("How masks become targets of the decoder's resolution.")] = "area"
+    train_scores: Annotated[bool, About("Train the other masks and the score head too, so that scores tell IoU.")] = (
+        False
+    )
+    ema: Annotated[float, About("Decay of a moving average of the weights, for best.pth; 0 for none.", least=0)] = 0.0
+    amp: Annotated[Amp, About("Mixed precision; bf16 when no value is given.")] = "off"
+    device: Annotated[Device, About("Where the decoder runs.")] = "auto"
+    seed: Annotated[int, About("Decides order, labels and prompts.", least=0)] = 0
+    val_every: Annotated[int, About("Epochs between validations; 0 for none.", least=0)] = 1
+    num_workers: Annotated[int, About("Processes that load batches ahead; 0: the training process does.", least=0)] = 0
+    deterministic: Annotated[bool, About("Only deterministic GPU kernels (slower).")] = False
+    bad_steps: Annotated[BadSteps, About("What all processes do when a loss or gradient is not finite.")] = "skip"
+    tensorboard: Annotated[bool, About("Write TensorBoard events into the folder too.")] = False
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str) -> Settings:
+        """Settings from plain values as YAML and JSON hold them; what is not named keeps its default.
+
+        Args:
+            values: By name, with dashes or underscores.
+            source: The file's name, or `command line`, for messages.
+
+        Raises:
+            InputError: An unknown name, or a value of the wrong type or out of bounds.
+        """
+        fields = described()
+        read: dict[str, Any] = {}
+        for key, value in values.items():
+            name = str(key).replace("-", "_")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, 1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(fields)}"
+                raise InputError(f"{source}: unknown setting {key!r}{hint}")
+            kind, about = fields[name]
+            read[name] = _converted(kind, value, f"{source}: {name}")
+            _check_bounds(name, about, read[name], source)
+        settings = cls(**read)
+        if not settings.val_fraction < 1:
+            raise InputError(f"{source}: val_fraction is a share of the cases, below 1, not {settings.val_fraction:g}")
+        if not settings.ema < 1:
+            raise InputError(f"{source}: ema is a decay below 1, such as 0.999, not {settings.ema:g}")
+        return settings
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, in the order of the fields; paths in full, since a run may be resumed from elsewhere."""
+        values = dataclasses.asdict(self)
+        return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def described() -> dict[str, tuple[Any, About]]:
+    """The type of each setting, and what is said about it."""
+    return {name: get_args(hint) for name, hint in get_type_hints(Settings, include_extras=True).items()}
+
+
+CURVE = (
+    "accumulate", "batch_size", "lr", "weight_decay", "scheduler", "warmup_steps", "min_lr", "clip_norm", "prompts",
+    "jitter", "targets", "train_scores", "ema", "amp", "seed", "val_fraction",
+)  # fmt: skip
+"""What must stay for a resumed run to go on with the same curve; batch_size and accumulate: their product."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, or in a shipped one when only its name is given, such as `published`.
+
+    Raises:
+        InputError: No such file, not YAML, or no mapping of names to values.
+    """
+    import yaml
+
+    found = _shipped(path) if not path.exists() else path
+    if not found.is_file():
+        names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+        raise InputError(f"{path}: no such config file; the shipped ones are {names}")
+    try:
+        values = yaml.safe_load(found.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a config file is a list of `name: value` lines")
+    return values
+
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+
+
+def _shipped(path: Path) -> Path:
+    return SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml" if path.parent == Path() else path
+
+
+def _converted(kind: Any, value: Any, what: str) -> Any:
+    """`value` as a field's type has it, without guessing: a string is no number, except YAML's `1e-4`."""
+    options = get_args(kind) if _is_union(kind) else (kind,)
+    if value is None and NoneType in options:
+        return None
+    kind = options[0]
+    if get_origin(kind) is Literal:
+        # YAML 1.1 reads a bare `off` as false.
+        value = "off" if value is False and "off" in get_args(kind) else value
+        if value not in get_args(kind):
+            raise InputError(f"{what} is one of {', '.join(get_args(kind))}, not {value!r}")
+        return value
+    if Path in options and isinstance(value, (str, Path)) and str(value):
+        return Path(value)
+    if bool in options and isinstance(value, bool):
+        return value
+    if int in options and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if float in options and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        number = _number(value)
+        if number is not None:
+            return number
+    named = {Path: "a path", bool: "true or false", int: "a whole number", float: "a number"}
+    raise InputError(f"{what} is {named[options[0]]}, not {value!r}")
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) is Union or type(kind).__name__ == "UnionType"
+
+
+def _number(value: float | str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _check_bounds(name: str, about: About, value: Any, source: str) -> None:
+    if about.above is not None and not value > about.above:
+        raise InputError(f"{source}: {name} must be above {about.above:g}, not {value}")
+    if about.least is not None and value < about.least:
+        raise InputError(f"{source}: {name} must be at least {about.least:g}, not {value}")

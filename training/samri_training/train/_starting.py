@@ -1,0 +1,61 @@
+"""Where a run starts: from a checkpoint in a new folder, or from a `last.pth` in its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samri.errors import CheckpointError, InputError, OutputError
+from samri.model import Checkpoint, encoder_sha256, load_checkpoint
+from samri_training.train._last import LAST, Last
+from samri_training.train._settings import Settings
+
+
+def run_folder(settings: Settings, last: Last | None) -> Path:
+    """The folder for the results.
+
+    Raises:
+        InputError: None is named, or a resumed run is sent to another one.
+        OutputError: It holds a run already.
+    """
+    folder = settings.save_dir
+    if last is not None:
+        own = last.path.parent
+        if folder is not None and folder.resolve() != own.resolve():
+            raise InputError(f"a resumed run goes on in its own folder, {own}: leave out --save-dir")
+        return own
+    if folder is None:
+        raise InputError("no folder for the results: pass --save-dir")
+    if (folder / LAST).exists():
+        raise OutputError(f"{folder} holds a run: pass --resume {folder} to go on with it, or another --save-dir")
+    return folder
+
+
+def starting_point(settings: Settings, last: Last | None) -> Checkpoint:
+    """The model as it is before the first step.
+
+    Raises:
+        CheckpointError: It can't be read, or a resumed run is of another model than the checkpoint that was named.
+        InputError: No checkpoint is named.
+    """
+    if last is not None:
+        checkpoint = load_checkpoint(last.path)
+        if settings.checkpoint != last.settings.checkpoint and settings.checkpoint is not None:
+            _require_same_model(checkpoint, load_checkpoint(settings.checkpoint, settings.base))
+    elif settings.checkpoint is not None:
+        checkpoint = load_checkpoint(settings.checkpoint, settings.base)
+    else:
+        raise InputError("no checkpoint to start from: pass --checkpoint")
+    if settings.train_scores and checkpoint.architecture.mask_tokens < 2:
+        raise CheckpointError(f"{checkpoint.path}: has no masks beside the first, so --train-scores can't apply")
+    return checkpoint
+
+
+def _require_same_model(run: Checkpoint, named: Checkpoint) -> None:
+    way_out = "leave out --checkpoint to resume, or start a new run"
+    if named.architecture != run.architecture:
+        raise CheckpointError(
+            f"{run.path} is a run of a {run.architecture.backbone} model of another architecture than {named.path} "
+            f"({named.architecture.backbone}): {way_out}"
+        )
+    if encoder_sha256(named.sam) != encoder_sha256(run.sam):
+        raise CheckpointError(f"{run.path} is a run with another image encoder than that of {named.path}: {way_out}")

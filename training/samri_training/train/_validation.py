@@ -1,0 +1,170 @@
+"""How good the masks are that a user would get: Dice at the slice's own size, of each label by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from samri.errors import SamriError
+from samri.model import PromptDecoder
+from samri.postprocessing import upscale_logits
+from samri_training.prompting import sample_prompt
+from samri_training.train._loss import mask_losses
+from samri_training.train._processes import Processes
+from samri_training.train._samples import Batch, Frame, SliceSource, assembled, empty_batch, labels_of, prompt_kind
+from samri_training.train._settings import Settings
+from samri_training.train._step import TrainingError, autocast
+from samri_training.train._targets import low_res_target
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over all labels of all slices."""
+
+    dice: float
+    """At the slice's own size, logits above 0, as inference computes masks; an empty prediction counts as 0."""
+    loss: float
+    """Dice + 10 focal at low resolution, without the labels that vanish there."""
+    score_error: float
+    """|predicted IoU - real IoU|."""
+    masks: int
+
+
+class ValidationBatch(NamedTuple):
+    """Some slices, and a prompt for each label in each of them."""
+
+    prompts: Batch
+    """Its features are one a slice: (n, C, G, G); all else is one a prompt."""
+    rows: Tensor
+    """(B,) int64: which of the n slices a prompt belongs to."""
+    wanted: list[int]
+    """(B,) the label that a prompt asks for."""
+    maps: list[npt.NDArray[Any]]
+    """n label maps, (H, W) each."""
+    samples: list[int]
+    """n places in the list of validation slices."""
+
+
+class ValidationBatches(Dataset[ValidationBatch]):
+    """All labels of some slices, with the same prompts in every epoch and no jitter."""
+
+    def __init__(self, source: SliceSource, samples: Sequence[int], frame: Frame) -> None:
+        self._source = source
+        self._samples = samples
+        self._frame = frame
+
+    def __getitem__(self, places: Sequence[int]) -> ValidationBatch:
+        features, maps = [], []
+        rows: list[int] = []
+        wanted: list[int] = []
+        prompts, targets, shapes = [], [], []
+        frame = self._frame
+        for row, place in enumerate(places):
+            index = self._samples[place]
+            try:
+                stored = self._source[index]
+            except SamriError as error:
+                failed = empty_batch(frame)._replace(failure=str(error))
+                return ValidationBatch(failed, torch.zeros(0, dtype=torch.int64), [], [], [])
+            features.append(stored.features)
+            maps.append(stored.mask)
+            for label in labels_of(stored.mask).tolist():
+                mask = stored.mask == label
+                # Epoch 0: none of the training's, which count from 1.
+                rng = np.random.default_rng([frame.seed, 0, index, label])
+                prompts.append(sample_prompt(mask, prompt_kind(frame.prompts, 0, index), rng, jitter=False))
+                targets.append(low_res_target(mask, frame.profile, frame.image_size, frame.low_res, frame.targets))
+                shapes.append((mask.shape[0], mask.shape[1]))
+                rows.append(row)
+                wanted.append(label)
+        batch = assembled([features[row] for row in rows[:1]], prompts, targets, shapes, frame)
+        batch = batch._replace(features=torch.from_numpy(np.stack(features)))
+        return ValidationBatch(batch, torch.tensor(rows, dtype=torch.int64), wanted, maps, list(places))
+
+
+class ValidationRequests(Sampler[list[int]]):
+    """This process's share of the validation slices, some at a time."""
+
+    def __init__(self, samples: int, batch_size: int, rank: int, processes: int) -> None:
+        mine = list(range(rank, samples, processes))
+        self._requests = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._requests)
+
+
+@torch.no_grad()
+def validate(
+    decoder: PromptDecoder,
+    batches: Iterable[ValidationBatch],
+    samples: int,
+    frame: Frame,
+    settings: Settings,
+    processes: Processes,
+) -> Validation:
+    """Measure the decoder on all processes' batches; every process gets the same answer, whatever their number.
+
+    Raises:
+        TrainingError: The store could not be read, or it holds no label at all.
+        StoppedWithOthersError: Either was so in another process.
+    """
+    dtype = torch.float64 if processes.device.type != "mps" else torch.float32
+    # A row a slice, so that the order of summing, and with it the last digit, does not depend on the processes.
+    sums = torch.zeros(samples, 5, dtype=dtype)
+
+    def measure_all() -> None:
+        for batch in batches:
+            if batch.prompts.failure:
+                raise TrainingError(batch.prompts.failure)
+            for row, found in zip(
+                batch.rows.tolist(), _measured(decoder, batch, frame, settings, processes), strict=True
+            ):
+                sums[batch.samples[row]] += torch.tensor(found, dtype=dtype)
+
+    processes.agree(measure_all)
+    everywhere = sums.to(processes.device)
+    processes.sum(everywhere)
+    masks, dice, error, losses, loss = everywhere.sum(0).tolist()
+    if not masks:
+        raise TrainingError("the validation slices hold no label at all: give others with --val-embedding-dir")
+    return Validation(dice / masks, loss / max(losses, 1.0), error / masks, int(masks))
+
+
+def _measured(
+    decoder: PromptDecoder, batch: ValidationBatch, frame: Frame, settings: Settings, processes: Processes
+) -> Iterator[tuple[float, float, float, float, float]]:
+    """For each prompt: 1, its Dice, its score's error, 1 if it has a loss, and that."""
+    weights = decoder.mask_decoder.iou_token.weight
+    features = batch.prompts.features.to(processes.device).to(weights.dtype)
+    for start in range(0, len(batch.wanted), settings.batch_size):
+        some = slice(start, start + settings.batch_size)
+        coords, labels, targets = (
+            tensor[some].to(processes.device)
+            for tensor in (batch.prompts.coords, batch.prompts.labels, batch.prompts.targets)
+        )
+        with autocast(settings, processes.device):
+            logits, scores = decoder(
+                features[batch.rows[some].to(processes.device)], coords.to(weights.dtype), labels.to(weights.dtype)
+            )
+        losses = mask_losses(logits[:, :1], targets)[:, 0].tolist()
+        seen = targets.flatten(1).any(1).tolist()
+        low_res = logits[:, 0].float().cpu().numpy()
+        for at, (row, wanted, score) in enumerate(
+            zip(batch.rows[some].tolist(), batch.wanted[some], scores[:, 0].tolist(), strict=True)
+        ):
+            truth = batch.maps[row] == wanted
+            shape = (truth.shape[0], truth.shape[1])
+            mask = upscale_logits(low_res[at], shape, frame.profile, frame.image_size) > 0
+            common, pixels = int((mask & truth).sum()), int(mask.sum()) + int(truth.sum())
+            error = abs(score - common / (pixels - common))
+            yield 1.0, 2 * common / pixels, error, float(seen[at]), losses[at] if seen[at] else 0.0
