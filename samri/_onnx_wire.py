@@ -65,17 +65,25 @@ def _entry(data: mmap.mmap, start: int, end: int) -> tuple[str, str]:
 
 
 def _length_delimited_fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Field number, first byte and end of every length-delimited field; other fields are stepped over."""
+    """Field number, first byte and end of every length-delimited field; other fields are stepped over.
+
+    Stricter than protobuf's own readers, which forgive what no writer produces and each in its own way: only numbers in
+    their shortest form, no field that runs past its message, no groups.
+    """
     position = start
     while position < end:
-        tag, position = _varint(data, position)
+        tag, position = _number(data, position, largest=(1 << 32) - 1)
         wire_type = tag & 7
+        if tag >> 3 == 0:
+            raise ValueError("field number 0")
         if wire_type == _BYTES:
-            length, position = _varint(data, position)
+            length, position = _number(data, position, largest=(1 << 31) - 1)
+            if position + length > end:
+                raise ValueError("a field runs past its message")
             yield tag >> 3, position, position + length
             position += length
         elif wire_type == _VARINT:
-            _, position = _varint(data, position)
+            position = _after_varint(data, position)
         elif wire_type == _FIXED64:
             position += 8
         elif wire_type == _FIXED32:
@@ -86,14 +94,17 @@ def _length_delimited_fields(data: mmap.mmap, start: int, end: int) -> Iterator[
         raise ValueError("a field runs past its message")
 
 
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than ten bytes")
+def _number(data: mmap.mmap, position: int, largest: int) -> tuple[int, int]:
+    """A tag or a length, and the position after it."""
+    end = _after_varint(data, position)
+    value = sum((data[at] & 0x7F) << (7 * (at - position)) for at in range(position, end))
+    if value > largest or (end - position > 1 and data[end - 1] == 0):
+        raise ValueError("a tag or length that no writer produces")
+    return value, end
+
+
+def _after_varint(data: mmap.mmap, position: int) -> int:
+    for end in range(position + 1, position + 11):
+        if data[end - 1] < 0x80:
+            return end
+    raise ValueError("a number of more than ten bytes")

@@ -6,6 +6,7 @@ authorship; for that, compare the manifest's own hash with one from a source you
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from samri._onnx_wire import external_locations
@@ -47,8 +48,8 @@ class Bundle:
             text = file.read_bytes()
         except OSError as error:
             raise BundleError(f"cannot read {file}: {error.strerror}") from error
-        sha256 = file_sha256(file)
-        if expect_sha256 is not None and sha256 != expect_sha256.lower():
+        sha256 = hashlib.sha256(text).hexdigest()
+        if expect_sha256 is not None and sha256 != expect_sha256.strip().lower():
             raise BundleError(f"{file} has SHA-256 {sha256}, not the expected {expect_sha256}: this is another bundle")
         try:
             manifest = Manifest.from_json(text.decode(), str(file))
@@ -121,6 +122,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _manifest_file(path: Path) -> Path:
+    try:
+        return _found_manifest(path)
+    except OSError as error:  # A name that is too long, or a folder that may not be entered.
+        raise BundleError(f"no bundle at {path}: {error.strerror}") from error
+
+
+def _found_manifest(path: Path) -> Path:
     if path.name == FILE_NAME and path.is_file():
         return path
     if path.is_file() and path.suffix.lower() in _CHECKPOINT_SUFFIXES:

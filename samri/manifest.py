@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from samri.errors import BundleError
@@ -21,6 +22,8 @@ Role = Literal["encoder", "decoder", "decoder_sam", "decoder_sam_multi"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+_PATH = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 
 _T = TypeVar("_T")
 
@@ -47,7 +50,7 @@ class BundleFile:
         """Read and check one entry; `where` names it in errors."""
         entry = _Reader(values, where)
         path = entry.get("path", str)
-        _check_relative(path, where)
+        _check_path(path, where)
         digest = entry.get("sha256", str)
         if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise BundleError(f"{where}: sha256 is not 64 hexadecimal digits")
@@ -86,10 +89,13 @@ class Graph:
         entry = _Reader(values, where)
         role, precision = entry.choice("role", ROLES), entry.choice("precision", PRECISIONS)
         external = entry.get("external_data", list, default=[])
+        file = BundleFile.from_json(values, where)
+        if not file.path.endswith(".onnx"):
+            raise BundleError(f"{where}: the path of a graph ends in .onnx, not {file.path!r}")
         return cls(
             role,
             precision,
-            BundleFile.from_json(values, where),
+            file,
             tuple(BundleFile.from_json(file, f"{where}: external_data") for file in external),
             entry.get("embedding_id", str) if role == "encoder" else None,
         )
@@ -174,7 +180,8 @@ class Manifest:
         shape = entry.get("embedding_shape", list)
         if len(shape) != 3 or not all(_is_a(size, int) and size > 0 for size in shape) or shape[1] != shape[2]:
             raise BundleError(f"{source}: embedding_shape is [channels, grid, grid], not {shape}")
-        graphs = [Graph.from_json(item, f"{source}: graphs[{i}]") for i, item in enumerate(entry.get("graphs", list))]
+        listed = enumerate(entry.get("graphs", list))
+        graphs = [Graph.from_json(item, f"{source}: graphs[{i}]") for i, item in listed if not _is_newer(item)]
         keys = [(graph.role, graph.precision) for graph in graphs]
         if len(set(keys)) != len(keys):
             raise BundleError(f"{source}: two graphs have the same role and precision")
@@ -233,7 +240,7 @@ class _Reader:
 
     def choice(self, key: str, choices: tuple[_T, ...]) -> _T:
         value = self._values.get(key)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             known = ", ".join(str(choice) for choice in choices)
             raise BundleError(f"{self._where}: {key!r} is {value!r}; this samri knows {known}")
         return next(choice for choice in choices if choice == value)
@@ -254,17 +261,18 @@ def _check_version(version: str, source: str) -> None:
         )
 
 
-def _check_relative(path: str, where: str) -> None:
-    """A path stays inside the folder on every system: relative, with forward slashes, without `..` or a drive."""
-    pure = PurePosixPath(path)
-    if (
-        not path
-        or path != str(pure)
-        or pure.is_absolute()
-        or ".." in pure.parts
-        or "\\" in path
-        or "\0" in path
-        or PureWindowsPath(path).drive
-        or path == "."
-    ):
-        raise BundleError(f"{where}: path {path!r} must be a plain relative path inside the bundle")
+def _is_newer(graph: Any) -> bool:
+    """Of a role or precision that a newer minor version has added: left out, and no reason to refuse the rest."""
+    if not isinstance(graph, dict):
+        return False
+    role, precision = graph.get("role"), graph.get("precision")
+    return isinstance(role, str) and isinstance(precision, str) and (role not in ROLES or precision not in PRECISIONS)
+
+
+def _check_path(path: str, where: str) -> None:
+    """A path that means the same file on every system, and one inside the folder."""
+    if not _PATH.fullmatch(path) or len(path) > 200 or {".", ".."} & set(path.split("/")):
+        raise BundleError(
+            f"{where}: path {path[:200]!r} must be a plain relative path inside the bundle, "
+            "of letters, digits, dots, dashes, underscores and forward slashes"
+        )

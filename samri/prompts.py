@@ -29,7 +29,7 @@ def _no_labels() -> npt.NDArray[np.int64]:
     return np.zeros(0, dtype=np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """What one mask is asked with: points, a box, or both.
 
@@ -37,11 +37,30 @@ class Prompt:
         points: (N, 2) float, (x, y) in pixels of the slice as shown.
         labels: (N,) int, 1 for "this belongs to it", 0 for "this doesn't".
         box: (4,) float XYXY in the same pixels, or None.
+
+    Raises:
+        PromptError: A shape is wrong, a number isn't finite, a label isn't 0 or 1, or nothing is given.
     """
 
     points: npt.NDArray[np.float64] = field(default_factory=_no_points)
     labels: npt.NDArray[np.int64] = field(default_factory=_no_labels)
     box: npt.NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        points, labels = _floats(self.points, "points"), _floats(self.labels, "point labels")
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise PromptError(f"points are (N, 2) pairs of x and y, not {points.shape}")
+        if labels.shape != (len(points),):
+            raise PromptError(f"{len(points)} points need {len(points)} labels, not an array of shape {labels.shape}")
+        if not np.isin(labels, (FOREGROUND, BACKGROUND)).all():
+            raise PromptError("a point's label is 1 (belongs to the object) or 0 (doesn't)")
+        box = None if self.box is None else _floats(self.box, "box")
+        if box is not None and box.shape != (4,):
+            raise PromptError(f"a box is four numbers, x1 y1 x2 y2, not an array of shape {box.shape}")
+        if not len(points) and box is None:
+            raise PromptError("a prompt needs a box or at least one point")
+        for name, value in (("points", points), ("labels", labels.astype(np.int64)), ("box", box)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def of(
@@ -50,22 +69,11 @@ class Prompt:
         """A prompt from lists or arrays; points without labels belong to the object.
 
         Raises:
-            PromptError: A shape is wrong, a number isn't finite, a label isn't 0 or 1, or nothing is given.
+            PromptError: As the class.
         """
         xy = _no_points() if points is None else _floats(points, "points")
-        if xy.ndim != 2 or xy.shape[1] != 2:
-            raise PromptError(f"points are (N, 2) pairs of x and y, not {xy.shape}")
-        kinds = np.ones(len(xy)) if labels is None else _floats(labels, "point labels")
-        if kinds.shape != (len(xy),):
-            raise PromptError(f"{len(xy)} points need {len(xy)} labels, not an array of shape {kinds.shape}")
-        if not np.isin(kinds, (FOREGROUND, BACKGROUND)).all():
-            raise PromptError("a point's label is 1 (belongs to the object) or 0 (doesn't)")
-        corners = None if box is None else _floats(box, "box")
-        if corners is not None and corners.shape != (4,):
-            raise PromptError(f"a box is four numbers, x1 y1 x2 y2, not an array of shape {corners.shape}")
-        if not len(xy) and corners is None:
-            raise PromptError("a prompt needs a box or at least one point")
-        return cls(xy, kinds.astype(np.int64), corners)
+        kinds = np.ones(len(xy) if xy.ndim else 0) if labels is None else _floats(labels, "point labels")
+        return cls(xy, kinds.astype(np.float64), None if box is None else _floats(box, "box"))
 
     def validate(self, shape: tuple[int, int]) -> tuple[Prompt, list[str]]:
         """The prompt with its box clipped to the image, and plain notes on what was clipped.
@@ -112,7 +120,7 @@ def gather(
     Raises:
         PromptError: Shapes that don't go together.
     """
-    box_rows = None if boxes is None else list(np.atleast_2d(_floats(boxes, "boxes")))
+    box_rows = None if boxes is None else [row for row in np.atleast_2d(_floats(boxes, "boxes")) if row.size]
     if points is None:
         if labels is not None:
             raise PromptError("point labels were given without points")

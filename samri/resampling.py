@@ -11,7 +11,6 @@ Three kinds are needed to reproduce what the checkpoints were trained on, with n
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -104,14 +103,19 @@ def spline_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
     evaluated at pixel centers; both see the image mirrored about its first and last pixel (numpy's `reflect`).
     """
     shrink = old / new
-    smooth = np.eye(old)
+    kernel = _spline_kernel()
     if shrink > 1:
-        smooth = _gaussian_matrix(old, (shrink - 1) / 2)
-    if old == 1:
-        return np.ones((new, 1))
+        # Both filters are symmetric, so a mirrored image stays mirrored and their kernels may be joined first.
+        kernel = np.convolve(kernel, _gaussian_kernel((shrink - 1) / 2))
     position = (np.arange(new) + 0.5) * shrink - 0.5
-    weights: npt.NDArray[np.float64] = _basis_matrix(position, old) @ _spline_coefficients(old) @ smooth
-    return weights
+    start = np.floor(position).astype(np.intp)
+    t = position - start
+    basis = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3], axis=1) / 6
+    radius = len(kernel) // 2
+    columns = start[:, None, None] + np.arange(-1, 3)[:, None] + np.arange(-radius, radius + 1)
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None, None], _mirror(columns, old)), basis[:, :, None] * kernel)
+    return matrix
 
 
 def _mirror(index: npt.NDArray[np.intp], length: int) -> npt.NDArray[np.intp]:
@@ -123,31 +127,18 @@ def _mirror(index: npt.NDArray[np.intp], length: int) -> npt.NDArray[np.intp]:
     return np.minimum(index, period - index)
 
 
-def _scatter(columns: npt.NDArray[np.intp], weights: npt.NDArray[np.float64], length: int) -> npt.NDArray[np.float64]:
-    """Dense (rows, length) matrix from the column of each tap, both (rows, taps); mirrored taps add up."""
-    matrix = np.zeros((len(columns), length))
-    np.add.at(matrix, (np.arange(len(columns))[:, None], columns), weights)
-    return matrix
-
-
-def _gaussian_matrix(length: int, sigma: float) -> npt.NDArray[np.float64]:
+def _gaussian_kernel(sigma: float) -> npt.NDArray[np.float64]:
+    """Samples of a Gaussian, cut at four sigma, with sum 1."""
     radius = int(4.0 * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel /= kernel.sum()
-    columns = _mirror(np.arange(length)[:, None] + offsets, length)
-    return _scatter(columns, np.broadcast_to(kernel, columns.shape), length)
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return np.asarray(kernel / kernel.sum(), dtype=np.float64)
 
 
-def _basis_matrix(position: npt.NDArray[np.floating[Any]], length: int) -> npt.NDArray[np.float64]:
-    """Cubic B-spline basis at `position`: four taps each, mirrored at the ends."""
-    start = np.floor(position).astype(np.intp)
-    t = position - start
-    taps = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3], axis=1) / 6
-    columns = _mirror(start[:, None] + np.arange(-1, 3), length)
-    return _scatter(columns, taps, length)
+def _spline_kernel() -> npt.NDArray[np.float64]:
+    """From samples to cubic B-spline coefficients: the inverse of the filter (1, 4, 1) / 6.
 
-
-def _spline_coefficients(length: int) -> npt.NDArray[np.float64]:
-    """Samples to spline coefficients: the inverse of the basis at the samples themselves."""
-    return np.asarray(np.linalg.inv(_basis_matrix(np.arange(length) * 1.0, length)), dtype=np.float64)
+    Source: Unser, "Splines: a perfect fit for signal and image processing" (1999). It decays by z = sqrt(3) - 2
+    a sample, so that thirty samples on either side reach the last digit of a float64.
+    """
+    z = np.sqrt(3.0) - 2.0
+    return np.asarray(-6.0 * z / (1.0 - z * z) * z ** np.abs(np.arange(-30, 31)), dtype=np.float64)

@@ -12,18 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.bundle import Bundle
-from samri.errors import BundleError, InputError, PromptError
+from samri.errors import InputError, PromptError, ProviderError
 from samri.manifest import Manifest, Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, preprocess
 from samri.prompts import Prompt, gather, pack, to_model_frame
-from samri_runtime.providers import Provider, Session, open_session
+from samri_runtime._graphs import GraphRole, open_graph
+from samri_runtime.providers import Provider, Session
 
 # More prompts than this are decoded in turns, since each one holds several image-sized arrays.
 _PROMPTS_AT_ONCE = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Embedding:
     """What the encoder saw in one slice; any number of prompts can be asked of it.
 
@@ -38,7 +39,7 @@ class Embedding:
     embedding_id: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The answer to B prompts: one mask each, or three candidates each with `multimask`.
 
@@ -207,6 +208,7 @@ class Predictor:
         Raises:
             InputError: The embedding was made by another encoder.
             PromptError: `mask_input` has another shape.
+            ProviderError: The provider failed, or computed NaN or infinite numbers.
         """
         self._check(embedding)
         frame = to_model_frame(coords, embedding.shape, self.manifest.profile, self.manifest.image_size)
@@ -224,7 +226,13 @@ class Predictor:
             for start in range(0, len(labels), _PROMPTS_AT_ONCE)
         ]
         low_res = np.concatenate([answer["low_res_masks"] for answer in answers])
-        return low_res, np.concatenate([answer["iou_predictions"] for answer in answers])
+        scores = np.concatenate([answer["iou_predictions"] for answer in answers])
+        if not (np.isfinite(low_res).all() and np.isfinite(scores).all()):
+            raise ProviderError(
+                f"{self._decoder.provider} computed NaN or infinite logits with {self.bundle.folder}: "
+                "try --provider cpu, or another precision"
+            )
+        return low_res, scores
 
     def _mask_input(
         self, mask_input: npt.ArrayLike | None, count: int
@@ -244,25 +252,24 @@ class Predictor:
 
     def _check(self, embedding: Embedding) -> None:
         expected = self.manifest.embedding_id(self.precision)
-        if embedding.embedding_id != expected or embedding.features.shape != (1, *self.manifest.embedding_shape):
+        shape = (1, *self.manifest.embedding_shape)
+        if embedding.features.shape != shape:
+            raise InputError(f"an embedding for {self.bundle.folder} is {shape}, not {embedding.features.shape}")
+        if embedding.embedding_id != expected:
             raise InputError(
                 f"this embedding was made by another encoder ({embedding.embedding_id}) than that of "
                 f"{self.bundle.folder} ({expected}): encode the image again"
             )
 
-    def _open(self, role: Literal["encoder", "decoder"]) -> Session:
-        path = self.bundle.graph_path(role, self.precision)
-        session = open_session(path, self._provider, provider_options=self._provider_options, threads=self._threads)
-        side = self.manifest.image_size
-        name, shape = (
-            ("image", (3, side, side)) if role == "encoder" else ("image_embeddings", self.manifest.embedding_shape)
+    def _open(self, role: GraphRole) -> Session:
+        return open_graph(
+            self.bundle,
+            role,
+            self.precision,
+            self._provider,
+            provider_options=self._provider_options,
+            threads=self._threads,
         )
-        taken = next((tensor.shape[1:] for tensor in session.inputs if tensor.name == name), None)
-        if taken != shape:
-            raise BundleError(
-                f"{path} doesn't take the {name} of shape {shape} that its manifest states: export it again"
-            )
-        return session
 
     def _open_encoder(self) -> Session:
         with self._opening:

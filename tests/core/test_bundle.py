@@ -124,6 +124,8 @@ def test_a_missing_graph_is_found(folder: Path) -> None:
         "./encoder.onnx",
         "a//b",
         "a\0b",
+        "x" * 5000,
+        "*/_ORT_MEM_ADDR_/*",
     ],
 )
 def test_a_path_that_leaves_the_folder_is_refused(folder: Path, path: str) -> None:
@@ -173,7 +175,8 @@ def test_external_data_in_the_manifest_is_checked_like_a_graph(folder: Path) -> 
         ({"name": None}, "missing"),
         ({"profile": {"name": "x"}}, "unknown preprocessing profile"),
         ({"graphs": [{"role": "encoder"}]}, "precision"),
-        ({"graphs": [{"role": "teacher", "precision": "fp32"}]}, "teacher"),
+        ({"graphs": [{"role": 5, "precision": "fp32"}]}, "role"),
+        ({"profile": {"name": []}}, "unknown preprocessing profile"),
         ({"graphs": {}}, "type list"),
         ({"graphs": [7]}, "JSON object"),
     ],
@@ -186,6 +189,20 @@ def test_a_manifest_that_cannot_be_is_named(folder: Path, change: dict[str, Any]
 def test_a_newer_minor_version_with_new_keys_opens(folder: Path) -> None:
     rewrite(folder, {"format_version": "1.7", "colour": "blue"})
     Bundle.open(folder).verify()
+
+
+def test_a_role_or_precision_of_a_newer_minor_version_is_left_out(folder: Path) -> None:
+    graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
+    newer = [graphs[0] | {"role": "prompt_encoder"}, graphs[1] | {"precision": "int4"}]
+    rewrite(folder, {"format_version": "1.1", "graphs": [*graphs, *newer]})
+    assert len(Bundle.open(folder).manifest.graphs) == 2
+
+
+def test_a_graph_that_is_no_onnx_file_is_refused(folder: Path) -> None:
+    graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
+    graphs[0]["path"] = "manifest.json"
+    rewrite(folder, {"graphs": graphs})
+    refuses(folder, "manifest.json", ".onnx")
 
 
 def test_the_same_graph_twice_is_refused(folder: Path) -> None:
@@ -231,6 +248,8 @@ def test_what_is_no_bundle_is_named(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"manifest\.json"):
         Bundle.open(tmp_path)
+    with pytest.raises(BundleError, match="too long"):
+        Bundle.open(tmp_path / ("x" * 300))
     (tmp_path / "x.onnx").write_bytes(b"x")
     with pytest.raises(BundleError, match="folder"):
         Bundle.open(tmp_path / "x.onnx")

@@ -65,6 +65,51 @@ def constant_of(location: str) -> onnx.NodeProto:
     return helper.make_node("Constant", [], ["k"], value=external("k", location))
 
 
+# The tag of `external_data` (field 13, length-delimited) is one byte, 0x6A; each of these is another way to write it,
+# or to hide what follows, that some reader of protobuf forgives.
+EVASIONS = {
+    "padded": b"\xea\x00",
+    "bits above 32": b"\xea\x80\x80\x80\x10",
+    "field number above 2^29": b"\xea\x80\x80\x80\x80\x01",
+}
+
+
+@pytest.mark.parametrize("tag", EVASIONS.values(), ids=EVASIONS.keys())
+def test_a_tag_that_no_writer_produces_is_refused(tmp_path: Path, tag: bytes) -> None:
+    tensor = external("a", "../secret")
+    entries = b"".join(tag + bytes([len(raw)]) + raw for raw in (e.SerializeToString() for e in tensor.external_data))
+    tensor.ClearField("external_data")
+    hidden = tensor.SerializeToString() + entries
+    graph = identity_graph().SerializeToString() + b"\x2a" + varint(len(hidden)) + hidden
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\x08\x08\x3a" + varint(len(graph)) + graph)
+    with pytest.raises(BundleError, match="no ONNX graph"):
+        external_locations(path)
+
+
+def varint(number: int) -> bytes:
+    """Protobuf's shortest form."""
+    return bytes([number]) if number < 0x80 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
+
+
+def test_the_same_bytes_with_the_plain_tag_are_seen(tmp_path: Path) -> None:
+    hidden = external("a", "../secret").SerializeToString()
+    graph = identity_graph().SerializeToString() + b"\x2a" + varint(len(hidden)) + hidden
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\x08\x08\x3a" + varint(len(graph)) + graph)
+    assert external_locations(path) == {"../secret"}
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\x3a\x85\x00", b"\x3a\x80\x80\x80\x80\x10", b"\x02\x00", b"\x3a\x7f", b"\x3b\x3c", b"\x39"]
+)
+def test_a_broken_field_at_the_end_is_refused(tmp_path: Path, tail: bytes) -> None:
+    path = save(tmp_path / "m.onnx", identity_graph())
+    path.write_bytes(path.read_bytes() + tail)
+    with pytest.raises(BundleError):
+        external_locations(path)
+
+
 def test_a_graph_with_its_weights_inside_refers_to_nothing(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", identity_graph(numpy_helper.from_array(np.ones(1000, np.float32), "w")))
     assert external_locations(path) == set()

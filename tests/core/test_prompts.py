@@ -118,6 +118,16 @@ def test_what_is_no_prompt_is_refused(arguments: dict[str, object]) -> None:
         Prompt.of(**arguments)  # type: ignore[arg-type]
 
 
+def test_a_prompt_made_without_the_shorthand_is_checked_too() -> None:
+    with pytest.raises(PromptError):
+        Prompt()
+    with pytest.raises(PromptError, match="0"):
+        Prompt(np.zeros((1, 2)), np.array([7]))
+    with pytest.raises(PromptError, match="finite"):
+        Prompt(box=np.array([np.nan, 0, 5, 5]))
+    assert Prompt(box=[1, 2, 3, 4]).box.dtype == np.float64  # type: ignore[arg-type,union-attr]
+
+
 def test_arrays_are_gathered_into_prompts() -> None:
     assert [p.to_json()["box"] for p in gather([[1, 2, 3, 4], [5, 6, 7, 8]], None, None)] == [
         [1, 2, 3, 4],

@@ -57,3 +57,7 @@ def test_the_spline_matrix_is_scikit_images_antialiased_cubic_resize(height: int
     expected = skimage_resize(image, (size, size), order=3, preserve_range=True, anti_aliasing=True, clip=False)
     ours = spline_matrix(height, size) @ image @ spline_matrix(width, size).T
     np.testing.assert_allclose(ours, expected, atol=1e-10)
+
+
+def test_a_large_image_needs_no_large_matrix() -> None:
+    assert spline_matrix(20_000, 64).shape == (64, 20_000)

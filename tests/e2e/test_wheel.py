@@ -72,7 +72,7 @@ def test_the_wheel_runs_a_bundle_in_a_clean_environment_without_torch(bundle: Pa
         check=False,
     )
     assert done.returncode == 1
-    assert "pip install 'samri[export]'" in done.stderr
+    assert "pip install 'samri[cpu,export]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

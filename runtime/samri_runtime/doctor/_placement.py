@@ -66,12 +66,14 @@ class Placement:
         }
 
 
-def profiled_run(opener: Callable[[Path], Session], feeds: Mapping[str, NDArray[Any]]) -> tuple[Session, Placement]:
+def profiled_run(
+    opener: Callable[[Path], Session], make_feeds: Callable[[], Mapping[str, NDArray[Any]]]
+) -> tuple[Session, Placement]:
     """Run a graph once and see where.
 
     Args:
         opener: Opens the session, given the prefix of the profile that it writes.
-        feeds: Every input by its name.
+        make_feeds: Gives every input by its name, once the session is open.
 
     Raises:
         ProviderError: The provider can't be used, or ONNX Runtime wrote no profile that can be read.
@@ -79,7 +81,7 @@ def profiled_run(opener: Callable[[Path], Session], feeds: Mapping[str, NDArray[
     with tempfile.TemporaryDirectory(prefix="samri-profile-", ignore_cleanup_errors=True) as folder:
         session = opener(Path(folder) / "run")
         try:
-            session.run(feeds)
+            session.run(make_feeds())
         finally:
             profile = session.end_profiling()
         return session, read_profile(profile, session.execution_provider)

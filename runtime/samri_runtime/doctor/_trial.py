@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from samri.bundle import Bundle
 from samri.manifest import Manifest, Precision, Role
+from samri_runtime._graphs import GraphRole, open_graph
 from samri_runtime.doctor._placement import Placement, profiled_run
 from samri_runtime.providers._names import Provider
 from samri_runtime.providers._probe_graph import probe_feeds
-from samri_runtime.providers._session import Session, open_probe, open_session
+from samri_runtime.providers._session import Session, open_probe
 
 _Feeds = dict[str, NDArray[np.float32]]
 
@@ -25,10 +26,10 @@ _Feeds = dict[str, NDArray[np.float32]]
 class TrialGraph:
     """A graph to try and what to run it on."""
 
-    role: Role
+    bundle: Bundle
+    role: GraphRole
     precision: Precision
-    path: Path
-    feeds: _Feeds
+    make_feeds: Callable[[], _Feeds]
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,10 @@ def trial_graphs(model: str | Path, precision: Precision = "fp32") -> list[Trial
         BundleError: The bundle can't be used, or has no such graphs.
     """
     bundle = Bundle.open(model)
-    feeds: dict[Role, Callable[[Manifest], _Feeds]] = {"encoder": _image, "decoder": _one_box}
-    return [
-        TrialGraph(role, precision, bundle.graph_path(role, precision), make(bundle.manifest))
-        for role, make in feeds.items()
-    ]
+    feeds: dict[GraphRole, Callable[[Manifest], _Feeds]] = {"encoder": _image, "decoder": _one_box}
+    for role in feeds:
+        bundle.graph_path(role, precision)
+    return [TrialGraph(bundle, role, precision, partial(make, bundle.manifest)) for role, make in feeds.items()]
 
 
 def try_graph(graph: TrialGraph, provider: Provider, options: Mapping[str, str]) -> Trial:
@@ -65,9 +65,15 @@ def try_graph(graph: TrialGraph, provider: Provider, options: Mapping[str, str])
 
     Raises:
         ProviderError: The provider can't be used, or failed while running.
-        BundleError: ONNX Runtime can't load the graph.
+        BundleError: ONNX Runtime can't load the graph, or it isn't what the manifest states.
     """
-    session, placement = profiled_run(partial(_open, graph.path, provider, options), graph.feeds)
+
+    def opener(profile: Path) -> Session:
+        return open_graph(
+            graph.bundle, graph.role, graph.precision, provider, provider_options=options, profile=profile
+        )
+
+    session, placement = profiled_run(opener, graph.make_feeds)
     return Trial(graph.role, graph.precision, session.provider, placement, session.notes)
 
 
@@ -81,7 +87,7 @@ def try_probe(provider: Provider, options: Mapping[str, str]) -> tuple[Session, 
     def opener(profile: Path) -> Session:
         return open_probe(provider, provider_options=options, profile=profile)
 
-    return profiled_run(opener, probe_feeds())
+    return profiled_run(opener, probe_feeds)
 
 
 def strays(placement: Placement) -> str | None:
@@ -99,10 +105,6 @@ def broken_promises(trials: Sequence[Trial]) -> list[str]:
     """A line for each graph whose heavy nodes ran elsewhere."""
     lines = [(trial, strays(trial.placement)) for trial in trials]
     return [f"the {trial.role} is not all on {trial.provider}: {line}" for trial, line in lines if line]
-
-
-def _open(path: Path, provider: Provider, options: Mapping[str, str], profile: Path) -> Session:
-    return open_session(path, provider, provider_options=options, profile=profile)
 
 
 def _image(manifest: Manifest) -> _Feeds:

@@ -35,6 +35,8 @@ from samri_runtime.providers._wheels import conflict_line, installed_wheels, loa
 
 # Of the probe's largest value; half precision stays well inside.
 _PROBE_TOLERANCE = 0.02
+# Beyond any processor; ONNX Runtime would start as many as it is told.
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,8 @@ def _open(
     graph: Path | bytes, provider: str, options: Mapping[str, str], threads: int | None, profile: Path | None
 ) -> Session:
     known = check_provider(provider)
-    if threads is not None and threads < 1:
-        raise ProviderError(f"the number of threads must be 1 or more, not {threads}")
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise ProviderError(f"the number of threads must be from 1 to {_MOST_THREADS}, not {threads}")
     if known != "auto":
         return _open_promised(graph, known, options, threads, profile)
     if options:

@@ -1,0 +1,63 @@
+"""A bundle's graph, opened: whole and unchanged, on its provider, and of the shape that the manifest states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from samri.bundle import Bundle
+from samri.errors import BundleError
+from samri.manifest import Manifest, Precision
+from samri_runtime.providers import Provider, Session, Tensor, open_session
+
+GraphRole = Literal["encoder", "decoder"]
+_Shapes = dict[str, tuple[int | None, ...]]  # None: of any size.
+
+
+def open_graph(
+    bundle: Bundle,
+    role: GraphRole,
+    precision: Precision,
+    provider: Provider,
+    *,
+    provider_options: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    profile: Path | None = None,
+) -> Session:
+    """Open the encoder or the decoder of a bundle.
+
+    Raises:
+        BundleError: The graph is missing, damaged or unsafe, or isn't what the manifest states.
+        ProviderError: The provider can't be used, and why.
+        MissingDependencyError: ONNX Runtime isn't installed.
+    """
+    path = bundle.graph_path(role, precision)
+    session = open_session(path, provider, provider_options=provider_options, threads=threads, profile=profile)
+    inputs, outputs = _signature(bundle.manifest, role)
+    if not (_fits(session.inputs, inputs) and _fits(session.outputs, outputs)):
+        raise BundleError(f"{path} isn't the {role} that its manifest describes: export the checkpoint again")
+    return session
+
+
+def _signature(manifest: Manifest, role: GraphRole) -> tuple[_Shapes, _Shapes]:
+    """Inputs and outputs as docs/bundle.md states them."""
+    size, (channels, grid, _) = manifest.image_size, manifest.embedding_shape
+    if role == "encoder":
+        return {"image": (None, 3, size, size)}, {"image_embeddings": (None, channels, grid, grid)}
+    return {
+        "image_embeddings": (1, channels, grid, grid),
+        "point_coords": (None, None, 2),
+        "point_labels": (None, None),
+        "mask_input": (None, 1, 4 * grid, 4 * grid),
+        "has_mask_input": (None,),
+    }, {"low_res_masks": (None, None, 4 * grid, 4 * grid), "iou_predictions": (None, None)}
+
+
+def _fits(tensors: Sequence[Tensor], expected: _Shapes) -> bool:
+    given = {tensor.name: tensor.shape for tensor in tensors}
+    return given.keys() == expected.keys() and all(
+        len(given[name]) == len(shape)
+        and all(size is None or size == taken for size, taken in zip(shape, given[name], strict=True))
+        for name, shape in expected.items()
+    )
