@@ -76,10 +76,11 @@ def export_bundle(
     chosen = _chosen_profile(profile, checkpoint, base)
     _check_request(chosen, contracts, precisions)
     progress(f"profile {chosen}" + ("" if profile else " (the default; --profile names another)"))
-    source = load_checkpoint(checkpoint, base)
-    progress(f"{source.path.name}: {source.architecture.backbone}, {_millions(source)} M parameters")
-    ids = _embedding_ids(source, chosen, precisions)
+    # First of all, so that an output that can't be is told before minutes of work.
     with staged_folder(output, overwrite=overwrite) as folder:
+        source = load_checkpoint(checkpoint, base)
+        progress(f"{source.path.name}: {source.architecture.backbone}, {_millions(source)} M parameters")
+        ids = _embedding_ids(source, chosen, precisions)
         graphs = []
         for precision in precisions:
             if encoder_from is None:

@@ -99,6 +99,9 @@ def infer_architecture(state: Mapping[str, torch.Tensor], source: str) -> Archit
         raise shapes.contradiction(
             f"a decoder width that {DECODER_HEADS} heads divide", "mask_decoder.transformer.final_attn_token_to_image"
         )
+    mask_channels = shapes.of("prompt_encoder.mask_downscaling.3.weight", 4)[0]
+    if mask_channels % 4:
+        raise shapes.contradiction("a number of channels that four divides", "prompt_encoder.mask_downscaling.3.weight")
     return Architecture(
         image_size=grid * patch,
         patch_size=patch,
@@ -113,7 +116,7 @@ def infer_architecture(state: Mapping[str, torch.Tensor], source: str) -> Archit
         decoder_mlp=shapes.of("mask_decoder.transformer.layers.0.mlp.lin1.weight", 2)[0],
         attention_downsample=decoder_width // internal_width,
         mask_tokens=shapes.of("mask_decoder.mask_tokens.weight", 2)[0],
-        mask_channels=shapes.of("prompt_encoder.mask_downscaling.3.weight", 4)[0],
+        mask_channels=mask_channels,
         score_head_depth=shapes.count("mask_decoder.iou_prediction_head.layers.{}.weight"),
         score_head_width=shapes.of("mask_decoder.iou_prediction_head.layers.0.weight", 2)[0],
     )
@@ -177,6 +180,10 @@ class _Shapes:
         if tensor.ndim != rank:
             raise CheckpointError(
                 f"{self._source}: not a SAM-shaped model, {name} has shape {list(tensor.shape)}, not {rank} axes"
+            )
+        if 0 in tensor.shape:
+            raise CheckpointError(
+                f"{self._source}: not a SAM-shaped model, {name} has shape {list(tensor.shape)}, without any values"
             )
         return tuple(tensor.shape)
 

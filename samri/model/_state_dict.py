@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from samri.errors import CheckpointError, MissingDependencyError
+from samri.model._pickle_globals import pickle_globals
 
 StateDict = dict[str, torch.Tensor]
 
@@ -22,6 +24,11 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "s
 
 _PARALLEL = {"module", "_orig_mod"}
 """What DistributedDataParallel and torch.compile insert into names, at any depth."""
+
+_PLAIN_GLOBALS = re.compile(
+    r"collections\.OrderedDict|torch\.(_utils\._rebuild_\w+|(storage\.)?\w*Storage|Size|\w+\d+)"
+)
+"""What a pickled state dict refers to: containers, tensors, storages and dtypes."""
 
 # What torch's restricted unpickler and its zip reader were seen to raise on damaged files. A damaged pickle can ask for
 # any item, attribute or operand that is not there, hence the last four.
@@ -52,7 +59,11 @@ def read_state_dict(path: str | Path) -> StateDict:
         CheckpointError: The file is missing, cut off, no checkpoint, carries code, or holds values that are no weights.
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # A name that is too long, or a folder that may not be entered.
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+    if not found:
         raise CheckpointError(f"{path}: no such checkpoint file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = _bare_names(_unwrapped(content, path), path)
@@ -76,17 +87,36 @@ def _read_safetensors(path: Path) -> StateDict:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # A newer pickle protocol is either read all the same or refused below, and sparse tensors always are.
+            for message in ("Detected pickle", "Validating sparse tensor", r"Sparse \w+ tensor support"):
+                warnings.filterwarnings("ignore", message=message, category=UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     except _UNREADABLE as error:
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign:
-            raise CheckpointError(
-                f"{path}: refused, it carries code or objects ({foreign.group(1)}) besides weights: "
-                "save the weights alone, torch.save(model.state_dict(), ...)"
-            ) from error
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or cut off (copy or download it again)") from error
+        raise CheckpointError(f"{path}: {_why_unreadable(path, str(error))}") from error
+
+
+def _why_unreadable(path: Path, message: str) -> str:
+    """Tell a file that carries code from one in a newer pickle protocol and from a damaged one, in plain words."""
+    named = re.search(r"GLOBAL ([\w.]+)", message)
+    foreign = named.group(1) if named else None
+    if "Unsupported operand" in message:
+        # torch gives up at the first operand of pickle protocol 4, before it comes to any name.
+        protocol, names = pickle_globals(path)
+        foreign = next((name for name in names if not _PLAIN_GLOBALS.fullmatch(name)), None)
+        if foreign is None and protocol >= 4:
+            return (
+                f"written in pickle protocol {protocol}, which PyTorch's safe reader doesn't know: "
+                "save the weights again with torch.save(model.state_dict(), ...) and its default protocol"
+            )
+    if foreign is None:
+        return "not a PyTorch checkpoint, or cut off (copy or download it again)"
+    return (
+        f"refused, it carries code or objects ({foreign}) besides weights: "
+        "save the weights alone, torch.save(model.state_dict(), ...)"
+    )
 
 
 def _unwrapped(content: Any, path: Path) -> StateDict:
@@ -123,11 +153,19 @@ def _bare_names(tensors: StateDict, path: Path) -> StateDict:
 
 
 def _as_weights(name: str, tensor: torch.Tensor, path: Path) -> torch.Tensor:
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "no values" if tensor.is_meta else f"a {str(tensor.layout).removeprefix('torch.')} tensor"
+        raise CheckpointError(f"{path}: {name} holds {kind}: save ordinary dense tensors, from a model on a device")
     if not tensor.is_floating_point():
         raise CheckpointError(f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')} values, not weights")
-    if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{path}: {name} holds NaN or infinite values: the training that wrote it has diverged")
-    return tensor.detach().to(torch.float32).contiguous()
+    weights = tensor.detach().to(torch.float32).contiguous()
+    # After the conversion, which turns what float32 can't hold into infinities.
+    if not bool(torch.isfinite(weights).all()):
+        raise CheckpointError(
+            f"{path}: {name} holds NaN or infinite values, or some beyond float32: "
+            "the training that wrote it has diverged"
+        )
+    return weights
 
 
 def _shortened(names: list[str], shown: int = 4) -> str:

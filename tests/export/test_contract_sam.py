@@ -11,6 +11,7 @@ import pytest
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
+from parity import covers_a_part
 from samri.bundle import Bundle
 from samri.manifest import Role
 
@@ -92,9 +93,9 @@ def ask_onnx(
 def same_masks(logits: np.ndarray, expected: np.ndarray) -> None:
     assert logits.shape == expected.shape
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3 * float(np.ptp(expected)))
-    first, second = logits > 0, expected > 0
-    assert 2 * (first & second).sum() >= 0.999 * (first.sum() + second.sum())
-    assert 0.02 < second.mean() < 0.98
+    for ours, theirs in zip(logits > 0, expected > 0, strict=True):
+        covers_a_part(theirs)
+        assert 2 * (ours & theirs).sum() >= 0.999 * (ours.sum() + theirs.sum())
 
 
 def opened(bundle: Bundle, role: Role) -> ort.InferenceSession:

@@ -143,6 +143,19 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(tmp_path: Path, checkpo
     assert sorted(path.name for path in output.iterdir()) == ["decoder.onnx", "encoder.onnx", "manifest.json"]
 
 
+def test_the_output_is_looked_at_before_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    missing = tmp_path / "no.pth"
+    assert "already exists" in failure(export("-c", missing, "-o", tmp_path / "full"), 1)
+    assert "is a file" in failure(export("-c", missing, "-o", tmp_path / "file", "--overwrite"), 1)
+    assert "cannot write" in failure(export("-c", missing, "-o", tmp_path / "file" / "out"), 1)
+    assert "no.pth" in failure(export("-c", missing, "-o", tmp_path / "out"), 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_disk_without_room_for_the_graphs_gets_one_line(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

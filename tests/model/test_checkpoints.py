@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +193,42 @@ def test_integer_weights_are_named(state: State, tmp_path: Path) -> None:
     assert "mask_decoder.iou_token.weight holds int8 values" in load_error(state, tmp_path)
 
 
+def test_weights_beyond_float32_are_named(state: State, tmp_path: Path) -> None:
+    state["mask_decoder.iou_token.weight"] = torch.full((1, 64), 1e300, dtype=torch.float64)
+    assert "mask_decoder.iou_token.weight holds NaN or infinite values, or some beyond float32" in load_error(
+        state, tmp_path
+    )
+
+
+@pytest.mark.parametrize(("kind", "words"), [("sparse", "a sparse_coo tensor"), ("meta", "no values")])
+def test_tensors_that_are_not_dense_values_are_named(kind: str, words: str, state: State, tmp_path: Path) -> None:
+    dense = torch.ones(1, 64)
+    state["mask_decoder.iou_token.weight"] = dense.to_sparse() if kind == "sparse" else dense.to("meta")
+    assert f"mask_decoder.iou_token.weight holds {words}" in load_error(state, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("image_encoder.patch_embed.proj.weight", (64, 3, 0, 0)),
+        ("image_encoder.patch_embed.proj.weight", (0, 3, 8, 8)),
+        ("image_encoder.pos_embed", (1, 0, 0, 64)),
+        ("image_encoder.blocks.0.attn.rel_pos_h", (0, 16)),
+        ("image_encoder.blocks.0.mlp.lin1.weight", (0, 64)),
+        ("mask_decoder.mask_tokens.weight", (0, 64)),
+        ("mask_decoder.transformer.layers.0.mlp.lin1.weight", (0, 64)),
+        ("mask_decoder.iou_prediction_head.layers.0.weight", (0, 64)),
+        ("prompt_encoder.mask_downscaling.3.weight", (0, 1, 2, 2)),
+        ("prompt_encoder.mask_downscaling.3.weight", (2, 1, 2, 2)),
+    ],
+)
+def test_a_shape_that_no_model_can_have_is_named(
+    name: str, shape: tuple[int, ...], state: State, tmp_path: Path
+) -> None:
+    state[name] = torch.zeros(shape)
+    assert f"not a SAM-shaped model, {name} " in load_error(state, tmp_path)
+
+
 def test_another_kind_of_model_is_no_sam_checkpoint(tmp_path: Path) -> None:
     text = load_error(dict(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).state_dict()), tmp_path)
     assert "not a SAM checkpoint; its weights are named 0.weight, 0.bias, 1.weight, 1.bias" in text
@@ -203,15 +241,46 @@ def test_a_file_without_weights_is_no_checkpoint(content: Any, tmp_path: Path) -
         load_checkpoint(tmp_path / "odd.pth")
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("written_by", ["torch", "torch before 1.6", "pickle"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(protocol: int, written_by: str, tmp_path: Path) -> None:
     class Code:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "it ran"),)
 
-    torch.save({"model": Code()}, tmp_path / "evil.pth")
+    content, path = {"weight": torch.zeros(2).bfloat16(), "model": Code()}, tmp_path / "evil.pth"
+    if written_by == "pickle":
+        path.write_bytes(pickle.dumps({"model": Code()}, protocol=protocol))
+    else:
+        new_format = written_by == "torch"
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=new_format)
     with pytest.raises(CheckpointError, match=r"evil\.pth: refused, it carries code or objects \(\w+\.mkdir\)"):
         load_checkpoint(tmp_path / "evil.pth")
     assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_weights_in_a_newer_pickle_protocol_are_read_or_said_to_be_so(
+    new_format: bool, state: State, tmp_path: Path
+) -> None:
+    def saved(protocol: int) -> Path:
+        path = tmp_path / f"protocol{protocol}.pth"
+        torch.save(state, path, pickle_protocol=protocol, _use_new_zipfile_serialization=new_format)
+        return path
+
+    assert read_state_dict(saved(3)).keys() == state.keys()
+    for protocol in (4, 5):
+        with pytest.raises(CheckpointError, match=rf"written in pickle protocol {protocol}, .*default protocol$"):
+            read_state_dict(saved(protocol))
+
+
+def test_a_name_chosen_by_whoever_made_the_file_stays_on_one_line(tmp_path: Path) -> None:
+    name = b"sys\nGLOBAL"
+    short = b"\x8c" + bytes([len(name)]) + name
+    (tmp_path / "evil.pth").write_bytes(b"\x80\x04" + short + b"\x94" + short + b"\x94\x93.")
+    with pytest.raises(CheckpointError, match=r"carries code or objects \(sys\?GLOBAL\.sys\?GLOBAL\)") as caught:
+        read_state_dict(tmp_path / "evil.pth")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -249,6 +318,12 @@ def test_a_cut_off_safetensors_file_gets_one_plain_line(state: State, tmp_path: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.pth: no such checkpoint file"):
         load_checkpoint(tmp_path / "nothing.pth")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows says that such a file doesn't exist")
+def test_a_name_that_is_too_long_gets_one_plain_line() -> None:
+    with pytest.raises(CheckpointError, match=r"x\.pth: can't be read \(File name too long\)"):
+        load_checkpoint("x" * 300 + ".pth")
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
