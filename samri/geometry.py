@@ -189,11 +189,12 @@ def nearest_ras_axes(affine: npt.ArrayLike) -> tuple[tuple[int, int, int], tuple
         InputError: The affine is singular or not finite.
     """
     linear = np.asarray(affine, dtype=np.float64)[:3, :3]
-    lengths = np.sqrt((linear**2).sum(axis=0))
-    if not np.all(np.isfinite(linear)) or not np.all(lengths > 0):
+    largest = np.abs(linear).max(axis=0)
+    if not np.all(np.isfinite(linear)) or not np.all(largest > 0):
         raise InputError("the affine has no three directions, so anatomical planes are unknown: use --axis instead")
-    left, singular, right = np.linalg.svd(linear / lengths)
-    if singular[-1] < 1e-6 * singular[0]:
+    linear = linear / largest  # First, or the squares of very large or small entries would be infinite or 0.
+    left, singular, right = np.linalg.svd(linear / np.sqrt((linear**2).sum(axis=0)))
+    if singular[-1] <= 1e-6 * singular[0]:
         raise InputError("the affine is singular, so anatomical planes are unknown: use --axis instead")
     cosines = left @ right
     axes, signs = [0, 0, 0], [1, 1, 1]

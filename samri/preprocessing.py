@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -65,7 +66,7 @@ class Profile:
             BundleError: An unknown profile, or numbers that differ; `source` names the file.
         """
         name = values.get("name")
-        if name not in _PROFILES:
+        if not isinstance(name, str) or name not in _PROFILES:
             raise BundleError(
                 f"{source}: unknown preprocessing profile {name!r}; this samri knows {', '.join(PROFILE_NAMES)}"
             )
@@ -115,6 +116,11 @@ _PROFILES: dict[ProfileName, Profile] = {
 def profile(name: ProfileName) -> Profile:
     """The profile of that name."""
     return _PROFILES[name]
+
+
+def says_medsam(*paths: str | Path | None) -> bool:
+    """Whether the file name of a checkpoint tells that it needs the `medsam` profile."""
+    return any("medsam" in Path(path).name.lower() for path in paths if path is not None)
 
 
 def input_shape(shape: tuple[int, int], profile: Profile, image_size: int) -> tuple[int, int]:
@@ -194,9 +200,11 @@ def percentile_range(volume: npt.ArrayLike, profile: Profile = _PROFILES["medsam
     voxels = voxels[voxels != 0].astype(np.float64)
     if voxels.size == 0:
         return 0.0, 0.0
-    low, high = (float(value) for value in np.percentile(voxels, profile.percentiles))
-    if not np.isfinite(low) or not np.isfinite(high):
+    if not np.isfinite(voxels).all():
         raise InputError("the volume holds NaN or infinite voxels: replace them first (numpy.nan_to_num)")
+    scale = _safe_scale(float(voxels.min()), float(voxels.max()))
+    voxels *= scale
+    low, high = (float(value) / scale for value in np.percentile(voxels, profile.percentiles))
     return low, high
 
 
@@ -221,8 +229,15 @@ def _stretched(pixels: npt.NDArray[Any], low: float, high: float) -> npt.NDArray
     values = pixels.astype(np.float64)
     if not high > low:
         return np.zeros_like(values)
-    stretched: npt.NDArray[np.float64] = (np.clip(values, low, high) - low) / (high - low) * 255.0
+    scale = _safe_scale(low, high)
+    values, low, high = np.clip(values, low, high) * scale, low * scale, high * scale
+    stretched: npt.NDArray[np.float64] = (values - low) / (high - low) * 255.0
     return stretched
+
+
+def _safe_scale(low: float, high: float) -> float:
+    """A factor that keeps `high - low` finite: 1, or a power of two, which rounds nothing, for enormous values."""
+    return 1.0 if np.isfinite(float(high) - float(low)) else 0.25
 
 
 def _spline_resize(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
 
 from samri import SamriError, __version__
-from samri.errors import ProviderError
+from samri.errors import OutputError, ProviderError
 from samri_runtime.providers import parse_provider_options
 
 
@@ -20,6 +24,16 @@ class Command(click.Command):
     A `SamriError` becomes one line on stderr. SIGTERM, which SLURM and container hosts send, unwinds the stack as
     Ctrl-C does, so that nothing half-written stays.
     """
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run as click does; a full disk behind stdout, which `--help` can meet too, is one line."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if not _stdout_fails():
+                raise
+            click.echo(f"{self.name}: error: {_no_output(error)}", err=True)
+            sys.exit(1)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -77,11 +91,60 @@ def provider_options_of(_context: click.Context, _option: click.Parameter, pairs
         raise click.BadParameter(f"{error}.") from error
 
 
+class GivenPath(click.Path):
+    """A path; an empty one, which a script's unset variable makes, isn't taken for the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text as a `Path`."""
+        if value in ("", b""):
+            self.fail("the path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def emit(text: str) -> None:
+    """Results, on stdout, in the encoding of file names where stdout's own can't hold one.
+
+    Raises:
+        OutputError: They can't be printed. Whoever closed the pipe, such as `head`, wants no message: click ends.
+    """
+    try:
+        try:
+            click.echo(text)
+        except UnicodeEncodeError:
+            click.echo(os.fsencode(text))
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        _stdout_fails()
+        raise OutputError(_no_output(error)) from error
+
+
 def say(line: str) -> None:
     """One line for the person at the keyboard, on stderr: stdout belongs to results."""
     context = click.get_current_context(silent=True)
     prefix = f"{context.find_root().command.name}: " if context and context.find_root().command.name else ""
     click.echo(prefix + " ".join(line.split()), err=True)
+
+
+def _no_output(error: OSError) -> str:
+    reason = os.strerror(error.errno) if error.errno is not None else str(error)
+    return f"cannot print the results: {reason}: send stdout elsewhere"
+
+
+def _stdout_fails() -> bool:
+    """Whether stdout takes no line end; then all it still holds is dropped, or Python's own exit would fail on it."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)
+        return True
+    return False
 
 
 def _unwind_on_sigterm() -> Any:
@@ -96,4 +159,4 @@ def _unwind_on_sigterm() -> Any:
         return None
 
 
-__all__ = ["Command", "command", "provider_options_of", "say"]
+__all__ = ["Command", "GivenPath", "command", "emit", "provider_options_of", "say"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -60,9 +60,12 @@ class Prediction:
     notes: tuple[str, ...]
     profile: Profile
     image_size: int
+    _logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Logits at the slice's size, in the shape of `masks`; a mask is where they are above 0."""
+        """Logits at the slice's size, in the shape of `masks`; a mask is where they are above 0. Don't change them."""
+        if self._logits is not None:
+            return self._logits
         height, width = self.masks.shape[-2:]
         return upscale_logits(self.low_res_logits, (height, width), self.profile, self.image_size)
 
@@ -185,6 +188,7 @@ class Predictor:
             notes=tuple(note for _, notes in checked for note in notes),
             profile=self.manifest.profile,
             image_size=self.manifest.image_size,
+            _logits=logits,
         )
 
     def decode(

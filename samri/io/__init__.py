@@ -5,6 +5,7 @@ Both are imported only by the functions that need them: `pip install 'samri[io]'
 
 from __future__ import annotations
 
+from samri.io._nifti import nibabel_version
 from samri.io._overlay import PALETTE, draw_overlay, side_by_side
 from samri.io._raster import write_png
 from samri.io._scan import MissingFrameError, Scan, ScanKind, read_scan, scan_name, write_mask
@@ -15,6 +16,7 @@ __all__ = [
     "Scan",
     "ScanKind",
     "draw_overlay",
+    "nibabel_version",
     "read_scan",
     "scan_name",
     "side_by_side",

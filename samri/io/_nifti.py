@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import logging
 import math
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _LARGEST_HEADER = 540  # NIfTI-2's; NIfTI-1 has 348 bytes.
 _MOST_DEFLATED = 1032  # No deflate stream grows by more than this factor.
 _SFORM_ALIGNED = 2
+_LONGEST_NIFTI1_SIDE = 32767
+
+# nibabel's logger belongs to the process: two readers at once would each keep the other's handlers.
+_log_lock = threading.Lock()
 
 
 class MissingFrameError(InputError):
@@ -70,22 +75,27 @@ def read_nifti(path: Path, frame: int | None) -> NiftiImage:
     """
     nibabel = require("nibabel")
     try:
-        with _decompressed(path) as stream, _collected_log(nibabel) as notes:
+        with _decompressed(path) as stream:
             version = _version(path, stream)
             image_class = nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image
             # A file object, not a name: the rest of a gzip stream can then be read to reach its checksum.
             holder = nibabel.FileHolder(fileobj=stream)
-            image = image_class.from_file_map({"image": holder}, mmap=False)
+            # An affine of infinities is nibabel's to compute and `read_scan`'s to refuse.
+            with _collected_log(nibabel) as notes, np.errstate(invalid="ignore", over="ignore"):
+                image = image_class.from_file_map({"image": holder}, mmap=False)
             header, shape = image.header, tuple(int(n) for n in image.shape)
             _check_dtype(path, header.get_data_dtype())
             _check_shape(path, shape)
-            _check_size(path, int(header.get_data_offset()), math.prod(shape) * header.get_data_dtype().itemsize)
+            offset, data_bytes = int(image.dataobj.offset), math.prod(shape) * header.get_data_dtype().itemsize
+            _check_size(path, offset, data_bytes)
             frames = shape[3] if len(shape) == 4 else 1
             chosen = _choose_frame(path, frames, frame)
             voxels = np.asanyarray(image.dataobj[..., chosen] if len(shape) == 4 else image.dataobj)
-            if frames == 1:
-                while stream.read(1 << 20):
-                    pass
+            # To the end, whichever frame it was: only there does gzip compare its checksum.
+            while stream.read(1 << 16):
+                pass
+            if stream.tell() < offset + data_bytes:
+                raise InputError(f"{path} breaks off: its header promises {data_bytes} bytes of voxels: copy it again")
     except InputError:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -94,7 +104,12 @@ def read_nifti(path: Path, frame: int | None) -> NiftiImage:
         if error.errno is not None:
             raise
         raise InputError(f"{path} breaks off ({_one_line(error)}): copy it again") from error
-    except (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError, ValueError) as error:
+    except (
+        nibabel.spatialimages.HeaderDataError,
+        nibabel.wrapstruct.WrapStructError,
+        ValueError,
+        OverflowError,
+    ) as error:
         raise InputError(f"{path} has a header that makes no sense ({_one_line(error)}): export it again") from error
     grid = NiftiGrid(version, header.endianness, {name: np.array(header[name]) for name in _GEOMETRY})
     return NiftiImage(
@@ -107,6 +122,15 @@ def read_nifti(path: Path, frame: int | None) -> NiftiImage:
     )
 
 
+def nibabel_version() -> str:
+    """Version of the nibabel that writes masks.
+
+    Raises:
+        MissingDependencyError: It isn't installed.
+    """
+    return str(require("nibabel").__version__)
+
+
 def write_nifti(path: Path, labels: npt.NDArray[Any], grid: NiftiGrid | None) -> None:
     """Write uint8 or uint16 labels with the geometry of `grid`, or with an identity affine where there is none.
 
@@ -117,7 +141,8 @@ def write_nifti(path: Path, labels: npt.NDArray[Any], grid: NiftiGrid | None) ->
     nibabel = require("nibabel")
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: a mask is written as .nii or .nii.gz")
-    image_class = nibabel.Nifti2Image if grid is not None and grid.version == 2 else nibabel.Nifti1Image
+    version = grid.version if grid is not None else 2 if max(labels.shape) > _LONGEST_NIFTI1_SIDE else 1
+    image_class = nibabel.Nifti2Image if version == 2 else nibabel.Nifti1Image
     header = image_class.header_class(endianness="<" if grid is None else grid.byte_order)
     header.set_data_dtype(labels.dtype)
     header.set_data_shape(labels.shape)
@@ -159,11 +184,12 @@ def _collected_log(nibabel: Any) -> Iterator[list[str]]:
     logger: logging.Logger = nibabel.imageglobals.logger
     collector = logging.Handler()
     collector.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    handlers, logger.handlers = logger.handlers, [collector]
-    try:
-        yield messages
-    finally:
-        logger.handlers = handlers
+    with _log_lock:
+        handlers, logger.handlers = logger.handlers, [collector]
+        try:
+            yield messages
+        finally:
+            logger.handlers = handlers
 
 
 def _version(path: Path, stream: IO[bytes]) -> Literal[1, 2]:

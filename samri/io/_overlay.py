@@ -29,6 +29,7 @@ _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 _LEGIBLE = 768  # Pixels along the longest side, at least about.
 _LARGEST = 4096  # However anisotropic the voxels.
+_MOST_ANISOTROPIC = 1e6  # Beyond it one side is a single pixel anyway, and the sizes could become infinite.
 _OPACITY = 0.35
 _WINDOW = (0.5, 99.5)  # Percentiles of the slice that become black and white.
 
@@ -103,7 +104,8 @@ def _color(label: int) -> Color:
 def _display_shape(shape: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, int]:
     """(height, width) of the picture: true proportions, large enough to see, no larger than needed."""
     finest = min(spacing)
-    height, width = shape[0] * spacing[0] / finest, shape[1] * spacing[1] / finest
+    rows, columns = (min(distance / finest, _MOST_ANISOTROPIC) for distance in spacing)
+    height, width = shape[0] * rows, shape[1] * columns
     longest = max(height, width)
     # A whole number keeps every voxel of an isotropic slice the same size.
     zoom: float = max(1, math.ceil(_LEGIBLE / longest))
@@ -116,7 +118,8 @@ def _windowed(image: npt.NDArray[Any]) -> Picture:
     """RGB uint8 for the screen; 8-bit color stays as it is."""
     if image.ndim == 3 and image.dtype == np.uint8:
         return np.ascontiguousarray(image)
-    values = image.astype(np.float64)
+    # A quarter looks the same, and the difference of two enormous values stays finite.
+    values = image.astype(np.float64) / 4
     low, high = np.percentile(values, _WINDOW)
     if high <= low:
         low, high = values.min(), values.max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ import numpy.typing as npt
 
 from samri.errors import InputError
 from samri.io._optional import require
-from samri.io._raster_files import BrokenFileError, check_jpeg, check_png, raster_format, tiff_pages_and_plain_alpha
+from samri.io._png_file import GRAY_ALPHA, PNG_START, BrokenFileError, checked_png, png_header
+from samri.io._raster_files import check_jpeg, raster_format, tiff_pages_and_plain_alpha
 from samri.staging import staged_file
 
 _SILENT = 0  # OpenCV's LOG_LEVEL_SILENT, which not every version names.
+
+# OpenCV's log level belongs to the process: the first of several readers at once lowers it, the last one restores it.
+_quiet_lock = threading.Lock()
+_levels_of_readers: list[int] = []
 
 
 def read_raster(path: Path) -> npt.NDArray[Any]:
@@ -37,6 +43,8 @@ def read_raster(path: Path) -> npt.NDArray[Any]:
             raise InputError(f"{path} can't be decoded ({error.err or 'OpenCV'}): save it as a plain PNG") from error
     if pixels is None or pixels.size == 0:
         raise InputError(f"{path} is damaged, or of a kind that OpenCV can't decode: save it as a plain PNG")
+    if pixels.ndim == 3 and data.startswith(PNG_START) and png_header(data).color == GRAY_ALPHA:
+        pixels = pixels[..., 0]  # OpenCV makes gray with alpha three equal channels in a PNG, and one in a TIFF.
     return np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., ::-1])
 
 
@@ -61,7 +69,7 @@ def _checked(path: Path, data: bytes) -> bytes:
         raise InputError(f"{path} is not a PNG, JPEG or TIFF file, although its name says so: check the name")
     try:
         if kind == "PNG":
-            check_png(data)
+            data = checked_png(data)
         elif kind == "JPEG":
             check_jpeg(data)
         else:
@@ -79,9 +87,13 @@ def _checked(path: Path, data: bytes) -> bytes:
 def _quiet(cv2: Any) -> Iterator[None]:
     """OpenCV logs why a picture can't be decoded, in several lines; the error says it in one."""
     log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, OpenCV 5.
-    level = log.getLogLevel()
-    log.setLogLevel(_SILENT)
+    with _quiet_lock:
+        _levels_of_readers.append(_levels_of_readers[0] if _levels_of_readers else log.getLogLevel())
+        log.setLogLevel(_SILENT)
     try:
         yield
     finally:
-        log.setLogLevel(level)
+        with _quiet_lock:
+            level = _levels_of_readers.pop()
+            if not _levels_of_readers:
+                log.setLogLevel(level)

@@ -1,4 +1,4 @@
-"""What OpenCV doesn't look at in PNG, JPEG and TIFF files: whether they are whole, how many pages, which alpha.
+"""What OpenCV doesn't look at in JPEG and TIFF files: whether they are whole, how many pages, which alpha.
 
 Depending on its version, OpenCV fills the rest of a broken off JPEG with gray, reads only the first page of a TIFF, and
 multiplies the colors of an 8-bit TIFF by its alpha channel. A segmentation should rather fail, or see the colors.
@@ -7,50 +7,25 @@ multiplies the colors of an 8-bit TIFF by its alpha channel. A segmentation shou
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import Literal
+
+from samri.io._png_file import PNG_START, BrokenFileError
 
 RasterFormat = Literal["PNG", "JPEG", "TIFF"]
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 _TIFF_EXTRA_SAMPLES = 338
 _UNASSOCIATED_ALPHA, _ASSOCIATED_ALPHA = 2, 1
 
 
-class BrokenFileError(Exception):
-    """The file isn't whole; the text says where."""
-
-
 def raster_format(data: bytes) -> RasterFormat | None:
     """What the first bytes say that the file is; None for anything else."""
-    if data.startswith(_PNG_START):
+    if data.startswith(PNG_START):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "TIFF"
     return None
-
-
-def check_png(data: bytes) -> None:
-    """Walk the chunks up to IEND and compare their checksums.
-
-    Raises:
-        BrokenFileError: A chunk is missing, cut or changed.
-    """
-    position = len(_PNG_START)
-    while True:
-        if len(data) < position + 12:
-            raise BrokenFileError("it breaks off")
-        (length,) = struct.unpack_from(">I", data, position)
-        end = position + 12 + length
-        if len(data) < end:
-            raise BrokenFileError("it breaks off")
-        if zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise BrokenFileError("a checksum is wrong")
-        if data[position + 4 : position + 8] == b"IEND":
-            return
-        position = end
 
 
 def check_jpeg(data: bytes) -> None:

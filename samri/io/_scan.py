@@ -62,7 +62,9 @@ class Scan:
     @property
     def spacing(self) -> tuple[float, ...]:
         """Distance between voxel centers along each axis of the grid, in the affine's units; 1 where unknown."""
-        lengths = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))[: len(self.grid)]
+        with np.errstate(over="ignore"):
+            # Unlike the root of squares, it overflows only where the length itself can't be told.
+            lengths = np.hypot.reduce(self.affine[:3, :3], axis=0)[: len(self.grid)]
         return tuple(float(length) if np.isfinite(length) and length > 0 else 1.0 for length in lengths)
 
 
@@ -83,9 +85,9 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
     """
     path = Path(path)
     suffix = _known_suffix(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give one image file")
     try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give one image file")
         if suffix in _NIFTI:
             image = read_nifti(path, frame)
             scan = Scan(path, "nifti", image.voxels, image.affine, image.grid, image.frame, image.frames, image.notes)
@@ -100,6 +102,10 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
     except MemoryError as error:
         raise InputError(f"{path} does not fit in memory: cut out the part that is needed") from error
     _refuse_non_finite(scan)
+    if not np.isfinite(scan.affine).all():
+        raise InputError(
+            f"{path} has an affine of NaN or infinite numbers: correct its sform or qform, and save it again"
+        )
     return scan
 
 

@@ -128,3 +128,16 @@ def test_an_affine_without_three_directions_has_no_planes(affine: np.ndarray) ->
 def test_a_mask_of_another_shape_is_refused() -> None:
     with pytest.raises(InputError, match="fit"):
         axis_view((4, 5, 6), 2, 0).insert(np.zeros((5, 4), np.uint8))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e200, 1e300])
+def test_the_nearest_axes_do_not_depend_on_the_unit_of_length(scale: float) -> None:
+    turned = np.array([[0.1, -2.0, 0.0, 5], [0.2, 0.1, -3.0, 6], [1.5, 0.0, 0.1, 7], [0, 0, 0, 1]])
+    scaled = turned * [[scale], [scale], [scale], [1]]
+    assert nearest_ras_axes(scaled) == nearest_ras_axes(turned) == ((1, 2, 0), (-1, -1, 1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 1e200])
+def test_a_singular_affine_of_any_size_has_no_planes(scale: float) -> None:
+    with pytest.raises(InputError, match="planes are unknown"):
+        nearest_ras_axes(np.ones((4, 4)) * scale)

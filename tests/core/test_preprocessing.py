@@ -142,3 +142,18 @@ def test_a_profile_with_other_numbers_is_refused_rather_than_ignored() -> None:
         Profile.from_json(values, "manifest.json")
     with pytest.raises(BundleError, match="unknown"):
         Profile.from_json({"name": "other"}, "manifest.json")
+
+
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_the_largest_numbers_are_stretched_like_any_others(name: ProfileName) -> None:
+    pixels = np.linspace(-1, 1, 60).reshape(6, 10)
+    expected = preprocess(pixels, profile(name), 16)
+    assert expected.max() > expected.min()
+    np.testing.assert_array_equal(preprocess(pixels * 1.7e308, profile(name), 16), expected)
+
+
+def test_percentiles_of_the_largest_numbers_are_finite() -> None:
+    voxels = np.linspace(-1, 1, 200)
+    np.testing.assert_allclose(
+        percentile_range(voxels * 1.7e308), np.array(percentile_range(voxels)) * 1.7e308, rtol=1e-12
+    )

@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from samri.bundle import Bundle, write_manifest
-from samri.io import PALETTE
+from samri.errors import ProviderError
+from samri.geometry import whole_view
+from samri.io import PALETTE, read_scan
+from samri.postprocessing import upscale_logits
 from samri.preprocessing import profile
 from samri_runtime import Predictor
 from samri_runtime.run import main
-from samri_runtime.run._segment import label_map
+from samri_runtime.run._segment import label_map, segment
 from scan_factory import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, brain_like, save_nifti
 
 BOX = (12.5, 10, 30, 41)
@@ -380,3 +383,38 @@ def test_the_overlay_shows_anisotropic_voxels_in_true_proportions(bundle, tmp_pa
     height, width, _ = picture(tmp_path / "out" / "scan_overlay.png").shape
     assert height / width == pytest.approx(spacing[0] / spacing[2], rel=0.02)
     assert picture(tmp_path / "out" / "scan_seg_.png").shape == (30, 30)
+
+
+def test_results_of_an_earlier_run_do_not_stay_beside_those_of_a_later_one(bundle, tmp_path, slice_2d):
+    source, output = save_nifti(tmp_path / "scan.nii.gz", slice_2d), tmp_path / "out"
+    output.mkdir()
+    (output / "scan_seg_by_hand.nii.gz").write_bytes(b"another's")
+    (output / "scan_overlay.png").write_bytes(b"another's")
+    succeeded(run(bundle, source, output, *box_option(), "--no-png"))
+    assert (output / "scan_overlay.png").read_bytes() == b"another's"  # No provenance said that it was ours.
+    succeeded(run(bundle, source, output, *box_option(), "--multimask"))
+    assert len(names(output)) == 9
+    result = succeeded(run(bundle, source, output, *box_option(), "--no-png"))
+    assert names(output) == ["scan_seg_.json", "scan_seg_.nii.gz", "scan_seg_by_hand.nii.gz"]
+    assert "replaced the results of an earlier run" in result.stderr
+    assert "scan_seg_2.png" in result.stderr
+
+
+def test_logits_are_computed_once(bundle, predictor, slice_2d):
+    prediction = predictor.predict(predictor.encode(slice_2d), boxes=[BOX], multimask=True)
+    assert prediction.logits() is prediction.logits()
+    np.testing.assert_array_equal(prediction.logits() > 0, prediction.masks)
+    again = upscale_logits(prediction.low_res_logits, slice_2d.shape, prediction.profile, prediction.image_size)
+    np.testing.assert_array_equal(prediction.logits(), again)
+
+
+def test_a_model_that_answers_with_nan_is_refused(bundle, predictor, tmp_path, slice_2d, monkeypatch):
+    scan = read_scan(save_nifti(tmp_path / "scan.nii.gz", slice_2d))
+    real = predictor.predict(predictor.encode(slice_2d), boxes=[BOX])
+    for broken in (
+        dataclasses.replace(real, scores=np.full_like(real.scores, np.nan)),
+        dataclasses.replace(real, _logits=np.full_like(real.logits(), np.inf)),
+    ):
+        monkeypatch.setattr(predictor, "predict", lambda *_, answer=broken, **__: answer)
+        with pytest.raises(ProviderError, match=r"scan\.nii\.gz: .* NaN or infinite"):
+            segment(predictor, scan, whole_view(scan.grid), real.prompts)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -245,12 +246,141 @@ def process(*arguments: object, **options: object) -> subprocess.CompletedProces
     code = "import sys; from samri_runtime.run import main; main(prog_name='samri-run')"
     return subprocess.run(
         [sys.executable, "-c", code, *[str(argument) for argument in arguments]],
-        capture_output=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         text=True,
         timeout=300,
         check=False,
-        **options,
     )
+
+
+def nifti2_with(path: Path, **fields: object) -> Path:
+    """A NIfTI-2 slice with header fields that nibabel wouldn't write by itself."""
+    header = nib.Nifti2Header()
+    header.set_data_shape(SLICE.shape)
+    header.set_data_dtype(np.int16)
+    header.set_sform(np.eye(4), 1)
+    header["magic"], header["vox_offset"] = b"n+2", 544
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + bytes(4) + SLICE.tobytes(order="F"))
+    return path
+
+
+def png_promising(path: Path, width: int, height: int) -> Path:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    pixels = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + pixels)
+    return path
+
+
+def cut_frames(path: Path) -> Path:
+    whole = save_nifti(path, np.stack([brain_like((40, 50))[:, :, np.newaxis]] * 5, axis=-1)).read_bytes()
+    path.write_bytes(whole[:-3])
+    return path
+
+
+PROCESS_CASES: dict[str, tuple[Callable[[Path], Path], list[object], int, str]] = {
+    "affine of NaN": (
+        lambda f: nifti2_with(f / "a.nii", srow_x=[np.nan, 0, 0, 0]),
+        [],
+        1,
+        "an affine of NaN or infinite numbers",
+    ),
+    "affine of inf": (
+        lambda f: nifti2_with(f / "a.nii", srow_z=[0, 0, np.inf, 0]),
+        [],
+        1,
+        "an affine of NaN or infinite numbers",
+    ),
+    "huge offset": (lambda f: nifti2_with(f / "a.nii", vox_offset=2**62), [], 1, "breaks off"),
+    "cut 4-D": (lambda f: cut_frames(f / "a.nii.gz"), ["--frame", 0], 1, "gzip"),
+    "no pixels": (lambda f: png_promising(f / "a.png", 0, 0), [], 1, "promises 0 x 0 pixels"),
+    "endless png": (lambda f: png_promising(f / "a.png", 2**31 - 1, 2**31 - 1), [], 1, "more than can be read"),
+    "short png": (lambda f: png_promising(f / "a.png", 30, 30), [], 1, "fewer pixels"),
+    "long name": (lambda f: f / ("x" * 300 + ".nii.gz"), [], 1, "too long"),
+    "empty name": (lambda f: Path(), ["--input", ""], 2, "the path is empty"),
+    "empty output": (lambda f: save_nifti(f / "a.nii", SLICE), ["--output", ""], 2, "the path is empty"),
+    "empty model": (lambda f: save_nifti(f / "a.nii", SLICE), ["--model", ""], 2, "the path is empty"),
+    "no plane": (
+        lambda f: save_nifti(f / "a.nii", VOLUME, sform=np.ones((4, 4))),
+        ["--plane", "axial"],
+        1,
+        "a.nii: the affine",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROCESS_CASES)
+def test_the_real_process_says_one_line_and_leaves_the_folder_alone(bundle, tmp_path, case):
+    make, options, code, words = PROCESS_CASES[case]
+    source = make(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    result = process("-c", bundle, "-i", source, "-o", tmp_path / "out", *BOX, *options, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (code, ""), result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert words in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_called_like_a_result_is_refused_before_the_work(bundle, tmp_path):
+    source = save_nifti(tmp_path / "scan.nii.gz", SLICE)
+    (tmp_path / "out" / "scan_seg_.png").mkdir(parents=True)
+    result = process("-c", bundle, "-i", source, "-o", tmp_path / "out", *BOX)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"samri-run: error: cannot write {tmp_path / 'out' / 'scan_seg_.png'}: it is a folder: "
+        "rename it, or name another output"
+    ]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan_seg_.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("options", [[], ["--json"], ["--help"], ["--version"]])
+def test_results_that_can_not_be_printed_are_one_line(bundle, tmp_path, options, unbuffered):
+    source = save_nifti(tmp_path / "scan.nii.gz", SLICE)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        result = process(
+            "-c", bundle, "-i", source, "-o", tmp_path / "out", *BOX, *options, stdout=full, env=environment
+        )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "samri-run: error: cannot print the results: No space left on device: send stdout elsewhere"
+    )
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_name_that_is_no_text_is_printed_as_it_is(bundle, tmp_path, options):
+    source = tmp_path / os.fsdecode(b"sch\xe4del.nii.gz")
+    save_nifti(tmp_path / "a.nii.gz", SLICE).rename(source)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    code = "import sys; from samri_runtime.run import main; main(prog_name='samri-run')"
+    command = [sys.executable, "-c", code, "-c", bundle, "-i", source, "-o", tmp_path / "out", *BOX, *options]
+    result = subprocess.run([str(part) for part in command], capture_output=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    if options:
+        files = json.loads(result.stdout)["files"]
+    else:
+        files = [os.fsdecode(line) for line in result.stdout.splitlines()]
+    assert sorted(files) == sorted(str(path) for path in (tmp_path / "out").iterdir())
+
+
+def test_a_picture_without_nibabel_is_refused_with_the_line_that_installs_it(bundle, tmp_path):
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "a.png")
+    code = "import sys; sys.modules['nibabel'] = None;from samri_runtime.run import main; main(prog_name='samri-run')"
+    command = [sys.executable, "-c", code, "-c", bundle, "-i", tmp_path / "a.png", "-o", tmp_path / "out", *BOX]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert "pip install 'samri[io]'" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

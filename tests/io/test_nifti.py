@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -398,3 +399,82 @@ def test_spacing_is_the_voxel_size_along_each_axis(tmp_path):
     for angles, flips in itertools.product([(0, 0, 0), (0.3, -0.2, 1.0)], [(1, 1, 1), (-1, 1, -1)]):
         path = save_nifti(tmp_path / "scan.nii", np.zeros((3, 4, 5), np.uint8), sform=affine(angles, zooms, flips))
         assert read_scan(path).spacing == pytest.approx(zooms, rel=1e-6)
+
+
+def nifti2(path: Path, **fields: object) -> Path:
+    """A NIfTI-2 volume with header fields that nibabel wouldn't write by itself."""
+    header = nib.Nifti2Header()
+    header.set_data_shape((4, 5, 6))
+    header.set_data_dtype(np.int16)
+    header.set_sform(np.eye(4), 1)
+    header["magic"], header["vox_offset"] = b"n+2", 544
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + bytes(4) + bytes(4 * 5 * 6 * 2))
+    return path
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"srow_y": "bad"},
+        {"sform_code": 0, "qform_code": 1, "qoffset_x": "bad"},
+        {"sform_code": 0, "qform_code": 1, "quatern_b": "bad"},
+        {"sform_code": 0, "qform_code": 1, "pixdim": "bad"},
+        {"sform_code": 0, "qform_code": 0, "pixdim": "bad"},
+    ],
+    ids=["sform", "qoffset", "quaternion", "pixdim of the qform", "pixdim alone"],
+)
+def test_an_affine_that_is_not_finite_is_refused_by_name(tmp_path, fields, bad):
+    values = {name: np.full(nib.Nifti2Header()[name].shape, bad) if v == "bad" else v for name, v in fields.items()}
+    path = nifti2(tmp_path / "scan.nii", **values)
+    with pytest.raises(InputError, match=r"affine|header") as caught:
+        read_scan(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_enormous_affine_is_read_without_a_warning(tmp_path):
+    scan = read_scan(nifti2(tmp_path / "scan.nii", srow_x=[1e200, 0, 0, 0], srow_y=[1.7e308, 1.7e308, 0, 0]))
+    assert all(np.isfinite(scan.spacing))
+
+
+@pytest.mark.parametrize("offset", [np.inf, -np.inf, np.nan])
+def test_voxels_that_begin_nowhere_are_refused(tmp_path, offset):
+    path = save_nifti(tmp_path / "scan.nii", np.ones((4, 4, 4), np.int16))
+    raw = bytearray(path.read_bytes())
+    raw[108:112] = np.array([offset], "<f4").tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="header that makes no sense"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("frame", [0, 1, 3])
+def test_a_4d_gzip_is_checked_to_its_end_whichever_frame_is_read(tmp_path, frame):
+    voxels = np.random.default_rng(0).integers(0, 999, (20, 20, 9, 4)).astype(np.int16)
+    whole = save_nifti(tmp_path / "scan.nii.gz", voxels).read_bytes()
+    flipped = whole[:-2000] + bytes([whole[-2000] ^ 255]) + whole[-1999:]
+    shorter = gzip.compress(gzip.decompress(whole)[:-100])
+    for name, content in {"cut": whole[:-600], "trailer": whole[:-3], "flipped": flipped, "shorter": shorter}.items():
+        (tmp_path / f"{name}.nii.gz").write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}.nii.gz.* again$"):
+            read_scan(tmp_path / f"{name}.nii.gz", frame)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".png"])
+def test_a_name_that_is_too_long_is_refused_in_one_line(tmp_path, suffix):
+    with pytest.raises(InputError, match="too long"):
+        read_scan(tmp_path / ("x" * 300 + suffix))
+
+
+def test_readers_in_several_threads_leave_nibabels_log_as_it_was(tmp_path):
+    path = save_nifti(tmp_path / "scan.nii", np.ones((4, 4, 4), np.int16))
+    raw = bytearray(path.read_bytes())
+    raw[80:84] = np.array([-2], "<f4").tobytes()
+    path.write_bytes(raw)
+    before = list(nib.imageglobals.logger.handlers)
+    with ThreadPoolExecutor(8) as pool:
+        scans = list(pool.map(read_scan, [path] * 200))
+    assert nib.imageglobals.logger.handlers == before
+    assert {len(scan.notes) for scan in scans} == {1}

@@ -98,3 +98,14 @@ def test_candidates_stand_side_by_side():
     assert row.dtype == np.uint8
     assert row.shape[1] > 3 * 500
     assert (row[-768:, :500] == 50).all()
+
+
+@pytest.mark.parametrize("spacing", [(1e-300, 1e300), (1.0, 1e200), (1e308, 1.0)])
+def test_absurd_voxel_sizes_still_give_a_picture(spacing):
+    picture = draw_overlay(np.ones((5, 6)), np.ones((5, 6), np.uint8), spacing=spacing)
+    assert max(picture.shape) <= 4096
+
+
+def test_the_largest_numbers_are_shown_like_any_others():
+    image, labels = np.linspace(-1, 1, 30).reshape(5, 6), np.zeros((5, 6), np.uint8)
+    np.testing.assert_array_equal(draw_overlay(image * 1.7e308, labels), draw_overlay(image, labels))

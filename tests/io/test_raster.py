@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import nibabel as nib
@@ -233,3 +235,118 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(tmp_path, mon
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'samri\[io\]'"):
         read_scan(tmp_path / name)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+def png(
+    width: int, height: int, packed: bytes, *, depth: int = 8, color: int = 0, interlace: int = 0, more: bytes = b""
+) -> bytes:
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, color, 0, 0, interlace])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(0, 0, zlib.compress(b"")),
+        png(0, 5, zlib.compress(bytes(5))),
+        png(2**31 - 1, 2**31 - 1, zlib.compress(bytes(100))),
+        png(1, 2**30, zlib.compress(bytes(100))),
+        png(20000, 20000, zlib.compress(bytes(100))),
+        png(30, 30, zlib.compress(bytes(100))),
+        png(9, 9, zlib.compress(bytes(91))),
+        png(9, 9, zlib.compress(bytes(90))[:-5]),
+        png(9, 9, b"no zlib stream"),
+        png(9, 9, zlib.compress(b"\7" * 90)),
+        png(9, 9, zlib.compress(b"\7" * 200), interlace=1),
+        png(9, 9, zlib.compress(bytes(90)), depth=7),
+        png(9, 9, zlib.compress(bytes(90)), color=5),
+        png(9, 9, zlib.compress(bytes(90)), color=3),
+        png(9, 9, zlib.compress(bytes(90)), interlace=2),
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IEND", b""),
+        png(9, 9, b"")[:33] + chunk(b"IEND", b""),
+    ],
+)
+def test_a_png_without_its_pixels_is_refused_quietly_in_one_line(tmp_path, capfd, content):
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged PNG") as caught:
+        read_scan(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 1), (1, 6), (9, 8), (600, 900)])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_interlaced_pngs_of_every_size_are_read_as_others_are(tmp_path, shape, mode):
+    pixels = RNG.integers(0, 256, (*shape, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert("RGB").quantize(9) if mode == "P" else Image.fromarray(pixels).convert(mode)
+    image.save(tmp_path / "plain.png")
+    expected = read_scan(tmp_path / "plain.png").voxels
+    (tmp_path / "laced.png").write_bytes(interlaced((tmp_path / "plain.png").read_bytes()))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "laced.png")), np.asarray(image))
+    np.testing.assert_array_equal(read_scan(tmp_path / "laced.png").voxels, expected)
+
+
+def interlaced(plain: bytes) -> bytes:
+    """The same PNG in seven passes (Adam7), packed bit by bit, since Pillow writes none."""
+    image = Image.open(io.BytesIO(plain))
+    width, height = image.size
+    depth, color = plain[24], plain[25]
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    samples = np.asarray(image).astype(np.uint8).reshape(height, width * channels)
+    bits = np.unpackbits(samples[..., np.newaxis], axis=2)[:, :, 8 - depth :].reshape(height, width, channels * depth)
+    passes = b""
+    for x, y, dx, dy in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
+        part = bits[y::dy, x::dx]
+        if part.size:
+            passes += b"".join(b"\0" + np.packbits(row.ravel()).tobytes() for row in part)
+    start, end = plain.index(b"IHDR") + 21, plain.index(b"IDAT") - 4
+    return png(width, height, zlib.compress(passes), depth=depth, color=color, interlace=1, more=plain[start:end])
+
+
+def test_a_color_profile_that_libpng_dislikes_changes_nothing_and_prints_nothing(tmp_path, capfd):
+    more = chunk(b"gAMA", (1).to_bytes(4, "big")) + chunk(b"iCCP", b"x\0\0" + zlib.compress(b"no profile"))
+    (tmp_path / "picture.png").write_bytes(png(9, 9, zlib.compress(b"\0ABCDEFGHI" * 9), more=more))
+    np.testing.assert_array_equal(read_scan(tmp_path / "picture.png").voxels, [list(b"ABCDEFGHI")] * 9)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_gray_with_alpha_is_gray(tmp_path, suffix):
+    Image.fromarray(np.dstack([GRAY, GRAY[::-1]]), "LA").save(tmp_path / f"picture{suffix}")
+    np.testing.assert_array_equal(read_scan(tmp_path / f"picture{suffix}").voxels, GRAY)
+
+
+def test_a_picture_longer_than_nifti_1_can_say_gets_a_nifti_2_mask(tmp_path):
+    write_png(tmp_path / "long.png", np.zeros((40000, 2), np.uint8))
+    scan = read_scan(tmp_path / "long.png")
+    mask = np.zeros((40000, 2), bool)
+    mask[39999, 1] = True
+    write_mask(tmp_path / "mask.nii.gz", mask, scan)
+    written = nib.load(tmp_path / "mask.nii.gz")
+    assert written.shape == (1, 40000, 2)
+    np.testing.assert_array_equal(written.affine, np.eye(4))
+    np.testing.assert_array_equal(np.asarray(written.dataobj)[0], mask)
+
+
+def test_readers_in_several_threads_leave_opencvs_log_level_as_it_was(tmp_path):
+    log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
+    before = log.getLogLevel()
+    write_png(tmp_path / "picture.png", GRAY)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read_scan, [tmp_path / "picture.png"] * 200))
+    assert before != 0
+    assert log.getLogLevel() == before

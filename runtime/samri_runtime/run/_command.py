@@ -12,12 +12,12 @@ import click
 from samri.geometry import PLANES, Plane
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
-from samri_runtime._command import command, provider_options_of, say
+from samri_runtime._command import GivenPath, command, emit, provider_options_of, say
 from samri_runtime._predictor import Predictor
 from samri_runtime.providers import Provider
 from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
 from samri_runtime.run._request import XY, XYXY, build_prompts, choose_view
-from samri_runtime.run._results import check_output, describe_run, write_results
+from samri_runtime.run._results import check_output, describe_run, earlier_results, write_results
 from samri_runtime.run._segment import Segmentation, segment
 
 
@@ -27,7 +27,7 @@ from samri_runtime.run._segment import Segmentation, segment
     "--model",
     "--checkpoint",
     required=True,
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     metavar="BUNDLE",
     help="Folder with the exported model (samri-export makes one from a .pth).",
 )
@@ -36,7 +36,7 @@ from samri_runtime.run._segment import Segmentation, segment
     "--input",
     "source",
     required=True,
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     metavar="IMAGE",
     help="NIfTI (.nii, .nii.gz), PNG, JPEG or TIFF.",
 )
@@ -44,7 +44,7 @@ from samri_runtime.run._segment import Segmentation, segment
     "-o",
     "--output",
     required=True,
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     metavar="FOLDER",
     help="Where the results go; made if missing.",
 )
@@ -90,7 +90,7 @@ from samri_runtime.run._segment import Segmentation, segment
     help="Passed to ONNX Runtime's provider as it is. Repeatable.",
 )
 @click.option("--device", help="PyTorch's name of a provider, as the published scripts take it: cpu, cuda:0, mps.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one a core]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: one a core]")
 @click.option(
     "--precision",
     type=click.Choice(("auto", *PRECISIONS)),
@@ -130,7 +130,7 @@ def main(
     NAME_overlay.png (what to look at first), and prints their paths.
     """
     asked = build_prompts(boxes, points, negative_points)
-    check_output(output)
+    check_output(output, source, 3 if multimask else 1, png=not no_png)
     provider, options = _choose_provider(provider, device, provider_options)
     scan = _read(source, frame)
     view = choose_view(scan, index, axis, plane)
@@ -150,6 +150,7 @@ def main(
         *(note for _, clipped in checked for note in clipped),
         *predictor.notes,
         *_empty(segmentation),
+        *_replaced(output, source),
     ]
     provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, notes)
     files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png)
@@ -193,10 +194,15 @@ def _empty(segmentation: Segmentation) -> list[str]:
     ]
 
 
+def _replaced(output: Path, source: Path) -> list[str]:
+    """A note where another slice, or another file of the same name, may have been segmented before."""
+    names = earlier_results(output, source)
+    return [f"replaced the results of an earlier run in {output}: {', '.join(names)}"] if names else []
+
+
 def _print_results(files: list[Path], provenance: dict[str, Any], as_json: bool) -> None:
     """Results only: everything else of this command goes to stderr."""
     if as_json:
-        click.echo(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
-        return
-    for file in files:
-        click.echo(str(file))
+        emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
+    else:
+        emit("\n".join(str(file) for file in files))

@@ -33,11 +33,11 @@ def choose_view(scan: Scan, index: int | None, axis: int | None, plane: Plane | 
             raise click.UsageError(f"{scan.path} is one slice: leave out --slice, --axis and --plane.")
         return whole_view(scan.grid)
     single = 0 if scan.grid[0] == 1 else 2 if scan.grid[2] == 1 else None
-    if index is None:
-        if single is not None and plane is None and axis in (None, single):
-            return whole_view(scan.grid)
-        raise click.UsageError(_which_slice(scan, axis, plane))
     try:
+        if index is None:
+            if single is not None and plane is None and axis in (None, single):
+                return whole_view(scan.grid)
+            raise click.UsageError(_which_slice(scan, axis, plane))
         if plane is not None:
             return plane_view(scan.grid, scan.affine, plane, index)
         return axis_view(scan.grid, (_DEFAULT_AXIS if single is None else single) if axis is None else axis, index)

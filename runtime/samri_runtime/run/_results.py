@@ -16,25 +16,40 @@ from samri import __version__
 from samri.errors import OutputError
 from samri.geometry import SliceView
 from samri.hashing import file_sha256
-from samri.io import Scan, draw_overlay, scan_name, side_by_side, write_mask, write_png
+from samri.io import Scan, draw_overlay, nibabel_version, scan_name, side_by_side, write_mask, write_png
 from samri.prompts import Prompt
-from samri.staging import staged_files
+from samri.staging import refuse_folders_in_the_way, staged_files
 from samri_runtime._predictor import Predictor
 from samri_runtime.run._request import view_spacing
 from samri_runtime.run._segment import Segmentation
 
+_CANDIDATES = 3
 
-def check_output(folder: Path) -> None:
+
+def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True) -> None:
     """Say before the work, not after it, that its results will have no place.
 
     Raises:
-        OutputError: `folder` is a file, or it or the folder in which to make it can't be written.
+        OutputError: `folder` is a file, it or the folder in which to make it can't be written, or a folder in it is
+            called like one of the results.
+        InputError: `scan` has no name of an image.
+        MissingDependencyError: nibabel, which writes the mask of a picture too, isn't installed.
     """
+    nibabel_version()
     existing = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
     if not existing.is_dir():
         raise OutputError(f"cannot write {folder}: {existing} is not a folder: name another --output")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {folder}: {existing} allows no writing: name another --output")
+    refuse_folders_in_the_way(folder, _names(result_files(scan, candidates, png=png)))
+
+
+def earlier_results(folder: Path, scan: Path) -> list[str]:
+    """Names of the files in `folder` that an earlier run made of a scan of this name, whatever its options."""
+    every = dict.fromkeys([*_names(result_files(scan, 1)), *_names(result_files(scan, _CANDIDATES))])
+    provenance = result_files(scan, 1)["provenance"][0]
+    # Without provenance a person may have made a file of that name.
+    return [name for name in every if (folder / name).is_file()] if (folder / provenance).is_file() else []
 
 
 def write_results(
@@ -52,7 +67,7 @@ def write_results(
     Three candidates are `<name>_seg_1.nii.gz` to `<name>_seg_3.nii.gz` (and `.png`), side by side in the overlay.
 
     Args:
-        output: The folder; made if missing. Older results of the same name are replaced.
+        output: The folder; made if missing. Results of an earlier run of the same name are replaced or removed.
         scan: What was segmented.
         view: Which slice of it.
         prompts: What was asked, in pixels of the slice as shown.
@@ -67,7 +82,7 @@ def write_results(
         OutputError: They can't be written; then none is.
     """
     files = result_files(scan.path, len(segmentation.label_maps), png=png)
-    with staged_files(output) as stage:
+    with staged_files(output, obsolete=earlier_results(output, scan.path)) as stage:
         for name, labels in zip(files["masks"], segmentation.label_maps, strict=True):
             write_mask(stage / name, view.insert(labels, labels.dtype), scan)
         (stage / files["provenance"][0]).write_text(json.dumps(provenance, indent=2, allow_nan=False) + "\n", "utf-8")
@@ -75,7 +90,7 @@ def write_results(
             write_png(stage / name, np.where(labels > 0, np.uint8(255), np.uint8(0)))
         for name in files["overlay"]:
             write_png(stage / name, _overlay(scan, view, prompts, segmentation))
-    return [output / name for names in files.values() for name in names]
+    return [output / name for name in _names(files)]
 
 
 def result_files(scan: Path, candidates: int, *, png: bool = True) -> dict[str, list[str]]:
@@ -90,6 +105,10 @@ def result_files(scan: Path, candidates: int, *, png: bool = True) -> dict[str, 
     }
 
 
+def _names(files: Mapping[str, Sequence[str]]) -> list[str]:
+    return [name for names in files.values() for name in names]
+
+
 def describe_run(
     predictor: Predictor,
     requested: str,
@@ -100,7 +119,6 @@ def describe_run(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Everything needed to tell how a mask came about, in plain JSON values; files by name, not by path."""
-    import nibabel
     import onnxruntime
 
     manifest, bundle, precision = predictor.manifest, predictor.bundle, predictor.precision
@@ -112,7 +130,7 @@ def describe_run(
             "python": platform.python_version(),
             "numpy": np.__version__,
             "onnxruntime": onnxruntime.__version__,
-            "nibabel": nibabel.__version__,
+            "nibabel": nibabel_version(),
         },
         "input": {
             "name": scan.path.name,

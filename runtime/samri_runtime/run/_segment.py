@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from samri.errors import ProviderError
 from samri.geometry import SliceView
 from samri.io import Scan
 from samri.preprocessing import percentile_range
@@ -53,6 +54,7 @@ def segment(
         multimask: Three candidates rather than one mask.
 
     Raises:
+        ProviderError: The model computed something that isn't finite.
         SamriError: As `Predictor.encode` and `Predictor.predict`.
     """
     profile = predictor.manifest.profile
@@ -62,6 +64,11 @@ def segment(
     encoded = time.perf_counter()
     prediction = predictor.predict(embedding, prompts=prompts, multimask=multimask)
     logits, scores = prediction.logits(), prediction.scores
+    if not (np.isfinite(logits).all() and np.isfinite(scores).all()):
+        raise ProviderError(
+            f"{scan.path}: {predictor.bundle.folder} answered with NaN or infinite numbers on "
+            f"{predictor.providers['decoder']}: use --precision fp32 or --provider cpu, or export the bundle again"
+        )
     if not multimask:
         logits, scores = logits[:, np.newaxis], scores[:, np.newaxis]
     label_maps = tuple(label_map(logits[:, candidate]) for candidate in range(logits.shape[1]))
