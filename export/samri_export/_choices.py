@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, get_args
 
 from samri.manifest import Precision
@@ -17,8 +16,3 @@ CONTRACTS: tuple[Contract, ...] = get_args(Contract)
 
 OFFERED_PRECISIONS: tuple[Precision, ...] = ("fp32",)
 """What this version can write, of the precisions that a bundle may hold."""
-
-
-def says_medsam(*paths: str | Path | None) -> bool:
-    """Whether a checkpoint's file name tells that it needs MedSAM's preprocessing."""
-    return any("medsam" in Path(path).name.lower() for path in paths if path is not None)

@@ -14,10 +14,10 @@ from samri.bundle import Bundle, write_manifest
 from samri.errors import BundleError, CheckpointError
 from samri.manifest import BundleFile, Graph, Manifest, Precision, Role, embedding_id
 from samri.model import Checkpoint, ImageEncoder, PromptDecoder, encoder_sha256, load_checkpoint
-from samri.preprocessing import ProfileName
+from samri.preprocessing import ProfileName, says_medsam
 from samri.preprocessing import profile as profile_named
 from samri.staging import staged_folder
-from samri_export._choices import OFFERED_PRECISIONS, Contract, Level, says_medsam
+from samri_export._choices import OFFERED_PRECISIONS, Contract, Level
 from samri_export._graph_specs import OPSET, decoder_spec, encoder_spec, sam_contract_spec
 from samri_export._onnx_writing import write_graph
 from samri_export._report import Report

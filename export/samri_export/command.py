@@ -10,8 +10,8 @@ import click
 
 from samri.bundle import Bundle
 from samri.manifest import Precision
-from samri.preprocessing import PROFILE_NAMES, ProfileName
-from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level, says_medsam
+from samri.preprocessing import PROFILE_NAMES, ProfileName, says_medsam
+from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level
 from samri_runtime._command import command
 
 _FILE = click.Path(path_type=Path)

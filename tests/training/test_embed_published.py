@@ -87,7 +87,7 @@ def test_archives_become_a_store_without_the_encoder_running(
     np.testing.assert_array_equal(store[1].mask, labels(1)[0])
     assert store.info.source == "published cache"
     assert store.info.embedding_id == facts.embedding_id
-    assert len(combine([store, PublishedCache(tmp_path / "cache" / "b", facts)])) == 4
+    assert len(combine([store, PublishedCache(tmp_path / "cache" / "b" / "training", facts)])) == 3
 
 
 def test_half_the_bytes_by_default(tmp_path: Path, weights: Path) -> None:

@@ -34,7 +34,6 @@ from samri_training.evaluate import (
     open_model,
     summarize,
 )
-from samri_training.evaluate._sources import store_of_split
 from samri_training.store import EmbeddedSlice, EmbeddingStore, EncoderFacts, ShardWriter, StoreInfo, StorePlan
 
 SPACING = (0.5, 2.0)
@@ -242,12 +241,12 @@ class Fixed:
 
     backend: Literal["onnx", "torch"] = "torch"
 
-    def __init__(self, name: str, logit: float, encoder: str = "some") -> None:
+    def __init__(self, name: str, logit: float, encoder: str | None = "some") -> None:
         self.name = name
         self.logit = logit
         self.profile = profile("samri")
         self.image_size = 128
-        self.embedding_id: str | None = encoder
+        self.embedding_id = encoder
         self.encoded = 0
         self.asked: list[list[float]] = []
 
@@ -283,6 +282,12 @@ def test_models_that_share_an_encoder_encode_each_slice_once(dataset: Path) -> N
     models = [Fixed("a", 1), Fixed("b", -1), Fixed("c", 1, encoder="another")]
     evaluate(SliceFolder(dataset), models, Protocol(("box", "point")))
     assert [model.encoded for model in models] == [2 * CASES, 0, 2 * CASES]
+
+
+def test_encoders_that_do_not_say_what_they_are_share_nothing(dataset: Path) -> None:
+    models = [Fixed("a", 1, encoder=None), Fixed("b", -1, encoder=None)]
+    evaluate(SliceFolder(dataset), models, Protocol(("box", "point")))
+    assert [model.encoded for model in models] == [2 * CASES, 2 * CASES]
 
 
 def test_prompts_depend_on_the_seed_and_not_on_what_else_is_evaluated(dataset: Path, few: Path) -> None:
@@ -347,8 +352,6 @@ def test_a_store_gives_the_same_results_as_its_slices(
     store = store_of(tmp_path / "testing", few, small_sam)
     model = open_model(ModelRequest("tuned", checkpoints[1]), device="cpu")
     protocol = Protocol(("box", "point"), jitter=True)
-    assert store_of_split(tmp_path) == store_of_split(store) == store
-    assert store_of_split(tmp_path, "training") == tmp_path
     by_source = [
         evaluate(source, [model], protocol).rows
         for source in (SliceFolder(few), EmbeddedSlices(EmbeddingStore.open(store)))

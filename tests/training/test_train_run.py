@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +180,67 @@ def test_a_resumed_run_refuses_to_leave_its_curve(
     assert_one_line(result, words)
 
 
+def test_a_resume_with_other_slices_of_the_same_number_is_refused(
+    run_train: RunTrain, begun: Path, stores: Path, tmp_path: Path, small_sam: Sam
+) -> None:
+    for split in ("training", "validation"):
+        other = shutil.copytree(stores, tmp_path / f"other_{split}")
+        shutil.rmtree(other / split)
+        slices = drawn_slices(10 if split == "training" else 3, cases=2)
+        write_store(other / split, small_sam, slices)
+        result = run_train("--resume", begun, "--embedding-dir", other, "--epochs", 2, bare=True)
+        words = {"training": "was trained on 10 other slices", "validation": "was validated on other slices"}
+        assert_one_line(result, words[split])
+
+
+def test_a_resume_finds_its_slices_in_a_store_that_was_moved(
+    run_train: RunTrain, begun: Path, stores: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(stores, tmp_path / "moved")
+    result = run_train("--resume", begun, "--embedding-dir", moved, "--epochs", 2, bare=True)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_the_hash_of_the_first_checkpoint_survives_every_resume(
+    run_train: RunTrain, begun: Path, checkpoint: Path
+) -> None:
+    for epochs in (2, 3):
+        assert run_train("--resume", begun, "--epochs", epochs, bare=True).exit_code == 0
+    arguments = json.loads((begun / "args.json").read_text())
+    assert arguments["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+def test_validation_that_takes_slices_from_a_begun_run_is_refused_for_that_reason(
+    run_train: RunTrain, stores: Path, tmp_path: Path
+) -> None:
+    alone, run = stores / "training", tmp_path / "run"
+    assert run_train("--embedding-dir", alone, "--epochs", 1, "--val-every", 0).exit_code == 0
+    more = ("--resume", run, "--epochs", 2, "--val-every", 1)
+    assert_one_line(run_train(*more, bare=True), "without validation", "--val-embedding-dir")
+    result = run_train(*more, "--val-embedding-dir", stores / "validation", bare=True)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_held_out_slices_are_not_trained_on_after_a_resume(run_train: RunTrain, stores: Path, tmp_path: Path) -> None:
+    assert run_train("--embedding-dir", stores / "training", "--epochs", 1).exit_code == 0
+    result = run_train("--resume", tmp_path / "run", "--epochs", 2, "--val-every", 0, bare=True)
+    assert_one_line(result, "holds slices out for validation", "--val-every 0")
+
+
+def test_a_run_that_ended_before_its_first_epoch_may_be_begun_anew(
+    run_train: RunTrain, stores: Path, tmp_path: Path
+) -> None:
+    stop_after(0, run_train)
+    folder = tmp_path / "run"
+    assert [entry["epoch"] for entry in logs(folder)["epochs"]] == [0]
+    otherwise = ("--targets", "nearest-exact", "--epochs", 1)
+    assert_one_line(run_train("--resume", folder, *otherwise, bare=True), "begin anew with --save-dir")
+    result = run_train(*otherwise)
+    assert result.exit_code == 0, result.stderr
+    assert [entry["epoch"] for entry in logs(folder)["epochs"]] == [0, 1]
+    assert json.loads((folder / "args.json").read_text())["settings"]["targets"] == "nearest-exact"
+
+
 def test_the_same_step_may_be_shared_otherwise_after_a_resume(run_train: RunTrain, begun: Path) -> None:
     options = ("--epochs", 2, "--batch-size", 2, "--accumulate", 2)
     assert run_train("--resume", begun, *options, bare=True).exit_code == 0
@@ -315,6 +378,21 @@ def test_slices_whose_labels_all_vanish_are_named_as_the_reason(
     assert_one_line(result, str(store), "--targets nearest-exact")
 
 
+def test_a_slice_with_a_label_that_vanishes_is_named(run_train: RunTrain, tmp_path: Path, small_sam: Sam) -> None:
+    slices = drawn_slices(6)
+    for at in (2, 4):
+        slices[at].mask[:] = 0
+        slices[at].mask[0, 0] = 1
+        slices[at].mask.resize((500, 500), refcheck=False)
+    store = write_store(tmp_path / "thin", small_sam, slices)
+    result = run_train("--embedding-dir", store, "--val-every", 0, "--epochs", 1)
+    assert result.exit_code == 0, result.stderr
+    name = EmbeddingStore.open(store)[2].name
+    (entry,) = logs(tmp_path / "run")["epochs"]
+    assert (entry["vanished"], entry["first_thin"]) == (2, name)
+    assert f"vanished 2, a label too thin for the decoder first in {name}\n" in result.stderr
+
+
 def test_a_full_disk_is_one_line_and_leaves_the_last_state(
     run_train: RunTrain, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +407,23 @@ def _save_to_a_full_disk(content: object, file: Any, save: Callable[..., None] =
     """The kernel's own full disk, behind the file that was opened."""
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         save(content, full)
+
+
+@pytest.mark.parametrize("room", [100, 300, 900, 1500])
+def test_a_disk_that_fills_within_a_file_is_one_line_too(
+    run_train: RunTrain, begun: Path, tmp_path: Path, room: int
+) -> None:
+    """The kernel itself refuses what is beyond so many KB of a file, in the middle of torch's own format."""
+    before = {file.name: file.read_bytes() for file in begun.iterdir() if file.suffix == ".pth"}
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room * 1024, unlimited[1]))
+    try:
+        result = run_train("--resume", begun, "--epochs", 2, bare=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert_one_line(result, "cannot write", "File too large")
+    assert {name: (begun / name).read_bytes() for name in before} == before
+    assert not [file for file in begun.iterdir() if file.name.startswith(".")]
 
 
 def test_tensorboard_is_asked_for_by_name_when_it_is_missing(run_train: RunTrain) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from samri.errors import InputError
 from samri.io import Scan, read_scan
-from samri_training.slices import SPLITS, label_map, one_slice, slice_spacing
+from samri_training.slices import SPLITS, label_map, one_slice, slice_spacing, split_of
 from samri_training.store import Embeddings, EmbeddingStore, EncoderFacts, StoredDtype, StoredSlice, StoreInfo
 
 KIND = "published cache"
@@ -85,18 +85,26 @@ class PublishedCache:
         facts: The encoder that made the embeddings, as far as anybody knows (`samri_training.embed.checkpoint_facts`).
 
     Raises:
-        InputError: There is none, or one has no mask beside it.
+        InputError: There is none, one has no mask beside it, or they belong to more than one split.
     """
 
     def __init__(self, path: str | Path, facts: EncoderFacts) -> None:
         self.path = Path(path)
         self.slices = find_cached(self.path)
+        splits = {split_of(cached.name) for cached in self.slices}
+        if len(splits) > 1:
+            there = ", ".join(name for name in SPLITS if name in splits)
+            raise InputError(f"{self.path} holds the slices of {there}, which must not be mixed: name one of them")
         first = self.slices[0].read(facts.embedding_shape)
         dtype: StoredDtype = "fp16" if first.features.dtype == np.float16 else "fp32"
         self.info = StoreInfo.of(facts, dtype, KIND, spacing_known(self.slices))
 
     def __len__(self) -> int:
         return len(self.slices)
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """(name, case) of every slice, in order; no file is read."""
+        return ((cached.name, cached.case) for cached in self.slices)
 
     def __getitem__(self, index: int) -> StoredSlice:
         """Slice `index`, in the order of the names.
@@ -144,16 +152,21 @@ def find_cached(folder: Path) -> list[CachedSlice]:
     return [found[name] for name in sorted(found)]
 
 
+def holds_embedding(name: str) -> bool:
+    """Whether a file of that name is an embedding of a cache, and not a mask or something else."""
+    file = Path(name)
+    is_mask = "_img_" not in name and ("_seg_" in name or file.stem.endswith(_MASK_ENDS))
+    return file.suffix in SUFFIXES and not is_mask and not name.startswith(".")
+
+
 def _files(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: check the path")
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            file = Path(parent, name)
-            is_mask = "_img_" not in name and ("_seg_" in name or file.stem.endswith(_MASK_ENDS))
-            if file.suffix in SUFFIXES and not is_mask and not name.startswith("."):
-                yield file
+            if holds_embedding(name):
+                yield Path(parent, name)
 
 
 def _case_and_mask(stem: str) -> tuple[str, str]:

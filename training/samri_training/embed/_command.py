@@ -11,7 +11,7 @@ import click
 
 from samri.errors import InputError
 from samri.manifest import PRECISIONS, Precision
-from samri.preprocessing import PROFILE_NAMES, ProfileName
+from samri.preprocessing import PROFILE_NAMES, ProfileName, says_medsam
 from samri_runtime._command import command, say
 from samri_runtime.providers import Provider
 from samri_training.embed._division import Share, parse_share, share_from
@@ -19,7 +19,8 @@ from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder,
 from samri_training.embed._progress import duration
 from samri_training.embed._run import Outcome, embed
 from samri_training.embed._sources import find_sources
-from samri_training.store import EmbeddingStore, EncoderFacts, StoredDtype
+from samri_training.parts import parts_by_split
+from samri_training.store import PLAN_NAME, EmbeddingStore, EncoderFacts, StoredDtype
 from samri_training.store._info import STORED_DTYPES
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -157,7 +158,7 @@ def main(
     else:
         assert checkpoint is not None
         cached = all(source.is_encoded for source in sources)
-        profile = profile or _default_profile(checkpoint)
+        profile = profile or _default_profile(checkpoint, base)
         encoder = None if cached else _open_checkpoint(checkpoint, base, profile, device, encoder_precision)
         facts = encoder.facts if encoder else checkpoint_facts(checkpoint, profile, encoder_precision, base)
     slices = sum(len(source.slices) for source in sources)
@@ -179,8 +180,8 @@ def main(
     _report(outcome, facts, as_json)
 
 
-def _default_profile(checkpoint: Path) -> ProfileName:
-    if "medsam" in checkpoint.name.lower():
+def _default_profile(checkpoint: Path, base: Path | None) -> ProfileName:
+    if says_medsam(checkpoint, base):
         raise click.UsageError(f"{checkpoint} looks like MedSAM, whose preprocessing differs: pass --profile medsam.")
     return "samri"
 
@@ -212,9 +213,7 @@ def _open_bundle(model: Path, device: str, options: dict[str, str], precision: P
 
 
 def _verify(save_dir: Path) -> None:
-    folders = (
-        [save_dir] if (save_dir / "store.json").is_file() else sorted(p.parent for p in save_dir.glob("*/store.json"))
-    )
+    folders = [part for parts in parts_by_split(save_dir).values() for part in parts if (part / PLAN_NAME).is_file()]
     if not folders:
         raise InputError(f"{save_dir} holds no embedding store: name the --save-dir of samri-embed")
     for folder in folders:

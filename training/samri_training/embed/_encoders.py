@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +12,11 @@ import numpy.typing as npt
 from samri import __version__
 from samri.bundle import Bundle
 from samri.errors import BundleError, ProviderError
-from samri.manifest import Precision, embedding_id
-from samri.preprocessing import ProfileName, profile
+from samri.manifest import Precision
+from samri.preprocessing import ProfileName
 from samri_runtime.providers import Provider, open_session
+from samri_training.devices import torch_device
 from samri_training.store import EncoderFacts
-
-if TYPE_CHECKING:
-    import torch
-
-    from samri.model import Checkpoint
 
 TorchPrecision = Literal["fp32", "fp16"]
 
@@ -59,7 +55,7 @@ def checkpoint_facts(
     from samri.model import encoder_sha256, load_checkpoint
 
     checkpoint = load_checkpoint(path, base)
-    return _facts(checkpoint, encoder_sha256(checkpoint.sam), profile_name, precision)
+    return EncoderFacts.of_checkpoint(checkpoint, encoder_sha256(checkpoint.sam), profile_name, precision)
 
 
 class TorchEncoder:
@@ -91,9 +87,9 @@ class TorchEncoder:
 
         from samri.model import ImageEncoder, encoder_sha256, load_checkpoint
 
-        self._device = _torch_device(device, local_rank)
+        self._device = torch_device(device, local_rank)
         checkpoint = load_checkpoint(path, base)
-        self.facts = _facts(checkpoint, encoder_sha256(checkpoint.sam), profile_name, precision)
+        self.facts = EncoderFacts.of_checkpoint(checkpoint, encoder_sha256(checkpoint.sam), profile_name, precision)
         self.made_with = {
             "samri": __version__,
             "numpy": np.__version__,
@@ -160,21 +156,11 @@ class BundleEncoder:
         graph = bundle.graph("encoder", precision)
         if graph.embedding_id is None:
             raise BundleError(f"{bundle.folder} doesn't say which embeddings its encoder makes: export it again")
-        manifest = bundle.manifest
         self._session = open_session(
             bundle.graph_path("encoder", precision), provider, provider_options=provider_options
         )
         self.notes = self._session.notes
-        self.facts = EncoderFacts(
-            embedding_id=graph.embedding_id,
-            profile=manifest.profile.name,
-            image_size=manifest.image_size,
-            embedding_shape=manifest.embedding_shape,
-            backbone=manifest.backbone,
-            precision=precision,
-            checkpoint=str(manifest.checkpoint.get("name", manifest.name)),
-            checkpoint_sha256=str(manifest.checkpoint.get("sha256", "")),
-        )
+        self.facts = EncoderFacts.of_bundle(bundle.manifest, precision)
         self.made_with = {
             "samri": __version__,
             "numpy": np.__version__,
@@ -195,44 +181,3 @@ class BundleEncoder:
         """
         features: npt.NDArray[np.float32] = self._session.run({"image": images})["image_embeddings"]
         return features
-
-
-def _facts(checkpoint: Checkpoint, weights: str, profile_name: ProfileName, precision: Precision) -> EncoderFacts:
-    architecture = checkpoint.architecture
-    # A decoder-only file's encoder came from its base.
-    source, digest = checkpoint.base_path or checkpoint.path, checkpoint.base_sha256 or checkpoint.sha256
-    return EncoderFacts(
-        embedding_id=embedding_id(weights, profile(profile_name), architecture.image_size, precision),
-        profile=profile_name,
-        image_size=architecture.image_size,
-        embedding_shape=architecture.embedding_shape,
-        backbone=architecture.backbone,
-        precision=precision,
-        checkpoint=source.name,
-        checkpoint_sha256=digest,
-    )
-
-
-def _torch_device(name: str, local_rank: int) -> torch.device:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ProviderError(f"there is no torch device {name!r}: use auto, cpu, cuda, cuda:1 or mps") from error
-    if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = local_rank if device.index is None else device.index
-        if index >= found:
-            raise ProviderError(
-                f"cuda:{index} can't be used: torch {torch.__version__} finds {found} GPUs; see nvidia-smi, "
-                "or install torch's CUDA or ROCm build"
-            )
-        return torch.device("cuda", index)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ProviderError(f"mps can't be used: torch {torch.__version__} finds no Apple GPU; use --device cpu")
-    if device.type not in ("cpu", "mps"):
-        raise ProviderError(f"{name} isn't supported: use auto, cpu, cuda, cuda:1 or mps")
-    return device

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from samri.errors import InputError
 from samri.preprocessing import preprocess, profile
 from samri_training.published import KIND, CachedSlice, find_cached, spacing_known
-from samri_training.slices import SPLITS, SlicePair, find_slices, match_slices
+from samri_training.slices import SPLITS, SlicePair, find_slices, match_slices, split_of
 from samri_training.store import EncoderFacts
 
 _T = TypeVar("_T", SlicePair, CachedSlice)
@@ -87,9 +87,14 @@ def _slices(split: str, pairs: Sequence[SlicePair]) -> Source:
             image = preprocess(read.image, chosen, facts.image_size, volume_range)
         except InputError as error:
             raise InputError(f"{pair.image}: {error}") from error
-        return Loaded(pair.name, pair.case, image, read.mask, read.spacing)
+        return Loaded(pair.name, _whom(pair), image, read.mask, read.spacing)
 
-    return Source(split, "slices", [(pair.name, pair.case) for pair in pairs], True, load)
+    return Source(split, "slices", [(pair.name, _whom(pair)) for pair in pairs], True, load)
+
+
+def _whom(pair: SlicePair) -> str:
+    """What is held out and compared as one: the patient, or the scan where patients aren't known."""
+    return pair.patient or pair.case
 
 
 def _cached(split: str, slices: Sequence[CachedSlice]) -> Source:
@@ -109,8 +114,7 @@ def _by_split(folder: Path, items: Sequence[_T]) -> list[tuple[str, list[_T]]]:
         return [("", list(items))]
     groups: dict[str, list[_T]] = {}
     for item in items:
-        split = next((part for part in reversed(Path(item.name).parent.parts) if part in SPLITS), "")
-        groups.setdefault(split, []).append(item)
+        groups.setdefault(split_of(item.name) or "", []).append(item)
     if "" in groups and len(groups) > 1:
         raise InputError(
             f"{folder}: {groups[''][0].name} lies in none of the folders {', '.join(SPLITS)}, and other slices do: "

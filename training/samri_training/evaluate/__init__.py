@@ -5,11 +5,12 @@ from __future__ import annotations
 from samri_training.evaluate._command import main
 from samri_training.evaluate._evaluation import Evaluation, Protocol, Row, evaluate, prompt_generator
 from samri_training.evaluate._files import write_files
-from samri_training.evaluate._metrics import METRICS, SIZES, Measures, Metric, Size, measure, size_of
+from samri_training.evaluate._metrics import METRICS, Measures, Metric, measure
 from samri_training.evaluate._models import Model, ModelRequest, open_model, segment
 from samri_training.evaluate._sources import EmbeddedSlices, Sample, SliceFolder, Source
 from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare, holm, rank_biserial, spread
 from samri_training.evaluate._summary import Group, Summary, Test, summarize
+from samri_training.sizes import SIZES, Size, size_of
 
 __all__ = [
     "METRICS",

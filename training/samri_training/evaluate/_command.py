@@ -15,11 +15,12 @@ from samri_runtime._command import command, say
 from samri_runtime.providers import Provider
 from samri_training.evaluate._evaluation import Protocol, evaluate
 from samri_training.evaluate._files import to_json, write_files
-from samri_training.evaluate._models import Device, open_model
+from samri_training.evaluate._models import open_model
 from samri_training.evaluate._report import overview
 from samri_training.evaluate._requests import requested_label_names, requested_models
-from samri_training.evaluate._sources import EmbeddedSlices, SliceFolder, store_of_split
+from samri_training.evaluate._sources import TEST_SPLIT, EmbeddedSlices, SliceFolder
 from samri_training.evaluate._summary import summarize
+from samri_training.parts import parts_of
 from samri_training.prompting import PROMPT_KINDS, PromptKind
 from samri_training.published import open_embeddings
 from samri_training.slices import SPLITS, Split
@@ -115,10 +116,10 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
 )
 @click.option(
     "--device",
-    type=click.Choice(get_args(Device)),
     default="auto",
     show_default=True,
-    help="Where checkpoints run.",
+    metavar="NAME",
+    help="Where checkpoints run: cpu, cuda, cuda:1 or mps.",
 )
 @click.option("--no-plots", is_flag=True, help="Leave out the box plots.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the table of mean Dice.")
@@ -139,7 +140,7 @@ def main(
     bases: tuple[str, ...],
     label_names: tuple[str, ...],
     provider: Provider,
-    device: Device,
+    device: str,
     no_plots: bool,
     as_json: bool,
 ) -> None:
@@ -157,11 +158,12 @@ def main(
     # The folder is claimed first: hours of work must not end in a name that is taken.
     with staged_folder(output, overwrite=overwrite) as stage:
         slices = None if data_dir is None else SliceFolder(data_dir, split)
+        parts = [
+            part for folder in embedding_dirs for part in parts_of(folder, split or TEST_SPLIT, asked=split is not None)
+        ]
         opened = [open_model(request, provider, device) for request in requests]
-        source = slices or EmbeddedSlices(
-            # A cache without provenance is taken to be the first model's own.
-            combine([open_embeddings(store_of_split(path, split), opened[0].facts("fp32")) for path in embedding_dirs])
-        )
+        # A cache without provenance is taken to be the first model's own.
+        source = slices or EmbeddedSlices(combine([open_embeddings(part, opened[0].facts("fp32")) for part in parts]))
         with _progress(len(source)) as bar:
             evaluation = evaluate(source, opened, protocol, on_slice=bar.update)
         summary = summarize(evaluation)

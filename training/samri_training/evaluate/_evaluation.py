@@ -11,10 +11,11 @@ import numpy as np
 from samri.errors import InputError
 from samri.prompts import Prompt
 from samri_runtime import Embedding
-from samri_training.evaluate._metrics import Measures, Size, measure, size_of
+from samri_training.evaluate._metrics import Measures, measure
 from samri_training.evaluate._models import Model, segment
 from samri_training.evaluate._sources import Sample, Source
 from samri_training.prompting import PromptKind, sample_prompt
+from samri_training.sizes import Size, size_of
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,15 @@ def _evaluate_slice(sample: Sample, models: Sequence[Model], evaluation: Evaluat
         return
     evaluation.cases.add(sample.case)
     truths = {label: sample.mask == label for label, _ in structures}
-    embeddings: dict[tuple[str, str | None], Embedding] = {}
+    embeddings: dict[tuple[str, str, str], Embedding] = {}
     for kind in protocol.prompts:
         prompts = [
             sample_prompt(truths[label], kind, prompt_generator(protocol.seed, sample.name, label), protocol.jitter)
             for label, _ in structures
         ]
         for model in models:
-            encoder = (model.backend, model.embedding_id)
+            # An encoder that doesn't say what it is shares with nobody.
+            encoder = (model.backend, model.embedding_id or "", "" if model.embedding_id else model.name)
             if encoder not in embeddings:
                 embeddings[encoder] = _embed(model, sample)
             masks, scores = segment(model, embeddings[encoder], prompts, protocol.multimask)

@@ -19,12 +19,6 @@ from samri.errors import InputError
 Metric = Literal["dice", "iou", "hd", "hd95", "msd"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
-Size = Literal["small", "medium", "large"]
-SIZES: tuple[Size, ...] = get_args(Size)
-
-SMALL_BELOW = 0.005  # Of the image's pixels, as in the SAMRI paper.
-LARGE_ABOVE = 0.035
-
 HIGHER_IS_BETTER: dict[Metric, bool] = {"dice": True, "iou": True, "hd": False, "hd95": False, "msd": False}
 
 TITLES: dict[Metric, str] = {
@@ -95,14 +89,6 @@ def measure(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_], spa
         msd=float(np.concatenate([to_truth, to_prediction]).mean()),
         empty=False,
     )
-
-
-def size_of(pixels: int, shape: tuple[int, int]) -> Size:
-    """The size bin of a structure of that many pixels in an (H, W) image."""
-    share = pixels / (shape[0] * shape[1])
-    if share < SMALL_BELOW:
-        return "small"
-    return "large" if share > LARGE_ABOVE else "medium"
 
 
 def _outline_distances(

@@ -10,16 +10,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from samri.errors import CheckpointError, ProviderError
-from samri.manifest import Precision, embedding_id
+from samri.errors import CheckpointError
+from samri.manifest import Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, ProfileName, preprocess, profile
 from samri.prompts import Prompt, pack, to_model_frame
 from samri_runtime import Embedding, Predictor
 from samri_runtime.providers import Provider
+from samri_training.devices import torch_device
 from samri_training.store import EncoderFacts
-
-Device = Literal["auto", "cuda", "mps", "cpu"]
 
 CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".safetensors"}
 
@@ -86,7 +85,7 @@ class Model(Protocol):
         ...
 
 
-def open_model(request: ModelRequest, provider: Provider = "auto", device: Device = "auto") -> Model:
+def open_model(request: ModelRequest, provider: Provider = "auto", device: str = "auto") -> Model:
     """Open a bundle on an ONNX Runtime provider, or a checkpoint on a torch device.
 
     Raises:
@@ -134,17 +133,7 @@ class _BundleModel:
         return self._predictor.decode(embedding, coords, labels)
 
     def facts(self, precision: Precision) -> EncoderFacts:
-        manifest = self._predictor.manifest
-        return EncoderFacts(
-            embedding_id=manifest.embedding_id(precision) or f"none in {precision}",
-            profile=manifest.profile.name,
-            image_size=manifest.image_size,
-            embedding_shape=manifest.embedding_shape,
-            backbone=manifest.backbone,
-            precision=precision,
-            checkpoint=str(manifest.checkpoint.get("name", manifest.name)),
-            checkpoint_sha256=str(manifest.checkpoint.get("sha256", "")),
-        )
+        return EncoderFacts.of_bundle(self._predictor.manifest, precision)
 
     def describe(self) -> dict[str, Any]:
         bundle = self._predictor.bundle
@@ -166,7 +155,7 @@ class _BundleModel:
 class _CheckpointModel:
     backend: Literal["onnx", "torch"] = "torch"
 
-    def __init__(self, request: ModelRequest, device: Device) -> None:
+    def __init__(self, request: ModelRequest, device: str) -> None:
         import torch
 
         from samri.model import ImageEncoder, PromptDecoder, encoder_sha256, load_checkpoint
@@ -180,7 +169,7 @@ class _CheckpointModel:
         if self._checkpoint.architecture.mask_tokens != 4:
             raise CheckpointError(f"{request.path}: has {self._checkpoint.architecture.mask_tokens} mask tokens, not 4")
         self._torch = torch
-        self._device = _torch_device(device)
+        self._device = torch_device(device)
         self._checkpoint.sam.to(self._device)
         self._encoder = ImageEncoder(self._checkpoint.sam.image_encoder)
         self._decoder = PromptDecoder(self._checkpoint.sam)
@@ -207,18 +196,7 @@ class _CheckpointModel:
         return np.concatenate(masks), np.concatenate(scores)
 
     def facts(self, precision: Precision) -> EncoderFacts:
-        checkpoint = self._checkpoint
-        return EncoderFacts(
-            embedding_id=embedding_id(self._weights, self.profile, self.image_size, precision),
-            profile=self.profile.name,
-            image_size=self.image_size,
-            embedding_shape=checkpoint.architecture.embedding_shape,
-            backbone=checkpoint.architecture.backbone,
-            precision=precision,
-            # A decoder-only file's encoder came from its base.
-            checkpoint=(checkpoint.base_path or checkpoint.path).name,
-            checkpoint_sha256=checkpoint.base_sha256 or checkpoint.sha256,
-        )
+        return EncoderFacts.of_checkpoint(self._checkpoint, self._weights, self.profile.name, precision)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -242,14 +220,3 @@ class _CheckpointModel:
 def _range_for(profile: Profile, intensity_range: tuple[float, float] | None) -> tuple[float, float] | None:
     """The volume's percentiles are for the profile that asks for them; the others look at the slice."""
     return intensity_range if profile.intensity == "percentile" else None
-
-
-def _torch_device(device: Device) -> Any:
-    import torch
-
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return torch.device(next(name for name, works in usable.items() if works))
-    if not usable[device]:
-        raise ProviderError(f"{device} can't be used by torch {torch.__version__} on this machine: pass --device cpu")
-    return torch.device(device)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 
 from samri.manifest import FILE_NAME, PRECISIONS
-from samri.preprocessing import PROFILE_NAMES
+from samri.preprocessing import PROFILE_NAMES, says_medsam
 from samri_training.evaluate._models import ModelRequest
 
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ def requested_models(
     base = _settings("--base", bases, names, checkpoints, Path)
     for name in checkpoints:
         path = next(request.path for request in requests if request.name == name)
-        if "medsam" in f"{name} {path.name}".lower() and name not in profile:
+        if says_medsam(name, path, base.get(name)) and name not in profile:
             raise click.UsageError(
                 f"{path} looks like MedSAM, whose preprocessing differs from SAM's: add --profile {name}=medsam "
                 "(or samri, if it isn't)."

@@ -15,7 +15,6 @@ from samri_training.evaluate._models import Model
 from samri_training.slices import SPLITS, SlicePair, Split, find_slices
 from samri_training.store import Embeddings, require_encoder
 
-_STORE_FILE = "store.json"
 TEST_SPLIT: Split = "testing"
 
 
@@ -112,12 +111,6 @@ class SliceFolder:
     def describe(self) -> dict[str, Any]:
         """Plain JSON values, for provenance."""
         return {"kind": "slices", "path": str(self._folder), "split": self._split, "slices": len(self)}
-
-
-def store_of_split(folder: Path, split: Split | None = None) -> Path:
-    """The store of a split (by default `testing`) in a folder of stores, or `folder` if it is no such folder."""
-    inside = folder / (split or TEST_SPLIT)
-    return inside if not (folder / _STORE_FILE).is_file() and (inside / _STORE_FILE).is_file() else folder
 
 
 class EmbeddedSlices:

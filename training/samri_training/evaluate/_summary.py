@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from samri_training.evaluate._evaluation import Evaluation, Row
-from samri_training.evaluate._metrics import METRICS, SIZES, Metric
+from samri_training.evaluate._metrics import METRICS, Metric
 from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare, holm, spread
 from samri_training.prompting import PromptKind
+from samri_training.sizes import SIZES
 
 ALL = "all"
 GROUPS: tuple[str, ...] = (ALL, *SIZES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
+from samri_training.sizes import SIZES, size_of
+
 
 @dataclass(frozen=True)
 class LabelTally:
@@ -30,9 +32,8 @@ class LabelTally:
         """The tally of one slice: `pixels` of the label in an image of `area` pixels."""
         if pixels < min_pixels:
             return cls(dropped=1)
-        # In whole numbers, since the bounds are often met exactly.
-        small, large = 1000 * pixels < 5 * area, 1000 * pixels > 35 * area
-        return cls(1, pixels, int(small), int(not small and not large), int(large))
+        size = size_of(pixels, (area,))
+        return cls(1, pixels, *(int(size == each) for each in SIZES))
 
     def __add__(self, other: LabelTally) -> LabelTally:
         return LabelTally(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))

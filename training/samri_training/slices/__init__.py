@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from samri_training.slices._layout import SPLITS, Slice, SlicePair, Split, find_slices, match_slices
+from samri_training.slices._layout import SPLITS, Slice, SlicePair, Split, find_slices, match_slices, split_of
 from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "match_slices",
     "one_slice",
     "slice_spacing",
+    "split_of",
 ]

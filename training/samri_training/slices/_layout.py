@@ -130,6 +130,12 @@ def match_slices(folder: Path) -> tuple[list[SlicePair], list[Path], list[Path]]
     return pairs, without_mask, without_image
 
 
+def split_of(name: str) -> Split | None:
+    """The split that a slice belongs to: the last of the folders in its name that is called like one."""
+    folders = name.split("/")[:-1]
+    return next((split for folder in reversed(folders) for split in SPLITS if split == folder), None)
+
+
 def image_files(folder: Path) -> Iterator[Path]:
     """Every file below a folder whose suffix says that it is an image; hidden files and folders are passed over.
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from samri_training.store._combined import Embeddings, combine, require_encoder
 from samri_training.store._info import EncoderFacts, StoredDtype, StoreInfo
-from samri_training.store._plan import StorePlan
+from samri_training.store._plan import PLAN_NAME, StorePlan
 from samri_training.store._shard_writer import EmbeddedSlice, ShardWriter
 from samri_training.store._store import EmbeddingStore, StoredSlice
 
 __all__ = [
+    "PLAN_NAME",
     "EmbeddedSlice",
     "EmbeddingStore",
     "Embeddings",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 from samri.errors import InputError
+from samri_training.slices import SPLITS
 from samri_training.store._info import StoreInfo
 from samri_training.store._store import StoredSlice
 
@@ -30,13 +33,21 @@ class Embeddings(Protocol):
 
     def __getitem__(self, index: int) -> StoredSlice: ...
 
+    def names(self) -> Iterator[tuple[str, str]]:
+        """(name, case) of every slice, in order; no embedding is read."""
+        ...
+
 
 class _Combined:
+    """Parts one after the other; where two use one name or case for different things, folders are put before them."""
+
     def __init__(self, parts: Sequence[Embeddings]) -> None:
         self._parts = tuple(parts)
         self._ends = list(accumulate(len(part) for part in parts))
+        self._before_names, self._before_cases = _prefixes(parts)
         self.path = parts[0].path
-        self.info = parts[0].info
+        known = all(part.info.spacing_known for part in parts)
+        self.info = dataclasses.replace(parts[0].info, spacing_known=known)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -46,20 +57,53 @@ class _Combined:
             raise IndexError(f"slice {index} of {len(self)}")
         position = index % len(self)
         part = bisect_right(self._ends, position)
-        return self._parts[part][position - (self._ends[part - 1] if part else 0)]
+        stored = self._parts[part][position - (self._ends[part - 1] if part else 0)]
+        return dataclasses.replace(
+            stored, name=self._before_names[part] + stored.name, case=self._before_cases[part] + stored.case
+        )
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        for part, name, case in zip(self._parts, self._before_names, self._before_cases, strict=True):
+            yield from ((name + own_name, case + own_case) for own_name, own_case in part.names())
 
 
 def combine(parts: Sequence[Embeddings]) -> Embeddings:
     """Sources one after the other, as one; number formats may differ, encoders may not.
 
+    Patients of one name in two datasets stay two: their cases then begin with the dataset's folder.
+
     Raises:
-        InputError: There is none, or one was made by another encoder or preprocessing than the first.
+        InputError: There is none, one was made by another encoder or preprocessing than the first, or one is named
+            twice.
     """
     if not parts:
         raise InputError("no embeddings: name at least one store")
-    for part in parts[1:]:
+    seen: set[Path] = set()
+    for part in parts:
         require_encoder(part, parts[0].info.embedding_id, f"{parts[0].path} ({parts[0].info.checkpoint})")
+        if part.path.resolve() in seen:
+            raise InputError(f"{part.path} is named twice, and its slices would count twice: name it once")
+        seen.add(part.path.resolve())
     return parts[0] if len(parts) == 1 else _Combined(parts)
+
+
+def _prefixes(parts: Sequence[Embeddings]) -> tuple[list[str], list[str]]:
+    """What to put before the names and before the cases of each part; nothing where they differ anyway."""
+    absolute = [part.path.absolute() for part in parts]
+    above = Path(os.path.commonpath(absolute))
+    folders = [path.relative_to(above).parts for path in absolute]
+    whole = ["".join(f"{folder}/" for folder in each) for each in folders]
+    # The splits of one dataset are of the same patients, or of others with names of their own.
+    datasets = ["".join(f"{folder}/" for folder in each if folder not in SPLITS) for each in folders]
+    names: dict[str, str] = {}
+    cases: dict[str, str] = {}
+    same_name = same_case = False
+    for part, path, dataset in zip(parts, whole, datasets, strict=True):
+        for name, case in part.names():
+            same_name |= names.setdefault(name, path) != path
+            same_case |= cases.setdefault(case, dataset) != dataset
+    nothing = [""] * len(parts)
+    return whole if same_name else nothing, datasets if same_case else nothing
 
 
 def require_encoder(source: Embeddings, embedding_id: str, wanted: str) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from samri import __version__
 from samri.errors import InputError
-from samri.manifest import PRECISIONS, Precision
-from samri.preprocessing import PROFILE_NAMES, ProfileName
+from samri.manifest import PRECISIONS, Manifest, Precision, embedding_id
+from samri.preprocessing import PROFILE_NAMES, ProfileName, profile
+
+if TYPE_CHECKING:
+    from samri.model import Checkpoint
 
 StoredDtype = Literal["fp16", "fp32"]
 STORED_DTYPES: tuple[StoredDtype, ...] = get_args(StoredDtype)
@@ -45,6 +48,38 @@ class EncoderFacts:
     precision: Precision
     checkpoint: str
     checkpoint_sha256: str
+
+    @classmethod
+    def of_checkpoint(
+        cls, checkpoint: Checkpoint, weights_sha256: str, profile_name: ProfileName, precision: Precision = "fp32"
+    ) -> EncoderFacts:
+        """The facts of a checkpoint's encoder; `weights_sha256` is `samri.model.encoder_sha256` of it."""
+        architecture = checkpoint.architecture
+        return cls(
+            embedding_id=embedding_id(weights_sha256, profile(profile_name), architecture.image_size, precision),
+            profile=profile_name,
+            image_size=architecture.image_size,
+            embedding_shape=architecture.embedding_shape,
+            backbone=architecture.backbone,
+            precision=precision,
+            # A decoder-only file's encoder came from its base.
+            checkpoint=(checkpoint.base_path or checkpoint.path).name,
+            checkpoint_sha256=checkpoint.base_sha256 or checkpoint.sha256,
+        )
+
+    @classmethod
+    def of_bundle(cls, manifest: Manifest, precision: Precision) -> EncoderFacts:
+        """The facts of a bundle's encoder of that precision; without it, an id that equals no other."""
+        return cls(
+            embedding_id=manifest.embedding_id(precision) or f"none in {precision}",
+            profile=manifest.profile.name,
+            image_size=manifest.image_size,
+            embedding_shape=manifest.embedding_shape,
+            backbone=manifest.backbone,
+            precision=precision,
+            checkpoint=str(manifest.checkpoint.get("name", manifest.name)),
+            checkpoint_sha256=str(manifest.checkpoint.get("sha256", "")),
+        )
 
 
 @dataclass(frozen=True)

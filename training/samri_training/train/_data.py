@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from samri.errors import InputError
-from samri.manifest import embedding_id
 from samri.model import Checkpoint, encoder_sha256
-from samri.preprocessing import profile
-from samri_training.published import open_embeddings
-from samri_training.store import Embeddings, EmbeddingStore, EncoderFacts, combine, require_encoder
+from samri.preprocessing import says_medsam
+from samri_training.parts import parts_by_split, parts_of
+from samri_training.published import PublishedCache, open_embeddings
+from samri_training.slices import Split
+from samri_training.store import Embeddings, EncoderFacts, combine, require_encoder
 from samri_training.train._settings import Settings
 
-TRAINING, VALIDATION = "training", "validation"
+TRAINING: Split = "training"
+VALIDATION: Split = "validation"
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,16 @@ def open_data(settings: Settings, checkpoint: Checkpoint) -> TrainingData:
     def opened(paths: Sequence[Path]) -> Embeddings:
         return combine([_opened(path, settings, checkpoint, weights) for path in paths])
 
-    training = opened(_parts(folder, TRAINING) or [folder])
+    training = opened(parts_of(folder, TRAINING))
     everything = range(len(training))
     if settings.val_every == 0:
         return TrainingData(training, everything, None, (), "no validation: best.pth is the lowest training loss")
-    held = _parts(folder, VALIDATION) if settings.val_embedding_dir is None else [settings.val_embedding_dir]
+    if settings.val_embedding_dir is not None:
+        held = parts_of(settings.val_embedding_dir, VALIDATION)
+    else:
+        there = parts_by_split(folder)
+        # A folder that is itself called `validation` is what was just opened to train on.
+        held = there.get(VALIDATION, []) if TRAINING in there else []
     if not held:
         return _with_cases_held_out(training, settings)
     validation = opened(held)
@@ -57,34 +64,21 @@ def open_data(settings: Settings, checkpoint: Checkpoint) -> TrainingData:
     return TrainingData(training, everything, validation, range(len(validation)), note)
 
 
-def _parts(folder: Path, split: str) -> list[Path]:
-    """`folder/training`, or that of each dataset in the folder; nothing when the folder is a store itself."""
-    if (folder / "store.json").is_file():
-        return []
-    if (folder / split).is_dir():
-        return [folder / split]
-    return sorted(path.parent for path in folder.glob(f"*/{split}/store.json"))
-
-
 def _opened(path: Path, settings: Settings, checkpoint: Checkpoint, weights: str) -> Embeddings:
     """A store, checked against the checkpoint's encoder; or a published cache, which can't say and is believed."""
-    shape = checkpoint.architecture
     named = settings.profile or "samri"
-    source = open_embeddings(
-        path,
-        EncoderFacts(
-            embedding_id=embedding_id(weights, profile(named), shape.image_size, "fp32"),
-            profile=named,
-            image_size=shape.image_size,
-            embedding_shape=shape.embedding_shape,
-            backbone=shape.backbone,
-            precision="fp32",
-            checkpoint=checkpoint.path.name,
-            checkpoint_sha256=checkpoint.sha256,
-        ),
-    )
+    source = open_embeddings(path, EncoderFacts.of_checkpoint(checkpoint, weights, named))
+    if (
+        isinstance(source, PublishedCache)
+        and settings.profile is None
+        and says_medsam(checkpoint.path, checkpoint.base_path)
+    ):
+        raise InputError(
+            f"{checkpoint.path} looks like MedSAM, whose preprocessing differs, and {path} doesn't say which it had: "
+            "pass --profile medsam (or samri, if it isn't)"
+        )
     info = source.info
-    own = embedding_id(weights, profile(info.profile), shape.image_size, info.encoder_precision)
+    own = EncoderFacts.of_checkpoint(checkpoint, weights, info.profile, info.encoder_precision).embedding_id
     require_encoder(source, own, str(checkpoint.path))
     if settings.profile not in (None, info.profile):
         raise InputError(f"{path} was embedded with profile {info.profile}, not {settings.profile}: drop --profile")
@@ -93,7 +87,7 @@ def _opened(path: Path, settings: Settings, checkpoint: Checkpoint, weights: str
 
 def _with_cases_held_out(source: Embeddings, settings: Settings) -> TrainingData:
     """Whole cases, drawn by the seed: slices of one patient are never on both sides."""
-    cases = _cases(source)
+    cases = [case for _, case in source.names()]
     names = sorted(set(cases))
     if len(names) < 2:
         raise InputError(
@@ -106,9 +100,3 @@ def _with_cases_held_out(source: Embeddings, settings: Settings) -> TrainingData
     outside = [index for index, case in enumerate(cases) if case not in held]
     note = f"validating on {count} of {len(names)} cases of {source.path}, held out by seed {settings.seed}"
     return TrainingData(source, outside, source, inside, note)
-
-
-def _cases(source: Embeddings) -> list[str]:
-    if isinstance(source, EmbeddingStore):
-        return [case for _, case in source.names()]
-    return [source[index].case for index in range(len(source))]

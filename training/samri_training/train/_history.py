@@ -60,6 +60,8 @@ def line(entry: Entry, epochs: int) -> str:
         parts.append(f"{entry['samples_per_second']:.1f} slices/s")
     notes = ("bad_steps", "overflows", "relabelled", "vanished", "empty")
     parts += [f"{name.replace('_', ' ')} {entry[name]}" for name in notes if entry.get(name)]
+    if "first_thin" in entry:
+        parts.append(f"a label too thin for the decoder first in {entry['first_thin']}")
     title = f"epoch {entry['epoch']}/{epochs}" if entry["epoch"] else "before training"
     return f"{title}: {', '.join(parts)}"
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from segment_anything.modeling import Sam
@@ -17,20 +18,26 @@ from samri_training.train._settings import CURVE, Settings
 from samri_training.train._step import Training
 
 FORMAT = "samri-train"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 LAST, BEST = "last.pth", "best.pth"
 
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """What a run learns from, as far as its curve depends on it."""
+    """What a run began with and learns from, as far as its curve depends on it."""
 
     samples: int
     """Training slices."""
     samples_per_step: int
     """Of all processes together."""
     embedding_id: str
+    slices_sha256: str
+    """Of the names of the training slices."""
+    validation_slices_sha256: str | None
+    """Of those of the validation slices; None when there are none."""
+    checkpoint_sha256: str
+    """Of the file that the run started from, which a resumed run doesn't need any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,34 +104,58 @@ def check_same_curve(last: Last, settings: Settings) -> None:
         before, now = getattr(last.settings, name), getattr(settings, name)
         if before != now and name not in ("batch_size", "accumulate"):
             raise InputError(
-                f"{last.path} was trained with {name} {before}, not {now}: leave it out to resume, "
-                f"or start a new run from {BEST} with --checkpoint"
+                f"{last.path} was trained with {name} {before}, not {now}: leave it out to resume, {_new_run(last)}"
             )
     if settings.scheduler != "constant" and settings.epochs != last.settings.epochs:
         raise InputError(
             f"{last.path} follows a {settings.scheduler} over {last.settings.epochs} epochs, which can't become "
-            f"{settings.epochs}: leave --epochs out to resume, or start a new run from {BEST} with --checkpoint"
+            f"{settings.epochs}: leave --epochs out to resume, {_new_run(last)}"
         )
 
 
-def check_same_data(last: Last, data: RunData) -> None:
+def _new_run(last: Last) -> str:
+    if last.epoch == 0:
+        return "or begin anew with --save-dir in place of --resume"
+    return f"or start a new run from {BEST} with --checkpoint"
+
+
+def check_same_data(last: Last, settings: Settings, data: RunData) -> None:
     """The data and the number of slices a step are those that the run began with.
 
     Raises:
         InputError: They aren't.
     """
-    if data.embedding_id != last.data.embedding_id:
+    before = last.data
+    if data.embedding_id != before.embedding_id:
         raise InputError(f"{last.path} was trained on embeddings of another encoder than these: give its own store")
-    if data.samples != last.data.samples:
+    if data.slices_sha256 != before.slices_sha256:
+        raise InputError(f"{last.path} {_other_slices(last, settings, data)}, {_new_run(last)}")
+    validated = before.validation_slices_sha256, data.validation_slices_sha256
+    if None not in validated and len(set(validated)) > 1:
         raise InputError(
-            f"{last.path} was trained on {last.data.samples} slices, and there are {data.samples} now: "
-            f"restore the data, or start a new run from {BEST} with --checkpoint"
+            f"{last.path} was validated on other slices than these, and its best epoch would be chosen by both: "
+            f"restore them, {_new_run(last)}"
         )
-    if data.samples_per_step != last.data.samples_per_step:
+    if data.samples_per_step != before.samples_per_step:
         raise InputError(
-            f"{last.path} took {last.data.samples_per_step} slices a step, and processes x --batch-size x "
+            f"{last.path} took {before.samples_per_step} slices a step, and processes x --batch-size x "
             f"--accumulate make {data.samples_per_step} now: choose them so that the product is the same"
         )
+
+
+def _other_slices(last: Last, settings: Settings, data: RunData) -> str:
+    """In what the training slices differ, and what to do about it."""
+    before, now = last.settings.val_every, settings.val_every
+    if not before and now and data.samples < last.data.samples:
+        return (
+            f"was trained on {last.data.samples} slices without validation, and --val-every {now} would hold some of "
+            "them out: leave it out, or give other slices with --val-embedding-dir"
+        )
+    if before and not now and data.samples > last.data.samples:
+        return "holds slices out for validation, and --val-every 0 would train on them too: leave it out"
+    if data.samples != last.data.samples:
+        return f"was trained on {last.data.samples} slices, and there are {data.samples} now: restore the data"
+    return f"was trained on {last.data.samples} other slices than these, or in another order: restore the data"
 
 
 def save_last(
@@ -181,6 +212,37 @@ def weights(sam: Sam) -> dict[str, torch.Tensor]:
 
 
 def _save(content: Any, path: Path) -> None:
-    # Through a file of our own: then a full disk is an OSError, and not torch's own RuntimeError.
     with staged_file(path) as stage, stage.open("wb") as file:
-        torch.save(content, file)
+        watched = _Watched(file)
+        try:
+            torch.save(content, cast(IO[bytes], watched))
+        except RuntimeError as error:
+            if watched.failure is None:
+                raise
+            raise watched.failure from error
+
+
+class _Watched:
+    """A file that remembers why it could not be written: torch's zip writer raises a RuntimeError of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        """As the file does."""
+        with self._remembered():
+            return self._file.write(content)
+
+    def flush(self) -> None:
+        """As the file does."""
+        with self._remembered():
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or error
+            raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from samri.errors import ProviderError, SamriError
-from samri_training.train._settings import Device
+from samri_training.devices import torch_device
 
 _T = TypeVar("_T")
 
@@ -62,7 +62,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined_processes(device: Device) -> Iterator[Processes]:
+def joined_processes(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started (gloo on CPU; NCCL, or RCCL in its place, on GPU), or be the only one.
 
     Raises:
@@ -82,21 +82,3 @@ def joined_processes(device: Device) -> Iterator[Processes]:
         yield Processes(place, rank, count)
     finally:
         distributed.destroy_process_group()
-
-
-def torch_device(device: Device, local_rank: int = 0) -> torch.device:
-    """The torch device of a process; `auto` takes the best there is.
-
-    Raises:
-        ProviderError: It was asked for and can't be used.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    usable = {"cuda": gpus > 0, "mps": torch.backends.mps.is_available(), "cpu": True}
-    chosen = next(name for name, works in usable.items() if works) if device == "auto" else device
-    if not usable[chosen]:
-        raise ProviderError(f"torch {torch.__version__} can't use {chosen} on this machine: pass --device auto or cpu")
-    if chosen != "cuda":
-        return torch.device(chosen)
-    if local_rank >= gpus:
-        raise ProviderError(f"process {local_rank} of this node has no GPU of its own: there are {gpus}, start as many")
-    return torch.device("cuda", local_rank)

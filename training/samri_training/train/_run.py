@@ -19,6 +19,7 @@ from samri.errors import InputError
 from samri.model import Checkpoint, PromptDecoder
 from samri.preprocessing import profile
 from samri_training.train._data import TrainingData, open_data
+from samri_training.train._digest import slices_digest
 from samri_training.train._history import Entry, Progress, Say, best_entry, line, trained_entry, validated_entry
 from samri_training.train._last import (
     BEST,
@@ -93,7 +94,8 @@ class _Run:
         self._data = open_data(settings, checkpoint)
         samples, info = self._data.training_samples, self._data.training.info
         self._requests = Requests(samples, settings, processes.rank, processes.count)
-        self._run_data = RunData(len(samples), self._requests.samples_per_step, info.embedding_id)
+        began_with = checkpoint.sha256 if last is None else last.data.checkpoint_sha256
+        self._run_data = _run_data(self._data, self._requests.samples_per_step, began_with)
         decoder = PromptDecoder(checkpoint.sam).to(processes.device)
         self._training = Training(decoder, settings, processes, settings.epochs * self._requests.steps)
         # Only the first process writes files; the others need no encoder in their memory.
@@ -101,7 +103,7 @@ class _Run:
         self._history: list[Entry] = []
         self._epoch = 0
         if last is not None:
-            check_same_data(last, self._run_data)
+            check_same_data(last, settings, self._run_data)
             restore(self._training, last)
             self._history, self._epoch = list(last.history), last.epoch
         self._frame = Frame.of(profile(info.profile), info.image_size, info.embedding_shape, settings)
@@ -128,12 +130,14 @@ class _Run:
         self._requests.epoch = self._epoch
         reports = []
         left_out = {"relabelled": 0, "vanished": 0, "empty": 0}
+        thin: list[int] = []
         progress = Progress(self._say, self._epoch, self._settings.epochs, self._requests.steps)
         batches = iter(self._batches)
         for step in range(1, self._requests.steps + 1):
             of_step = [next(batches) for _ in range(self._settings.accumulate)]
             for reason in left_out:
                 left_out[reason] += sum(getattr(batch, reason) for batch in of_step)
+            thin += [batch.thin for batch in of_step if batch.thin is not None]
             reports.append(self._training.step(of_step))
             progress.show(step, reports[-1])
         counts = torch.tensor(list(left_out.values()), dtype=torch.int64, device=self._processes.device)
@@ -142,7 +146,16 @@ class _Run:
         entry = trained_entry(self._epoch, reports, lr, time.perf_counter() - began)
         if not entry["samples"]:
             raise TrainingError(self._nothing_learned(entry))
-        return entry | dict(zip(left_out, counts.tolist(), strict=True))
+        entry |= dict(zip(left_out, counts.tolist(), strict=True))
+        return entry | self._first_thin(min(thin, default=None))
+
+    def _first_thin(self, mine: int | None) -> Entry:
+        """The name of the first slice with a label that vanished, of all processes; nothing when there is none."""
+        firsts = torch.zeros(self._processes.count, dtype=torch.int64, device=self._processes.device)
+        firsts[self._processes.rank] = 0 if mine is None else mine + 1
+        self._processes.sum(firsts)
+        found = [first - 1 for first in firsts.tolist() if first]
+        return {"first_thin": self._data.training[min(found)].name} if found else {}
 
     def _nothing_learned(self, entry: Entry) -> str:
         where = self._data.training.path
@@ -220,12 +233,25 @@ class _Run:
             "trained_parameters": trained,
             "parameters": total,
             "resumed_after_epoch": None if resume is None else self._epoch,
-            "checkpoint_sha256": checkpoint.sha256,
+            "checkpoint_sha256": self._run_data.checkpoint_sha256,
             "data": dataclasses.asdict(self._run_data),
             "validation_samples": len(self._data.validation_samples),
         }
         write_json(self._folder / "args.json", arguments)
         write_environment(self._folder / "environment.txt")
+
+
+def _run_data(data: TrainingData, samples_per_step: int, checkpoint_sha256: str) -> RunData:
+    return RunData(
+        samples=len(data.training_samples),
+        samples_per_step=samples_per_step,
+        embedding_id=data.training.info.embedding_id,
+        slices_sha256=slices_digest(data.training, data.training_samples),
+        validation_slices_sha256=(
+            None if data.validation is None else slices_digest(data.validation, data.validation_samples)
+        ),
+        checkpoint_sha256=checkpoint_sha256,
+    )
 
 
 def _loaders(

@@ -87,6 +87,8 @@ class Batch(NamedTuple):
     """Samples left out: every label vanished."""
     empty: int = 0
     """Samples left out: no label at all."""
+    thin: int | None = None
+    """Index of the first slice, by its place in the store, of which a label vanished at low resolution."""
     failure: str = ""
     """Why the store could not be read; the batch is empty then."""
 
@@ -108,6 +110,7 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         features, prompts, targets, shapes = [], [], [], []
         relabelled = vanished = empty = 0
+        thin = []
         for index in request.indices:
             try:
                 stored = self._source[index]
@@ -119,16 +122,18 @@ class TrainingBatches(Dataset[Batch]):
             if drawn is None:
                 vanished += len(labels) > 0
                 empty += len(labels) == 0
+                thin += [index] if len(labels) else []
                 continue
             mask, target, tries = drawn
             relabelled += tries > 1
+            thin += [index] if tries > 1 else []
             kind = prompt_kind(self._frame.prompts, request.epoch, index)
             prompts.append(sample_prompt(mask, kind, rng, self._frame.jitter))
             features.append(stored.features)
             targets.append(target)
             shapes.append((mask.shape[0], mask.shape[1]))
         batch = assembled(features, prompts, targets, shapes, self._frame)
-        return batch._replace(relabelled=relabelled, vanished=vanished, empty=empty)
+        return batch._replace(relabelled=relabelled, vanished=vanished, empty=empty, thin=min(thin, default=None))
 
 
 class Requests(Sampler[Request]):

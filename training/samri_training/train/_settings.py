@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from samri.errors import InputError
 from samri.preprocessing import ProfileName
+from samri_training.devices import is_torch_device
 
 TrainingPrompts = Literal["box", "point", "mixed", "alternate"]
-Device = Literal["auto", "cuda", "mps", "cpu"]
 Amp = Literal["off", "bf16", "fp16"]
 Scheduler = Literal["constant", "cosine"]
 Targets = Literal["area", "nearest-exact"]
@@ -66,7 +66,7 @@ class Settings:
     )
     ema: Annotated[float, About("Decay of a moving average of the weights, for best.pth; 0 for none.", least=0)] = 0.0
     amp: Annotated[Amp, About("Mixed precision; bf16 when no value is given.")] = "off"
-    device: Annotated[Device, About("Where the decoder runs.")] = "auto"
+    device: Annotated[str, About("Where the decoder runs: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     seed: Annotated[int, About("Decides order, labels and prompts.", least=0)] = 0
     val_every: Annotated[int, About("Epochs between validations; 0 for none.", least=0)] = 1
     num_workers: Annotated[int, About("Processes that load batches ahead; 0: the training process does.", least=0)] = 0
@@ -97,6 +97,8 @@ class Settings:
             read[name] = _converted(kind, value, f"{source}: {name}")
             _check_bounds(name, about, read[name], source)
         settings = cls(**read)
+        if not is_torch_device(settings.device):
+            raise InputError(f"{source}: device is auto, cpu, cuda, cuda:1 or mps, not {settings.device!r}")
         if not settings.val_fraction < 1:
             raise InputError(f"{source}: val_fraction is a share of the cases, below 1, not {settings.val_fraction:g}")
         if not settings.ema < 1:
@@ -163,6 +165,8 @@ def _converted(kind: Any, value: Any, what: str) -> Any:
         return value
     if Path in options and isinstance(value, (str, Path)) and str(value):
         return Path(value)
+    if str in options and isinstance(value, str):
+        return value
     if bool in options and isinstance(value, bool):
         return value
     if int in options and isinstance(value, int) and not isinstance(value, bool):
@@ -171,7 +175,7 @@ def _converted(kind: Any, value: Any, what: str) -> Any:
         number = _number(value)
         if number is not None:
             return number
-    named = {Path: "a path", bool: "true or false", int: "a whole number", float: "a number"}
+    named = {Path: "a path", str: "a name", bool: "true or false", int: "a whole number", float: "a number"}
     raise InputError(f"{what} is {named[options[0]]}, not {value!r}")
 
 

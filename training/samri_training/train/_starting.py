@@ -6,16 +6,18 @@ from pathlib import Path
 
 from samri.errors import CheckpointError, InputError, OutputError
 from samri.model import Checkpoint, encoder_sha256, load_checkpoint
-from samri_training.train._last import LAST, Last
+from samri_training.train._last import LAST, Last, read_last
 from samri_training.train._settings import Settings
 
 
 def run_folder(settings: Settings, last: Last | None) -> Path:
     """The folder for the results.
 
+    One whose run ended before its first epoch did is taken again: nothing was trained that could be lost.
+
     Raises:
         InputError: None is named, or a resumed run is sent to another one.
-        OutputError: It holds a run already.
+        OutputError: It holds a run already, of an epoch at least.
     """
     folder = settings.save_dir
     if last is not None:
@@ -25,9 +27,16 @@ def run_folder(settings: Settings, last: Last | None) -> Path:
         return own
     if folder is None:
         raise InputError("no folder for the results: pass --save-dir")
-    if (folder / LAST).exists():
+    if (folder / LAST).exists() and not _nothing_trained(folder):
         raise OutputError(f"{folder} holds a run: pass --resume {folder} to go on with it, or another --save-dir")
     return folder
+
+
+def _nothing_trained(folder: Path) -> bool:
+    try:
+        return read_last(folder).epoch == 0
+    except CheckpointError:
+        return False  # Whatever it is, it isn't ours to overwrite.
 
 
 def starting_point(settings: Settings, last: Last | None) -> Checkpoint:

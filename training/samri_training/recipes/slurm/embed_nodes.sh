@@ -11,7 +11,9 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --mem=128G
 #SBATCH --time=08:00:00
+#SBATCH --requeue
 #SBATCH --output=samri-embed-%j.log
+#SBATCH --open-mode=append
 
 set -euo pipefail
 
@@ -26,9 +28,11 @@ gpus=${SLURM_GPUS_ON_NODE:-8}
 export OMP_NUM_THREADS=1
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-srun torchrun \
+# srun doesn't take sbatch's number of cores over by itself, and leaves one core to all processes of a node. Two jobs that
+# share a node must not meet at one port.
+srun --cpus-per-task "${SLURM_CPUS_PER_TASK:-64}" torchrun \
     --nnodes "$SLURM_NNODES" --nproc_per_node "$gpus" \
-    --rdzv_backend c10d --rdzv_endpoint "$head:29500" --rdzv_id "$SLURM_JOB_ID" \
+    --rdzv_backend c10d --rdzv_endpoint "$head:$((15000 + SLURM_JOB_ID % 15000))" --rdzv_id "$SLURM_JOB_ID" \
     -m samri_training.embed \
     --data-dir "$data" --save-dir "$save" --checkpoint "$checkpoint" \
     --device cuda --batch-size 8 --num-workers "$((${SLURM_CPUS_PER_TASK:-64} / gpus))" "$@"

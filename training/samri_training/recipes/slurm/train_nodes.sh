@@ -29,15 +29,17 @@ gpus=${SLURM_GPUS_ON_NODE:-8}
 export OMP_NUM_THREADS=1
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# A run that was begun is gone on with, under its own settings.
+# A run that was begun is gone on with, under its own settings and the options that are given with it.
 if [[ -f $save/last.pth ]]; then
-    run=(--resume "$save")
+    run=(--resume "$save" "$@")
 else
     run=(--embedding-dir "$embeddings" --checkpoint "$checkpoint" --save-dir "$save")
     run+=(--device cuda --amp --num-workers "$((${SLURM_CPUS_PER_TASK:-64} / gpus - 1))" "$@")
 fi
 
-srun torchrun \
+# srun doesn't take sbatch's number of cores over by itself, and leaves one core to all processes of a node. Two jobs that
+# share a node must not meet at one port.
+srun --cpus-per-task "${SLURM_CPUS_PER_TASK:-64}" torchrun \
     --nnodes "$SLURM_NNODES" --nproc_per_node "$gpus" \
-    --rdzv_backend c10d --rdzv_endpoint "$head:29500" --rdzv_id "$SLURM_JOB_ID" \
+    --rdzv_backend c10d --rdzv_endpoint "$head:$((15000 + SLURM_JOB_ID % 15000))" --rdzv_id "$SLURM_JOB_ID" \
     -m samri_training.train "${run[@]}"

@@ -1,0 +1,82 @@
+"""Where embeddings lie below a folder: the stores and published caches of each split."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from samri.errors import InputError
+from samri_training.published import holds_embedding
+from samri_training.slices import SPLITS, Split
+from samri_training.store import PLAN_NAME
+
+
+def parts_by_split(folder: Path) -> dict[Split | None, list[Path]]:
+    """Every store and published cache at or below a folder, by the last split's name among the folders above it.
+
+    A folder that is itself called `training`, say, and has no splits in it, is that split. None stands for embeddings
+    that belong to no split; nothing is found in a folder without embeddings.
+
+    Raises:
+        InputError: No such folder, one that can't be read, or some embeddings belong to a split and others to none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: check the path")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    found: dict[Split | None, list[Path]] = {}
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        is_store = PLAN_NAME in names
+        if is_store or any(holds_embedding(name) for name in names):
+            split, root = _split_and_root(folder, Path(parent).relative_to(folder).parts)
+            parts, part = found.setdefault(split, []), Path(parent) if is_store else root
+            parts.extend([part] if part not in parts else [])
+        if is_store:
+            folders.clear()
+    if None in found and len(found) > 1:
+        raise InputError(
+            f"{folder}: {found[None][0]} holds embeddings outside of the folders {', '.join(SPLITS)}, and others lie "
+            "in these: name one of them, or move the embeddings"
+        )
+    own = _own_split(folder)
+    return {own: found[None]} if None in found else found
+
+
+def parts_of(folder: Path, split: Split, *, asked: bool = False) -> list[Path]:
+    """The stores and caches of a split below a folder; all of them where the folder has no splits, or is itself one.
+
+    Args:
+        folder: A store, a cache, a folder of them, or one with `training`, `validation` and `testing` in it or below.
+        split: Which part is meant, where there are several.
+        asked: A person named the split, so that no other will do.
+
+    Raises:
+        InputError: The folder has splits and not this one, or none at all although it was asked for.
+    """
+    found = parts_by_split(folder)
+    if split in found:
+        return found[split]
+    if not found and not asked:
+        return [folder]  # Whoever opens it says best what is missing.
+    if not asked and set(found) == {_own_split(folder)}:
+        return next(iter(found.values()))
+    there = ", ".join(name for name in SPLITS if name in found)
+    if there:
+        raise InputError(f"{folder} holds no embeddings for {split}, only for {there}: name the folder that is meant")
+    raise InputError(f"{folder} has no folders {', '.join(SPLITS)} in it, so {split} can't be told: drop --split")
+
+
+def _own_split(folder: Path) -> Split | None:
+    return next((split for split in SPLITS if split == folder.absolute().name), None)
+
+
+def _split_and_root(folder: Path, below: tuple[str, ...]) -> tuple[Split | None, Path]:
+    """The last split among the folders below `folder`, and the path down to it."""
+    for count in range(len(below), 0, -1):
+        for split in SPLITS:
+            if split == below[count - 1]:
+                return split, folder.joinpath(*below[:count])
+    return None, folder
