@@ -38,6 +38,7 @@ def type_in(commands: list[str]) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_and_example_work_as_they_stand(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

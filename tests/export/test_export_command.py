@@ -24,6 +24,8 @@ from samri.hashing import file_sha256
 from samri_export import _export, export_bundle
 from samri_export.command import main
 
+pytestmark = pytest.mark.slow  # Whole runs: together they take longer than all other fast tests.
+
 
 def export(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)

@@ -24,6 +24,8 @@ from samri_export._report import TOLERANCES, compare
 from samri_export._verification import verify
 from samri_export._verification_cases import built_in_pictures, prompt_cases
 
+pytestmark = pytest.mark.slow  # Whole runs: together they take longer than all other fast tests.
+
 
 def scaled_weight(path: Path, name_part: str, factor: float) -> None:
     """Damage an ONNX file in place: the largest initializer with that in its name is scaled."""

@@ -36,6 +36,8 @@ from samri_training.evaluate import (
 )
 from samri_training.store import EmbeddedSlice, EmbeddingStore, EncoderFacts, ShardWriter, StoreInfo, StorePlan
 
+pytestmark = pytest.mark.slow  # Whole runs: together they take longer than all other fast tests.
+
 SPACING = (0.5, 2.0)
 SHAPE = (96, 128)
 CASES = 7

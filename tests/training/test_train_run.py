@@ -23,6 +23,8 @@ from samri_training.train import Settings, main, train
 from samri_training.train._history import best_entry
 from store_factory import drawn_slices, write_store
 
+pytestmark = pytest.mark.slow  # Whole runs: together they take longer than all other fast tests.
+
 RunTrain = Callable[..., Result]
 
 
