@@ -50,9 +50,11 @@ def test_masks_are_segment_anythings(
         agree(np.concatenate([single.logits(), ours.logits()[0]]), logits)
         agree(np.concatenate([single.scores, ours.scores[0]]), scores)
         assert np.array_equal(single.masks[0], single.logits()[0] > 0)
-        covers_a_part(masks[0])
-        answers.append(masks[0])
-    assert not np.array_equal(*answers), "the mask must depend on the prompt"
+        for mask in masks:
+            covers_a_part(mask)
+        answers.append(masks)
+    for one, other in zip(*answers, strict=True):
+        assert not np.array_equal(one, other), "the mask must depend on the prompt"
 
 
 def ask_reference(
@@ -92,6 +94,8 @@ def test_refining_an_earlier_answer_is_segment_anythings(
         expected, ours = reference.predict(**given), drop_in.predict(**given)
         for theirs, mine in zip(expected, ours, strict=True):
             agree(mine, theirs)
+        for mask in expected[0] > 0:
+            covers_a_part(mask)
         unrefined = reference.predict(**(given | {"mask_input": None}))
         assert np.abs(unrefined[0] - expected[0]).max() > 1e-2 * np.ptp(expected[0]), "the mask prompt must matter"
 
