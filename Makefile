@@ -1,13 +1,15 @@
-# `make demo` and `make test` work on a fresh clone with Python 3.10 or newer; they make .venv themselves.
+# `make demo` and `make test` work on a fresh clone with Python 3.10 or newer. The demo makes .venv-demo, without PyTorch;
+# everything else makes .venv, with all that developing needs.
 
 PYTHON ?= python3
 VENV ?= .venv
+DEMO_VENV ?= .venv-demo
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-fast lint clean
 
-demo: $(VENV)/installed
-	$(BIN)/python examples/demo.py
+demo: $(DEMO_VENV)/installed
+	$(DEMO_VENV)/bin/python examples/demo.py
 
 test: lint
 	$(BIN)/python -m pytest
@@ -20,12 +22,15 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: PACKAGES = --editable '.[dev]'
+$(DEMO_VENV)/installed: PACKAGES = --editable '.[cpu,io]' nilearn
+
+$(VENV)/installed $(DEMO_VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "SAMRI needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet $(PACKAGES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO_VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ FORMAT = "samri-bundle"
 FORMAT_VERSION = "1.0"
 FILE_NAME = "manifest.json"
 
-Role = Literal["encoder", "decoder", "decoder_sam", "decoder_sam_multi"]
+Role = Literal["encoder", "decoder", "decoder_image", "decoder_prompts", "decoder_sam", "decoder_sam_multi"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -136,6 +136,15 @@ class Manifest:
     def precisions(self, role: Role) -> tuple[Precision, ...]:
         """The precisions in which the bundle holds that role."""
         return tuple(graph.precision for graph in self.graphs if graph.role == role)
+
+    def precision_with(self, role: Role, precision: Precision) -> Precision:
+        """The precision of the graph of that role which goes with an encoder of `precision`.
+
+        The same where the bundle holds it, else fp32: int8 bundles have an int8 encoder and a float32 decoder.
+        """
+        held = self.precisions(role)
+        choices = [precision] if role == "encoder" else [precision, "fp32", *held]
+        return next((choice for choice in choices if choice in held), precision)
 
     def embedding_id(self, precision: Precision = "fp32") -> str | None:
         """The id of embeddings that the encoder of that precision makes."""

@@ -85,14 +85,19 @@ def _pillow_weights(old: int, new: int) -> tuple[npt.NDArray[np.intp], npt.NDArr
 
 def bilinear_matrix(old: int, new: int) -> npt.NDArray[np.float32]:
     """(new, old) float32 weights of bilinear interpolation with half-pixel centers and no antialiasing."""
-    position = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0)
-    low = np.minimum(position.astype(np.intp), old - 1)
-    fraction = position - low
+    low, high, fraction = bilinear_places(old, new)
     matrix = np.zeros((new, old))
     rows = np.arange(new)
     matrix[rows, low] += 1.0 - fraction
-    matrix[rows, np.minimum(low + 1, old - 1)] += fraction
+    matrix[rows, high] += fraction
     return matrix.astype(np.float32)
+
+
+def bilinear_places(old: int, new: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The two source lines of each target line, (new,) each, and the weight of the second one."""
+    position = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0)
+    low = np.minimum(position.astype(np.intp), old - 1)
+    return low, np.minimum(low + 1, old - 1), position - low
 
 
 @functools.lru_cache(maxsize=32)

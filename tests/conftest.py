@@ -41,3 +41,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     return export_bundle(
         checkpoint, tmp_path_factory.mktemp("exported") / "small", profile="samri", verify="off"
     ).folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins without cached embeddings, and leaves none in the user's folders."""
+    monkeypatch.setenv("SAMRI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins without tuned settings, and leaves none in the user's folders."""
+    monkeypatch.setenv("SAMRI_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))

@@ -18,6 +18,8 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("samri/", {"numpy"}, {"samri"}),
     ("runtime/samri_runtime/run/", {"numpy", "onnxruntime", "click"}, {"samri", "samri_runtime"}),
     ("runtime/samri_runtime/doctor/", {"numpy", "onnxruntime", "click"}, {"samri", "samri_runtime"}),
+    ("runtime/samri_runtime/bench/_command.py", {"click"}, {"samri", "samri_runtime"}),
+    ("runtime/samri_runtime/bench/_plot.py", {"numpy", "matplotlib"}, {"samri", "samri_runtime"}),
     ("runtime/samri_runtime/_command.py", {"click"}, {"samri", "samri_runtime"}),
     ("runtime/", {"numpy", "onnxruntime"}, {"samri", "samri_runtime"}),
     (
@@ -27,7 +29,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ),
     (
         "training/",
-        {"numpy", "click", "matplotlib", "monai", "onnxruntime", "scipy", "tqdm", "yaml", *TORCH},
+        {"numpy", "click", "cv2", "matplotlib", "monai", "onnxruntime", "scipy", "tqdm", "yaml", *TORCH},
         {"samri", "samri.model", "samri_runtime", "samri_training"},
     ),
 ]

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from samri import __version__
 from samri.bundle import Bundle, write_manifest
 from samri.errors import BundleError, CheckpointError
-from samri.manifest import BundleFile, Graph, Manifest, Precision, Role, embedding_id
-from samri.model import Checkpoint, ImageEncoder, PromptDecoder, encoder_sha256, load_checkpoint
+from samri.manifest import Graph, Manifest, Precision, Role, embedding_id
+from samri.model import (
+    Checkpoint,
+    ImageEncoder,
+    ImageSide,
+    PromptDecoder,
+    PromptSide,
+    encoder_sha256,
+    load_checkpoint,
+)
 from samri.preprocessing import ProfileName, says_medsam
 from samri.preprocessing import profile as profile_named
 from samri.staging import staged_folder
 from samri_export._choices import OFFERED_PRECISIONS, Contract, Level
-from samri_export._graph_specs import OPSET, decoder_spec, encoder_spec, sam_contract_spec
+from samri_export._compact import ROUNDED_TO, round_weights, staged_checkpoint, stored_in_half
+from samri_export._graph_specs import (
+    OPSET,
+    decoder_spec,
+    encoder_spec,
+    image_side_spec,
+    prompt_side_spec,
+    sam_contract_spec,
+)
 from samri_export._onnx_writing import write_graph
+from samri_export._precisions import Variants, file_name, graph_of, without_unneeded
+from samri_export._real_slices import real_slices
 from samri_export._report import Report
 from samri_export._sam_contract import SamContractDecoder
 from samri_export._verification import verify as verify_graphs
@@ -40,6 +59,9 @@ def export_bundle(
     encoder_from: str | Path | None = None,
     verify: Level = "full",
     verify_images: Sequence[str | Path] = (),
+    compact: bool = False,
+    rounded_checkpoint: str | Path | None = None,
+    force: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
@@ -55,10 +77,16 @@ def export_bundle(
             `samri`, unless the file's name says medsam: then it has to be said.
         name: Name of the model; the checkpoint's file name by default.
         contracts: Decoders with Meta's published interface to add.
-        precisions: Of the graphs; see `OFFERED_PRECISIONS`.
+        precisions: Of the graphs; see `OFFERED_PRECISIONS`. A lower one is compared with fp32 on real slices, and left
+            out if it falls below its bar; graphs that it lacks (`int8` has an encoder only) are added as fp32.
         encoder_from: A bundle whose encoder, made of the same weights, is copied instead of exported anew.
         verify: How much to compare with the checkpoint before anything is kept.
-        verify_images: Scans or pictures to compare on, besides the built-in ones.
+        verify_images: Scans or pictures to compare on, besides the built-in ones; lower precisions are judged on these
+            alone, or on the T1 template that comes with nilearn.
+        compact: Round the weights to half precision, before anything else, and store them so: about half the size. All
+            arithmetic stays in the precision asked for, and `verify` compares with the rounded weights.
+        rounded_checkpoint: A .pth file to make of the rounded weights; for compact bundles only.
+        force: Keep a precision that falls below its bar, or that nothing was compared for; the manifest says so.
         overwrite: Replace what is at `output`.
         progress: Gets plain lines on what is going on.
 
@@ -68,33 +96,56 @@ def export_bundle(
     Raises:
         CheckpointError: The checkpoint can't be read, doesn't fit, or leaves the profile open.
         BundleError: `encoder_from` is no bundle, or its encoder is another one.
-        VerificationError: A graph doesn't give the model's results.
-        OutputError: `output` exists and isn't to be overwritten, or can't be written.
-        ValueError: A precision that isn't offered, or a contract that doesn't suit the profile.
+        VerificationError: A graph doesn't give the model's results, or no precision that was asked for reaches its bar.
+        InputError: A scan can't be read, or a precision needs real slices and there are none.
+        OutputError: `output` or `rounded_checkpoint` exists and isn't to be overwritten, or can't be written.
+        ValueError: A precision that isn't offered, a contract that doesn't suit the profile, or a rounded checkpoint of
+            a bundle that isn't compact.
     """
     output = Path(output)
     chosen = _chosen_profile(profile, checkpoint, base)
     _check_request(chosen, contracts, precisions)
+    lower = tuple(dict.fromkeys(precision for precision in precisions if precision != "fp32"))
+    if lower and verify == "off" and not force:
+        raise ValueError(f"{lower[0]} is compared with fp32 before it is kept: verify, or force")
+    if rounded_checkpoint is not None and not compact:
+        raise ValueError("only a compact bundle has rounded weights to keep")
+    kept = None if rounded_checkpoint is None else Path(rounded_checkpoint)
     progress(f"profile {chosen}" + ("" if profile else " (the default; --profile names another)"))
+    scans = [Path(image) for image in verify_images]
+    slices = real_slices(scans, profile_named(chosen)) if lower and verify != "off" else None
     # First of all, so that an output that can't be is told before minutes of work.
-    with staged_folder(output, overwrite=overwrite) as folder:
+    with (
+        staged_folder(output, overwrite=overwrite) as folder,
+        staged_checkpoint(kept, outside=output, overwrite=overwrite) as save_rounded,
+    ):
         source = load_checkpoint(checkpoint, base)
         progress(f"{source.path.name}: {source.architecture.backbone}, {_millions(source)} M parameters")
-        ids = _embedding_ids(source, chosen, precisions)
-        graphs = []
-        for precision in precisions:
-            if encoder_from is None:
-                progress("writing the encoder")
-                graphs.append(_write_encoder(source, folder, precision, ids[precision]))
-            else:
-                graphs.append(_copy_encoder(Path(encoder_from), folder, precision, ids[precision]))
-                progress(f"encoder taken from {encoder_from}")
-            progress("writing the decoder")
-            graphs += _write_decoders(source, folder, precision, contracts)
-        report = _verified(source, chosen, folder, graphs, verify, [Path(image) for image in verify_images], progress)
+        if compact:
+            round_weights(source)
+            progress(f"weights rounded to {ROUNDED_TO}")
+        ids = _embedding_ids(source, chosen)
+        if encoder_from is None:
+            progress("writing the encoder")
+            encoder = _write_encoder(source, folder, ids["fp32"])
+        else:
+            encoder = _copy_encoder(Path(encoder_from), folder, ids["fp32"])
+            progress(f"encoder taken from {encoder_from}")
+        progress("writing the decoder")
+        graphs = [encoder, *_write_decoders(source, folder, contracts)]
+        if compact:
+            graphs = [stored_in_half(folder, graph) for graph in graphs]
+        report = _verified(source, chosen, folder, graphs, verify, scans, progress)
+        variants = Variants(lower, ids, slices, force)
+        added, results = variants.add(folder, graphs, profile_named(chosen), source.architecture.image_size, progress)
+        report = dataclasses.replace(report, variants=results)
+        graphs = [*without_unneeded(folder, graphs, precisions, results), *added]
         for line in report.table():
             progress(line)
-        write_manifest(folder, _manifest(source, chosen, name, graphs, report))
+        provenance = _provenance(source)
+        if compact:
+            provenance |= {"rounded_to": ROUNDED_TO, **save_rounded(source)}
+        write_manifest(folder, _manifest(source, provenance, chosen, name, graphs, report))
     return Bundle.open(output)
 
 
@@ -118,47 +169,55 @@ def _check_request(profile: ProfileName, contracts: Sequence[Contract], precisio
         )
 
 
-def _embedding_ids(source: Checkpoint, profile: ProfileName, precisions: Sequence[Precision]) -> dict[Precision, str]:
+def _embedding_ids(source: Checkpoint, profile: ProfileName) -> dict[Precision, str]:
     weights = encoder_sha256(source.sam)
     size = source.architecture.image_size
-    return {precision: embedding_id(weights, profile_named(profile), size, precision) for precision in precisions}
+    return {
+        precision: embedding_id(weights, profile_named(profile), size, precision) for precision in OFFERED_PRECISIONS
+    }
 
 
-def _write_encoder(source: Checkpoint, folder: Path, precision: Precision, identity: str) -> Graph:
-    path = folder / _file_name("encoder", precision)
+def _write_encoder(source: Checkpoint, folder: Path, identity: str) -> Graph:
+    path = folder / file_name("encoder", "fp32")
     encoder = ImageEncoder(source.sam.image_encoder)
     external = write_graph(encoder, encoder_spec(source.architecture), path, sizes={"images": 1})
-    return _graph(folder, "encoder", precision, path, external, identity)
+    return graph_of(folder, "encoder", "fp32", path, external, identity)
 
 
-def _copy_encoder(bundle_folder: Path, folder: Path, precision: Precision, identity: str) -> Graph:
+def _copy_encoder(bundle_folder: Path, folder: Path, identity: str) -> Graph:
     bundle = Bundle.open(bundle_folder)
-    graph = bundle.graph("encoder", precision)
+    graph = bundle.graph("encoder")
     if graph.embedding_id != identity:
         raise BundleError(
             f"{bundle_folder}: its encoder has other weights, another profile ({bundle.manifest.profile.name}) or "
             f"another image size ({bundle.manifest.image_size}): leave out --encoder-from"
         )
-    bundle.graph_path("encoder", precision)
+    bundle.graph_path("encoder")
     for file in (graph.file, *graph.external_data):
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.folder / file.path, folder / file.path)
     return graph
 
 
-def _write_decoders(
-    source: Checkpoint, folder: Path, precision: Precision, contracts: Sequence[Contract]
-) -> list[Graph]:
+def _write_decoders(source: Checkpoint, folder: Path, contracts: Sequence[Contract]) -> list[Graph]:
     decoder = PromptDecoder(source.sam)
-    path = folder / _file_name("decoder", precision)
+    path = folder / file_name("decoder", "fp32")
     external = write_graph(decoder, decoder_spec(source.architecture), path, sizes={"prompts": 2, "points": 3})
-    graphs = [_graph(folder, "decoder", precision, path, external)]
+    graphs = [graph_of(folder, "decoder", "fp32", path, external)]
+    sides = (
+        (ImageSide(source.sam), image_side_spec(source.architecture)),
+        (PromptSide(source.sam), prompt_side_spec(source.architecture)),
+    )
+    for side, spec in sides:
+        path = folder / file_name(spec.role, "fp32")
+        external = write_graph(side, spec, path, sizes={"prompts": 2, "points": 3})
+        graphs.append(graph_of(folder, spec.role, "fp32", path, external))
     for contract in dict.fromkeys(contracts):
         role = _CONTRACT_ROLES[contract]
         module = SamContractDecoder(decoder, single_mask=contract == "sam")
-        path = folder / _file_name(role, precision)
+        path = folder / file_name(role, "fp32")
         external = write_graph(module, sam_contract_spec(source.architecture, role), path, sizes={"num_points": 3})
-        graphs.append(_graph(folder, role, precision, path, external))
+        graphs.append(graph_of(folder, role, "fp32", path, external))
     return graphs
 
 
@@ -178,7 +237,12 @@ def _verified(
 
 
 def _manifest(
-    source: Checkpoint, profile: ProfileName, name: str | None, graphs: Sequence[Graph], report: Report
+    source: Checkpoint,
+    provenance: Mapping[str, Any],
+    profile: ProfileName,
+    name: str | None,
+    graphs: Sequence[Graph],
+    report: Report,
 ) -> Manifest:
     return Manifest(
         name=name or source.path.stem,
@@ -188,7 +252,7 @@ def _manifest(
         profile=profile_named(profile),
         opset=OPSET,
         graphs=tuple(graphs),
-        checkpoint=_provenance(source),
+        checkpoint=provenance,
         tools=_tool_versions(),
         verification=report.to_json(),
     )
@@ -210,22 +274,6 @@ def _tool_versions() -> dict[str, str]:
             # ONNX Runtime comes under several names, and none is needed without verification.
             continue
     return versions
-
-
-def _graph(
-    folder: Path, role: Role, precision: Precision, path: Path, external: Sequence[Path], identity: str | None = None
-) -> Graph:
-    return Graph(
-        role,
-        precision,
-        BundleFile.of(folder, path.name),
-        tuple(BundleFile.of(folder, file.name) for file in external),
-        embedding_id=identity,
-    )
-
-
-def _file_name(role: Role, precision: Precision) -> str:
-    return f"{role}.onnx" if precision == "fp32" else f"{role}.{precision}.onnx"
 
 
 def _millions(source: Checkpoint) -> str:

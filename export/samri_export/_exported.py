@@ -41,21 +41,36 @@ class Exported:
 
     def answer(self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None) -> Answer:
         """All prompts of the batch in one call; see `Reference.answer`."""
-        coords, labels = pack(case.prompts)
-        low_res, scores = self._sessions["decoder"].run(
-            ["low_res_masks", "iou_predictions"],
-            {
-                "image_embeddings": embedding,
-                "point_coords": to_model_frame(coords, shape, self._profile, self._size),
-                "point_labels": labels,
-                **self._mask_inputs(masks, len(labels), embedding.shape[-1]),
-            },
+        feeds = self.decoder_feeds(embedding, case, shape, masks)
+        low_res, scores = self._sessions["decoder"].run(["low_res_masks", "iou_predictions"], feeds)
+        return Answer(low_res, scores, self._at_size(low_res, shape))
+
+    def answer_in_two(self, embedding: Floats, case: PromptCase, shape: tuple[int, int]) -> Answer:
+        """All prompts of the batch, without masks, through `decoder_image` and `decoder_prompts`."""
+        side = self._sessions["decoder_image"]
+        tensors = dict(
+            zip(
+                [each.name for each in side.get_outputs()], side.run(None, {"image_embeddings": embedding}), strict=True
+            )
         )
-        at_size = upscale_logits(low_res, shape, self._profile, self._size)
-        if self._profile.upscale == "probabilities-direct":
-            half = np.float32(0.5)
-            at_size = half * np.tanh(half * at_size)  # The probability less 0.5.
-        return Answer(low_res, scores, at_size)
+        feeds = self.decoder_feeds(embedding, case, shape, None)
+        prompts = {name: feeds[name] for name in ("point_coords", "point_labels")}
+        low_res, scores = self._sessions["decoder_prompts"].run(
+            ["low_res_masks", "iou_predictions"], {**tensors, **prompts}
+        )
+        return Answer(low_res, scores, self._at_size(low_res, shape))
+
+    def decoder_feeds(
+        self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None
+    ) -> dict[str, Floats]:
+        """The inputs of `decoder.onnx` for all prompts of the batch."""
+        coords, labels = pack(case.prompts)
+        return {
+            "image_embeddings": embedding,
+            "point_coords": to_model_frame(coords, shape, self._profile, self._size),
+            "point_labels": labels,
+            **self._mask_inputs(masks, len(labels), embedding.shape[-1]),
+        }
 
     def answer_sam_contract(
         self, role: Role, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None
@@ -73,6 +88,13 @@ class Exported:
             },
         )
         return Answer(low_res, scores, at_size)
+
+    def _at_size(self, low_res: Floats, shape: tuple[int, int]) -> Floats:
+        at_size = upscale_logits(low_res, shape, self._profile, self._size)
+        if self._profile.upscale == "probabilities-direct":
+            half = np.float32(0.5)
+            at_size = half * np.tanh(half * at_size)  # The probability less 0.5.
+        return at_size
 
     @staticmethod
     def _mask_inputs(masks: Floats | None, prompts: int, grid: int) -> dict[str, Floats]:

@@ -66,6 +66,37 @@ def decoder_spec(architecture: Architecture) -> GraphSpec:
     )
 
 
+def image_side_spec(architecture: Architecture) -> GraphSpec:
+    """`decoder_image.onnx`: what the decoder computes of an image alone."""
+    return GraphSpec(
+        "decoder_image",
+        inputs=(TensorSpec("image_embeddings", (1, *architecture.embedding_shape)),),
+        outputs=_image_side(architecture),
+    )
+
+
+def prompt_side_spec(architecture: Architecture) -> GraphSpec:
+    """`decoder_prompts.onnx`: the rest of the decoder, for a batch of prompts without masks."""
+    whole = decoder_spec(architecture)
+    return GraphSpec(
+        "decoder_prompts",
+        inputs=(*_image_side(architecture), *whole.inputs[1:3]),
+        outputs=whole.outputs,
+    )
+
+
+def _image_side(architecture: Architecture) -> tuple[TensorSpec, ...]:
+    positions, width, heads = architecture.grid**2, architecture.decoder_width, architecture.decoder_heads
+    depth = width // architecture.attention_downsample // heads
+    return (
+        TensorSpec("positions", (1, positions, width)),
+        TensorSpec("places", (1, positions, width)),
+        TensorSpec("placed", (1, positions, width)),
+        TensorSpec("first_keys", (1, heads, depth, positions)),
+        TensorSpec("first_values", (1, heads, positions, depth)),
+    )
+
+
 def sam_contract_spec(architecture: Architecture, role: Role) -> GraphSpec:
     """`decoder_sam.onnx` and `decoder_sam_multi.onnx`: the interface that Meta published."""
     low_res = 4 * architecture.grid

@@ -49,7 +49,11 @@ def write_graph(module: nn.Module, spec: GraphSpec, path: Path, *, sizes: dict[s
         _trace(module, spec, Path(traced) / path.name, sizes)
         # One file a tensor lies in that folder when the model is over 2 GB.
         model = onnx.load(str(Path(traced) / path.name))
-    model = _simplified(model, spec)
+    return save_graph(_simplified(model, spec), path)
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """Write a model to `path`, its weights beside it if they are over `LARGEST_FILE`; returns the external files."""
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     external = path.with_name(f"{path.name}.data")
     if weights > LARGEST_FILE:

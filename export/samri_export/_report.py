@@ -11,6 +11,7 @@ import numpy as np
 from samri.manifest import Precision
 from samri_export._choices import Level
 from samri_export._reference import Answer, Floats
+from samri_export._variant_report import VariantResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +84,12 @@ class CaseResult:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All comparisons of an export."""
+    """All comparisons of an export: of the float32 graphs with the model, and of lower precisions with those."""
 
     level: Level
     pictures: tuple[PictureResult, ...]
     cases: tuple[CaseResult, ...]
+    variants: tuple[VariantResult, ...] = ()
 
     def failures(self) -> list[str]:
         """What lies beyond its tolerance and where, in words. Not a number lies beyond any."""
@@ -133,12 +135,13 @@ class Report:
             "masks_without_dice": sum(case.masks_without_dice for case in self.cases),
             "pictures": [dataclasses.asdict(result) for result in self.pictures],
             "cases": [dataclasses.asdict(case) for case in self.cases],
+            "variants": [variant.to_json() for variant in self.variants],
         }
 
     def table(self) -> list[str]:
         """Lines for the screen: the worst of each graph on each picture."""
         if self.level == "off":
-            return ["not verified (--verify off)"]
+            return ["not verified (--verify off)", *(line for variant in self.variants for line in variant.lines())]
         rows: list[tuple[str, ...]] = [_HEADINGS]
         for result in self.pictures:
             picture = f"{result.picture}, {result.shape[1]} x {result.shape[0]}"
@@ -151,7 +154,7 @@ class Report:
         if undecided:
             total = sum(case.masks for case in self.cases)
             lines.append(f"{undecided} of {total} masks are almost empty or full: Dice says nothing, logits decide")
-        return lines
+        return [*lines, *(line for variant in self.variants for line in variant.lines())]
 
 
 def compare(
@@ -159,8 +162,7 @@ def compare(
 ) -> CaseResult:
     """The differences between two answers to the same prompts."""
     coverage = reference.masks.mean(axis=(2, 3))
-    telling = (coverage >= _LEAST_COVERAGE) & (coverage <= 1 - _LEAST_COVERAGE)
-    dice = _dice(reference.masks, exported.masks)[telling]
+    dice = telling_dice(reference, exported)
     return CaseResult(
         picture=picture,
         case=case,
@@ -173,8 +175,19 @@ def compare(
         dice=float(dice.min()) if dice.size else None,
         coverage=(float(coverage.min()), float(coverage.max())),
         masks=int(coverage.size),
-        masks_without_dice=int(coverage.size - telling.sum()),
+        masks_without_dice=int(coverage.size - dice.size),
     )
+
+
+def telling_dice(reference: Answer, other: Answer) -> Floats:
+    """Dice of those masks at the picture's size whose reference is neither almost empty nor almost full: (n,)."""
+    first, second = reference.masks, other.masks
+    coverage = first.mean(axis=(2, 3))
+    telling = (coverage >= _LEAST_COVERAGE) & (coverage <= 1 - _LEAST_COVERAGE)
+    overlap = (first & second).sum(axis=(2, 3))
+    total = first.sum(axis=(2, 3)) + second.sum(axis=(2, 3))
+    dice: Floats = (2 * overlap[telling] / total[telling]).astype(np.float32)
+    return dice
 
 
 def relative_difference(reference: Floats, other: Floats) -> float:
@@ -182,12 +195,6 @@ def relative_difference(reference: Floats, other: Floats) -> float:
     spread = float(reference.max() - reference.min())
     largest = float(np.abs(reference - other).max())
     return largest / spread if spread > 0 else largest
-
-
-def _dice(first: Any, second: Any) -> Any:
-    overlap = (first & second).sum(axis=(2, 3))
-    total = first.sum(axis=(2, 3)) + second.sum(axis=(2, 3))
-    return np.divide(2 * overlap, total, out=np.ones(total.shape), where=total > 0)
 
 
 def _worst(cases: Sequence[CaseResult]) -> tuple[str, ...]:

@@ -72,8 +72,8 @@ def verify(
                     embedding=relative_difference(embedding.numpy(), own_embedding),
                 )
             )
-            contracts = [role for role in graphs[precision] if role.startswith("decoder_sam")]
-            answered += _compared(side, contracts, own_embedding, answers, picture, precision)
+            further = [role for role in graphs[precision] if role.startswith(("decoder_sam", "decoder_prompts"))]
+            answered += _compared(side, further, own_embedding, answers, picture, precision)
     report = Report(level, tuple(encoded), tuple(answered))
     failures = report.failures()
     if failures:
@@ -97,7 +97,7 @@ def _reference_answers(
 
 def _compared(
     side: Exported,
-    contracts: Sequence[Role],
+    further: Sequence[Role],
     embedding: Floats,
     answers: Sequence[tuple[PromptCase, Floats | None, Answer]],
     picture: Picture,
@@ -108,6 +108,9 @@ def _compared(
     for case, masks, expected in answers:
         answer = side.answer(embedding, case, picture.shape, masks)
         graphs: list[tuple[Role, Answer, Answer]] = [("decoder", expected, answer)]
+        if "decoder_prompts" in further and masks is None:
+            graphs.append(("decoder_prompts", expected, side.answer_in_two(embedding, case, picture.shape)))
+        contracts = [role for role in further if role.startswith("decoder_sam")]
         for role in contracts if len(case.prompts) == 1 else ():
             wanted = _single_mask(expected, case) if role == "decoder_sam" else expected
             graphs.append((role, wanted, side.answer_sam_contract(role, embedding, case, picture.shape, masks)))

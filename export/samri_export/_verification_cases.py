@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from samri.errors import InputError
 from samri.geometry import SliceView, axis_view, whole_view
+from samri.io import MissingFrameError, Scan, read_scan
 from samri.preprocessing import Profile, percentile_range
 from samri.prompts import Prompt
 
@@ -66,16 +67,25 @@ def built_in_pictures(image_size: int) -> tuple[Picture, ...]:
 
 def picture_of_scan(path: Path, profile: Profile, name: str) -> Picture:
     """The user's own image; of a volume, the middle slice of its last axis, of a 4-D scan the first frame."""
-    from samri.io import MissingFrameError, read_scan
+    scan = first_frame(path)
+    return picture_of_view(scan, _middle_view(scan.grid), profile, name)
 
+
+def first_frame(path: Path) -> Scan:
+    """The scan in a file, or the first frame of a 4-D one."""
     try:
-        scan = read_scan(path)
+        return read_scan(path)
     except MissingFrameError:
-        scan = read_scan(path, frame=0)
-    view = _middle_view(scan.grid)
+        return read_scan(path, frame=0)
+
+
+def picture_of_view(scan: Scan, view: SliceView, profile: Profile, name: str) -> Picture:
+    """One slice of a scan, which has to be large enough to place prompts on."""
     pixels = view.extract(scan.voxels)
     if min(pixels.shape[:2]) < _SMALLEST_SIDE:
-        raise InputError(f"{path}: its slice of {pixels.shape[1]} x {pixels.shape[0]} pixels is too small to verify on")
+        raise InputError(
+            f"{scan.path}: its slice of {pixels.shape[1]} x {pixels.shape[0]} pixels is too small to verify on"
+        )
     # MedSAM maps intensities by the whole volume, the others by the slice.
     by_volume = profile.intensity == "percentile"
     return Picture(name, pixels, percentile_range(scan.voxels, profile) if by_volume else None)

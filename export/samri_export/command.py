@@ -36,8 +36,9 @@ _FILE = click.Path(path_type=Path)
     multiple=True,
     default=("fp32",),
     show_default=True,
-    help="Of the graphs; may be repeated.",
+    help="Of the graphs; may be repeated. Lower ones are kept if their masks are fp32's, on real slices.",
 )
+@click.option("--force", is_flag=True, help="Keep a precision that falls below its bar; the manifest says so.")
 @click.option(
     "--contract",
     "contracts",
@@ -56,6 +57,17 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--verify-image", "verify_images", type=_FILE, multiple=True, help="Compare on this scan too. May be repeated."
 )
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Round the weights to half precision and store them so: half the size, arithmetic as before.",
+)
+@click.option(
+    "--rounded-checkpoint",
+    type=_FILE,
+    metavar="FILE",
+    help="With --compact: keep the rounded weights as this .pth, which the bundle then equals.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace what is at the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(
@@ -65,10 +77,13 @@ def main(
     profile: ProfileName | None,
     name: str | None,
     precisions: tuple[Precision, ...],
+    force: bool,
     contracts: tuple[Contract, ...],
     encoder_from: Path | None,
     verify: Level,
     verify_images: tuple[Path, ...],
+    compact: bool,
+    rounded_checkpoint: Path | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -88,6 +103,14 @@ def main(
         )
     if verify == "off" and verify_images:
         raise click.UsageError("--verify-image has nothing to do with --verify off")
+    if rounded_checkpoint is not None and not compact:
+        raise click.UsageError("--rounded-checkpoint goes with --compact: nothing else rounds the weights")
+    if rounded_checkpoint is not None and rounded_checkpoint.suffix not in (".pth", ".pt"):
+        raise click.UsageError(f"--rounded-checkpoint is a .pth or .pt file, not {rounded_checkpoint.name}")
+    if verify == "off" and set(precisions) != {"fp32"} and not force:
+        raise click.UsageError(
+            "a precision below fp32 is compared before it is kept: leave out --verify off, or add --force"
+        )
     from samri_export import export_bundle
 
     bundle = export_bundle(
@@ -101,6 +124,9 @@ def main(
         encoder_from=encoder_from,
         verify=verify,
         verify_images=verify_images,
+        compact=compact,
+        rounded_checkpoint=rounded_checkpoint,
+        force=force,
         overwrite=overwrite,
         progress=_show,
     )

@@ -11,7 +11,8 @@ from samri.errors import (
     SamriError,
 )
 from samri.prompts import Prompt
-from samri_runtime._predictor import Embedding, Prediction, Predictor
+from samri_runtime._embedding import Embedding
+from samri_runtime._predictor import Prediction, Predictor
 from samri_runtime._sam_predictor import SamPredictor
 
 __all__ = [

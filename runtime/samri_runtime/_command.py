@@ -94,14 +94,21 @@ def provider_options_of(_context: click.Context, _option: click.Parameter, pairs
 class GivenPath(click.Path):
     """A path; an empty one, which a script's unset variable makes, isn't taken for the current folder."""
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
+    def __init__(self, path_type: type = Path) -> None:
+        super().__init__(path_type=path_type)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The text as a `Path`."""
+        """The text as a path."""
         if value in ("", b""):
             self.fail("the path is empty.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class GivenModel(GivenPath):
+    """A bundle's folder or a model's name, as it was typed: `./samri-tiny` and `samri-tiny` are two things."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=str)
 
 
 def emit(text: str) -> None:
@@ -159,4 +166,4 @@ def _unwind_on_sigterm() -> Any:
         return None
 
 
-__all__ = ["Command", "GivenPath", "command", "emit", "provider_options_of", "say"]
+__all__ = ["Command", "GivenModel", "GivenPath", "command", "emit", "provider_options_of", "say"]

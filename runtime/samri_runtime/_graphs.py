@@ -12,6 +12,10 @@ from samri.manifest import Manifest, Precision
 from samri_runtime.providers import Provider, Session, Tensor, open_session
 
 GraphRole = Literal["encoder", "decoder"]
+
+ONE_IMAGE = {"images": 1}
+"""The encoder's free axis, which is 1 wherever a slice is encoded."""
+
 _Shapes = dict[str, tuple[int | None, ...]]  # None: of any size.
 
 
@@ -23,20 +27,28 @@ def open_graph(
     *,
     provider_options: Mapping[str, str] | None = None,
     threads: int | None = None,
+    fixed_axes: Mapping[str, int] | None = None,
     profile: Path | None = None,
 ) -> Session:
-    """Open the encoder or the decoder of a bundle.
+    """Open the encoder or the decoder of a bundle; further arguments are those of `open_session`.
+
+    With an encoder of a precision that the decoder isn't held in goes the float32 decoder.
 
     Raises:
         BundleError: The graph is missing, damaged or unsafe, or isn't what the manifest states.
         ProviderError: The provider can't be used, and why.
         MissingDependencyError: ONNX Runtime isn't installed.
     """
-    path = bundle.graph_path(role, precision)
-    session = open_session(path, provider, provider_options=provider_options, threads=threads, profile=profile)
+    path = bundle.graph_path(role, bundle.manifest.precision_with(role, precision))
+    session = open_session(
+        path, provider, provider_options=provider_options, threads=threads, fixed_axes=fixed_axes, profile=profile
+    )
     inputs, outputs = _signature(bundle.manifest, role)
     if not (_fits(session.inputs, inputs) and _fits(session.outputs, outputs)):
         raise BundleError(f"{path} isn't the {role} that its manifest describes: export the checkpoint again")
+    if fixed_axes and not all(isinstance(size, int) for tensor in session.inputs for size in tensor.shape):
+        named = ", ".join(fixed_axes)
+        raise BundleError(f"{path} can't be given static shapes: its axes aren't called {named}; export it again")
     return session
 
 

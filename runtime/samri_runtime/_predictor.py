@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from samri import __version__
 from samri.bundle import Bundle
 from samri.errors import InputError, PromptError, ProviderError
-from samri.manifest import Manifest, Precision
+from samri.manifest import Graph, Manifest, Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, preprocess
 from samri.prompts import Prompt, gather, pack, to_model_frame
-from samri_runtime._graphs import GraphRole, open_graph
-from samri_runtime.providers import Provider, Session
-
-# More prompts than this are decoded in turns, since each one holds several image-sized arrays.
-_PROMPTS_AT_ONCE = 32
-
-
-@dataclass(frozen=True, eq=False)
-class Embedding:
-    """What the encoder saw in one slice; any number of prompts can be asked of it.
-
-    Attributes:
-        features: (1, C, G, G) float32.
-        shape: (H, W) of the slice, which prompts and masks refer to.
-        embedding_id: Which encoder, preprocessing and precision made it.
-    """
-
-    features: npt.NDArray[np.float32]
-    shape: tuple[int, int]
-    embedding_id: str | None
+from samri_runtime import models
+from samri_runtime._decoder import Decoder, FlexibleDecoder, StaticDecoder, needs_static_shapes
+from samri_runtime._embedding import Embedding
+from samri_runtime._graphs import ONE_IMAGE, GraphRole, open_graph
+from samri_runtime._precision import precision_for
+from samri_runtime._tuned import recall
+from samri_runtime.cache import EmbeddingCache, arithmetic_of, embedding_key
+from samri_runtime.providers import BoundSession, Provider, Session, load_onnxruntime
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +65,17 @@ class Predictor:
     """A bundle, opened on one provider. `encode` and `predict` may be called from several threads.
 
     Args:
-        model: A bundle's folder.
-        provider: Where to run. A name is a promise: it runs there or raises. `auto` takes the fastest that works.
-        precision: Of the graphs; `auto` takes what suits the provider.
+        model: A bundle's folder, or the name of a model that comes with the package (`samri_runtime.models`).
+        provider: Where to run. A name is a promise: it runs there or raises. `auto` takes the fastest that works; with
+            no precision, options or threads asked for either, what `samri-bench --tune` found best here.
+        precision: Of the graphs; `auto` takes what suits the provider, among the precisions that proved to give the
+            masks of fp32 when the bundle was made. Where the decoder isn't held in it, fp32 goes with it.
         provider_options: Passed to the provider as they are, over SAMRI's defaults.
         threads: CPU threads an operator may use; None for one a core.
         expect_sha256: The SHA-256 that the bundle's `manifest.json` must have.
+        cache: Where embeddings are kept on disk: an `EmbeddingCache`, or a folder. None keeps none. With a cached
+            embedding the encoder's graph isn't opened.
+        static_shapes: Pad prompts to a few sizes, with tensors bound on the device; None for providers that gain by it.
 
     Raises:
         BundleError: No bundle there, or it is damaged or unsafe.
@@ -96,21 +92,47 @@ class Predictor:
         provider_options: Mapping[str, str] | None = None,
         threads: int | None = None,
         expect_sha256: str | None = None,
+        cache: EmbeddingCache | str | Path | None = None,
+        static_shapes: bool | None = None,
     ) -> None:
-        self.bundle = Bundle.open(model, expect_sha256=expect_sha256)
+        self.bundle = Bundle.open(models.locate(model), expect_sha256=expect_sha256)
+        self._model_notes = list(models.notes_on(model))
+        if (provider, precision, threads) == ("auto", "auto", None) and not provider_options:
+            tuned, notes = recall(self.bundle)
+            self._model_notes += notes
+            if tuned is not None:
+                provider, precision, threads = tuned.provider, tuned.precision, tuned.threads
+                provider_options = tuned.options
+        if precision != "auto":
+            self.bundle.graph("encoder", precision)
+        # Which precision suits `auto` is known when it is known where the decoder runs; by then it may be another one.
         self.precision: Precision = "fp32" if precision == "auto" else precision
+        if precision == "auto" and provider != "auto":
+            self.precision, chosen = precision_for(self.manifest, provider)
+            self._model_notes += chosen
         self._provider: Provider = provider
         self._provider_options = provider_options
         self._threads = threads
+        self.cache = EmbeddingCache(cache) if isinstance(cache, (str, Path)) else cache
         # The decoder is small and always needed: opened now, it shows at once whether the provider keeps its promise.
-        self._decoder = self._open("decoder")
-        self._encoder: Session | None = None
+        self._static = static_shapes
+        self._decoder = self._open_decoder()
+        if precision == "auto" and provider == "auto":
+            self._suit_precision()
+        self._encoder: Session | BoundSession | None = None
         self._opening = threading.Lock()
 
     @property
     def manifest(self) -> Manifest:
         """What the bundle says of itself."""
         return self.bundle.manifest
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """The bundle's graphs that this predictor runs: `encoder` and `decoder`, whose precisions may differ."""
+        roles: tuple[GraphRole, ...] = ("encoder", "decoder")
+        precisions = {role: self.manifest.precision_with(role, self.precision) for role in roles}
+        return {role: self.bundle.graph(role, precision) for role, precision in precisions.items()}
 
     @property
     def providers(self) -> dict[str, str]:
@@ -120,10 +142,11 @@ class Predictor:
     @property
     def notes(self) -> list[str]:
         """Plain lines a person should see, such as what `auto` fell back to and why."""
-        return list(dict.fromkeys(note for _, session in self._sessions() for note in session.notes))
+        of_sessions = (note for _, session in self._sessions() for note in session.notes)
+        return list(dict.fromkeys([*self._model_notes, *of_sessions]))
 
     def encode(self, image: npt.ArrayLike, intensity_range: tuple[float, float] | None = None) -> Embedding:
-        """Run the encoder on one slice.
+        """Run the encoder on one slice, or read from the cache what it gave before.
 
         Args:
             image: (H, W) grey or (H, W, 3) RGB, any real dtype.
@@ -134,10 +157,18 @@ class Predictor:
             BundleError: The encoder's file is missing or changed.
         """
         pixels = np.asarray(image)
-        encoder = self._open_encoder()
-        model_input = preprocess(pixels, self.manifest.profile, self.manifest.image_size, intensity_range)
-        features = encoder.run({"image": model_input})["image_embeddings"]
-        return Embedding(features, (pixels.shape[0], pixels.shape[1]), self.manifest.embedding_id(self.precision))
+        embedding_id, key = self.manifest.embedding_id(self.precision), None
+        if self.cache is not None and embedding_id is not None:
+            arithmetic = arithmetic_of(self._decoder.session.provider, self._provider_options)
+            key = embedding_key(pixels, intensity_range, embedding_id, arithmetic)
+        if self.cache is None or embedding_id is None or key is None:
+            return self._run_encoder(pixels, intensity_range)
+        found = self.cache.find(key, embedding_id, (1, *self.manifest.embedding_shape))
+        if found.features is not None:
+            return Embedding(found.features, (pixels.shape[0], pixels.shape[1]), embedding_id, True, found.made)
+        new = self._run_encoder(pixels, intensity_range)
+        kept = self.cache.keep(key, new.features, new.shape, embedding_id, new.made)
+        return replace(new, features=kept.features, notes=(*found.notes, *kept.notes))
 
     def predict(
         self,
@@ -216,35 +247,19 @@ class Predictor:
         """
         self._check(embedding)
         frame = to_model_frame(coords, embedding.shape, self.manifest.profile, self.manifest.image_size)
-        masks, given = self._mask_input(mask_input, len(labels))
-        answers = [
-            self._decoder.run(
-                {
-                    "image_embeddings": embedding.features,
-                    "point_coords": frame[start : start + _PROMPTS_AT_ONCE],
-                    "point_labels": labels[start : start + _PROMPTS_AT_ONCE],
-                    "mask_input": masks[start : start + _PROMPTS_AT_ONCE],
-                    "has_mask_input": given[start : start + _PROMPTS_AT_ONCE],
-                }
-            )
-            for start in range(0, len(labels), _PROMPTS_AT_ONCE)
-        ]
-        low_res = np.concatenate([answer["low_res_masks"] for answer in answers])
-        scores = np.concatenate([answer["iou_predictions"] for answer in answers])
+        masks = self._mask_input(mask_input, len(labels))
+        low_res, scores = self._decoder(embedding.features, frame, labels, masks)
         if not (np.isfinite(low_res).all() and np.isfinite(scores).all()):
             raise ProviderError(
-                f"{self._decoder.provider} computed NaN or infinite logits with {self.bundle.folder}: "
+                f"{self._decoder.session.provider} computed NaN or infinite logits with {self.bundle.folder}: "
                 "try --provider cpu, or another precision"
             )
         return low_res, scores
 
-    def _mask_input(
-        self, mask_input: npt.ArrayLike | None, count: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        side = 4 * self.manifest.embedding_shape[1]
-        shape = (count, 1, side, side)
+    def _mask_input(self, mask_input: npt.ArrayLike | None, count: int) -> npt.NDArray[np.float32] | None:
         if mask_input is None:
-            return np.zeros(shape, np.float32), np.zeros(count, np.float32)
+            return None
+        side = 4 * self.manifest.embedding_shape[1]
         masks = np.asarray(mask_input, dtype=np.float32)
         if masks.size != count * side * side or masks.shape[-2:] != (side, side):
             raise PromptError(
@@ -252,7 +267,7 @@ class Predictor:
             )
         if not np.isfinite(masks).all():
             raise PromptError("mask_input must be finite numbers, without NaN or infinities")
-        return masks.reshape(shape), np.ones(count, np.float32)
+        return masks.reshape(count, 1, side, side)
 
     def _check(self, embedding: Embedding) -> None:
         expected = self.manifest.embedding_id(self.precision)
@@ -265,7 +280,21 @@ class Predictor:
                 f"{self.bundle.folder} ({expected}): encode the image again"
             )
 
-    def _open(self, role: GraphRole) -> Session:
+    def _run_encoder(self, pixels: npt.NDArray[Any], intensity_range: tuple[float, float] | None) -> Embedding:
+        encoder = self._open_encoder()
+        model_input = preprocess(pixels, self.manifest.profile, self.manifest.image_size, intensity_range)
+        features = encoder.run({"image": model_input})["image_embeddings"]
+        made = {
+            "encoder": self.bundle.graph("encoder", self.precision).file.sha256,
+            "provider": self.providers["encoder"],
+            "samri": __version__,
+            "onnxruntime": load_onnxruntime().__version__,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        shape = (pixels.shape[0], pixels.shape[1])
+        return Embedding(features, shape, self.manifest.embedding_id(self.precision), made=made)
+
+    def _open(self, role: GraphRole, fixed_axes: Mapping[str, int] | None = None) -> Session:
         return open_graph(
             self.bundle,
             role,
@@ -273,14 +302,32 @@ class Predictor:
             self._provider,
             provider_options=self._provider_options,
             threads=self._threads,
+            fixed_axes=fixed_axes,
         )
 
-    def _open_encoder(self) -> Session:
+    def _open_decoder(self) -> Decoder:
+        session = self._open("decoder")
+        if self._static is None:
+            self._static = needs_static_shapes(session, self._provider_options or {})
+        return StaticDecoder(session, partial(self._open, "decoder")) if self._static else FlexibleDecoder(session)
+
+    def _suit_precision(self) -> None:
+        """Take the precision that suits the provider which `auto` came to, for the decoder too if it is held in it."""
+        opened = self.manifest.precision_with("decoder", self.precision)
+        self.precision, chosen = precision_for(self.manifest, self._decoder.session.provider)
+        self._model_notes += chosen
+        if self.manifest.precision_with("decoder", self.precision) != opened:
+            self._decoder = self._open_decoder()
+
+    def _open_encoder(self) -> Session | BoundSession:
         with self._opening:
             if self._encoder is None:
-                self._encoder = self._open("encoder")
+                self._encoder = self._open("encoder", ONE_IMAGE).bound() if self._static else self._open("encoder")
             return self._encoder
 
-    def _sessions(self) -> list[tuple[str, Session]]:
-        opened = [("encoder", self._encoder), ("decoder", self._decoder)]
+    def _sessions(self) -> list[tuple[str, Session | BoundSession]]:
+        opened: list[tuple[str, Session | BoundSession | None]] = [
+            ("encoder", self._encoder),
+            ("decoder", self._decoder.session),
+        ]
         return [(role, session) for role, session in opened if session is not None]

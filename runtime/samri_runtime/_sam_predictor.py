@@ -12,7 +12,8 @@ from samri.errors import InputError, PromptError
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import input_shape
 from samri.prompts import ABSENT, Prompt, pack
-from samri_runtime._predictor import Embedding, Predictor
+from samri_runtime._embedding import Embedding
+from samri_runtime._predictor import Predictor
 
 Masks = npt.NDArray[Any]
 
@@ -24,8 +25,8 @@ class SamPredictor:
     the better interface, and both can share one: `SamPredictor(predictor)`.
 
     Args:
-        model: A `Predictor`, or a bundle's folder.
-        settings: Passed on to `Predictor` when `model` is a folder.
+        model: A `Predictor`, or what `Predictor` takes: a bundle's folder or a name.
+        settings: Passed on to `Predictor` when `model` isn't one.
     """
 
     def __init__(self, model: Predictor | str | Path, **settings: Any) -> None:

@@ -157,7 +157,8 @@ def write_nifti(path: Path, labels: npt.NDArray[Any], grid: NiftiGrid | None) ->
     with staged_file(path) as staged, staged.open("wb") as file:
         if path.name.lower().endswith(".gz"):
             # No name and no time inside, so that equal masks are equal files.
-            with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as stream:
+            # A mask is mostly one value, which the quickest level packs a hundredfold already.
+            with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=1) as stream:
                 image.to_stream(stream)
         else:
             image.to_stream(file)

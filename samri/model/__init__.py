@@ -5,7 +5,7 @@ Needs torch and segment-anything (`pip install 'samri[export]'`); nothing else i
 
 from samri.model._architecture import Architecture, build_sam, infer_architecture
 from samri.model._checkpoint import Checkpoint, encoder_sha256, load_checkpoint
-from samri.model._decoder import PromptDecoder
+from samri.model._decoder import ImageSide, PromptDecoder, PromptSide
 from samri.model._encoder import ImageEncoder
 from samri.model._state_dict import read_state_dict
 
@@ -13,7 +13,9 @@ __all__ = [
     "Architecture",
     "Checkpoint",
     "ImageEncoder",
+    "ImageSide",
     "PromptDecoder",
+    "PromptSide",
     "build_sam",
     "encoder_sha256",
     "infer_architecture",

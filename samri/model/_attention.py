@@ -56,6 +56,36 @@ def token_to_image_attention(attention: Attention, queries: Tensor, keys: Tensor
     return attended
 
 
+def projected_image(attention: Attention, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What `token_to_projected_image_attention` reads of an image side, (1, P, C) keys and values.
+
+    Returns:
+        Keys (1, h, d, P) and values (1, h, P, d).
+    """
+    k = _heads(attention.k_proj(keys), attention).transpose(-2, -1)
+    return k.contiguous(), _heads(attention.v_proj(values), attention).contiguous()
+
+
+def token_to_projected_image_attention(attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """`token_to_image_attention` on an image side that was projected already, once for any number of prompts.
+
+    Projecting all positions, (P, C)(C, D), is dear, but once an image; after it the scores of a prompt cost
+    (T, d)(d, P) a head, where the folded form costs (T, C)(C, P). The tokens of all prompts stand in one row of B*T.
+
+    Args:
+        attention: The layer's weights.
+        queries: (B, T, C).
+        keys: (1, h, d, P), from `projected_image`.
+        values: (1, h, P, d).
+    """
+    batch = queries.shape[0]
+    q = _scaled(_heads(attention.q_proj(queries).view(1, -1, attention.internal_dim), attention), attention)
+    weights = (q @ keys).softmax(dim=-1)  # (1, h, B*T, P)
+    seen = _merged(weights @ values, attention).view(batch, -1, attention.internal_dim)
+    attended: Tensor = attention.out_proj(seen)
+    return attended
+
+
 def image_to_token_attention(
     attention: Attention, queries: Tensor, keys: Tensor, values: Tensor, absent: Tensor
 ) -> Tensor:
@@ -67,17 +97,19 @@ def image_to_token_attention(
         output = sum over heads of A v Wo = [A ...][v Wo ...] (P, h*T)(h*T, C)
 
     The query projection goes into the tokens' keys, the output projection into the tokens' values, and the sum over
-    heads becomes one product. `absent`, (B, 1, 1, T), joins the (T,) term at no cost.
+    heads becomes one product. `absent`, (B, 1, 1, T), joins the (T,) term at no cost. A row of A sums to 1, so each
+    head's values carry their part of the output's bias, bo / h, and the (P, C) result is touched once.
     """
     k = _scaled(_heads(attention.k_proj(keys), attention), attention)  # (B, h, T, d)
     v = _heads(attention.v_proj(values), attention)
     folded_keys = _flat(k @ _per_head(attention.q_proj.weight, attention))  # (B, h*T, C)
-    folded_values = _flat(v @ attention.out_proj.weight.t().view(attention.num_heads, -1, attention.embedding_dim))
+    outwards = attention.out_proj.weight.t().view(attention.num_heads, -1, attention.embedding_dim)
+    folded_values = _flat(v @ outwards + attention.out_proj.bias / attention.num_heads)
     bias = k @ attention.q_proj.bias.view(attention.num_heads, -1, 1) + absent.transpose(-2, -1)  # (B, h, T, 1)
     scores = queries @ folded_keys.transpose(-2, -1) + _flat(bias).transpose(-2, -1)  # (B, P, h*T)
     batch, positions = scores.shape[0], queries.shape[1]
     weights = scores.view(batch, positions, attention.num_heads, -1).softmax(dim=-1)
-    written: Tensor = weights.view(batch, positions, -1) @ folded_values + attention.out_proj.bias
+    written: Tensor = weights.view(batch, positions, -1) @ folded_values
     return written
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from segment_anything.modeling import PromptEncoder, Sam
-from segment_anything.modeling.transformer import TwoWayAttentionBlock
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 
-from samri.model._attention import image_to_token_attention, token_attention, token_to_image_attention
+from samri.model._attention import (
+    image_to_token_attention,
+    projected_image,
+    token_attention,
+    token_to_image_attention,
+    token_to_projected_image_attention,
+)
 from samri.model._pixel_blocks import mask_features, mask_logits
 
 
@@ -45,15 +54,47 @@ class PromptDecoder(nn.Module):
         Returns:
             low_res_masks (B, M, 4G, 4G) logits, mask 0 the single-mask answer, and iou_predictions (B, M).
         """
-        sparse = embed_points(self.prompt_encoder, point_coords, point_labels, self.image_size)
         positions = self._image_side(image_embeddings, mask_input, has_mask_input)
+        places = image_places(self.prompt_encoder)
+        attention = self.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+        placed = positions + places
+
+        look = functools.partial(_look, attention, placed, positions)
+        return self._decode(positions, places, placed, look, point_coords, point_labels)
+
+    def _decode(
+        self,
+        positions: Tensor,
+        places: Tensor,
+        placed: Tensor,
+        look_first: Callable[[Tensor], Tensor],
+        point_coords: Tensor,
+        point_labels: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """From the image side, (B or 1, P, C), to masks and scores; `look_first` is the first layer's look at it."""
+        sparse = embed_points(self.prompt_encoder, point_coords, point_labels, self.image_size)
         outputs = torch.cat([self.mask_decoder.iou_token.weight, self.mask_decoder.mask_tokens.weight])
         tokens = torch.cat([outputs.unsqueeze(0).expand(sparse.shape[0], -1, -1), sparse], dim=1)
         absent = _absent_bias(point_labels, outputs.shape[0])
-        tokens, positions = self._two_way(tokens, positions, absent)
-        scores = self.mask_decoder.iou_prediction_head(tokens[:, 0])
+        transformer = self.mask_decoder.transformer
+        queries = tokens
+        for number, layer in enumerate(transformer.layers):
+            if number:
+                placed = positions + places
+            look = functools.partial(_look, layer.cross_attn_token_to_image, placed, positions)
+            queries = _tokens_through(layer, queries, tokens, absent, look if number else look_first)
+            written = image_to_token_attention(
+                layer.cross_attn_image_to_token, placed, queries + tokens, queries, absent
+            )
+            positions = layer.norm4(positions + written)
+        # From here on only the decoder's own tokens are read; a prompt's have said what they had to say.
+        own = outputs.shape[0]
+        looking = queries[:, :own] + tokens[:, :own]
+        seen = token_to_image_attention(transformer.final_attn_token_to_image, looking, positions + places, positions)
+        answers = transformer.norm_final_attn(queries[:, :own] + seen)
+        scores = self.mask_decoder.iou_prediction_head(answers[:, 0])
         token_weights = torch.stack(
-            [mlp(tokens[:, 1 + mask]) for mask, mlp in enumerate(self.mask_decoder.output_hypernetworks_mlps)], dim=1
+            [mlp(answers[:, 1 + mask]) for mask, mlp in enumerate(self.mask_decoder.output_hypernetworks_mlps)], dim=1
         )
         grid = self.prompt_encoder.image_embedding_size[0]
         return mask_logits(self.mask_decoder, positions, token_weights, grid), scores
@@ -72,17 +113,50 @@ class PromptDecoder(nn.Module):
             dense = torch.where(has_mask_input.view(-1, 1, 1) > 0, dense, no_mask)
         return positions + dense
 
-    def _two_way(self, tokens: Tensor, positions: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
-        """SAM's two-way transformer: (B, T, C) tokens and (B or 1, P, C) positions, both returned with batch B."""
-        transformer = self.mask_decoder.transformer
-        place = self.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)  # (1, P, C)
-        queries = tokens
-        for layer in transformer.layers:
-            queries, positions = _two_way_layer(layer, queries, positions, tokens, place, absent)
-        seen = token_to_image_attention(
-            transformer.final_attn_token_to_image, queries + tokens, positions + place, positions
-        )
-        return transformer.norm_final_attn(queries + seen), positions
+
+class ImageSide(PromptDecoder):
+    """What the decoder computes of an image alone, for prompts without masks: a bundle's `decoder_image.onnx`."""
+
+    def forward(self, image_embeddings: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """(1, C, G, G) -> what `PromptSide` takes, in its order.
+
+        Returns:
+            positions, places and their sum, (1, P, C) each, and the first layer's keys (1, h, d, P) and values
+            (1, h, P, d).
+        """
+        positions = self._image_side(image_embeddings, None, None)
+        places = image_places(self.prompt_encoder)
+        placed = positions + places
+        attention = self.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+        return positions, places, placed, *projected_image(attention, placed, positions)
+
+
+class PromptSide(PromptDecoder):
+    """The rest of the decoder: B prompts on an image side that is computed already: `decoder_prompts.onnx`."""
+
+    def forward(  # type: ignore[override]
+        self,
+        positions: Tensor,
+        places: Tensor,
+        placed: Tensor,
+        first_keys: Tensor,
+        first_values: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode B prompts of N points each; see `ImageSide.forward` and `PromptDecoder.forward`."""
+        attention = self.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+
+        def look(queries: Tensor) -> Tensor:
+            return token_to_projected_image_attention(attention, queries, first_keys, first_values)
+
+        return self._decode(positions, places, placed, look, point_coords, point_labels)
+
+
+def image_places(prompt_encoder: PromptEncoder) -> Tensor:
+    """The encoding of every position of the grid, (1, P, C)."""
+    places: Tensor = prompt_encoder.get_dense_pe()
+    return places.flatten(2).transpose(1, 2)
 
 
 def embed_points(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor, image_size: int) -> Tensor:
@@ -100,20 +174,22 @@ def embed_points(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor, 
     return places + kinds[labels.to(torch.int64) + 2]
 
 
-def _two_way_layer(
-    layer: TwoWayAttentionBlock, queries: Tensor, positions: Tensor, tokens: Tensor, place: Tensor, absent: Tensor
-) -> tuple[Tensor, Tensor]:
-    placed = positions + place  # Read twice: positions change only at the layer's end.
+def _look(attention: Attention, placed: Tensor, positions: Tensor, queries: Tensor) -> Tensor:
+    return token_to_image_attention(attention, queries, placed, positions)
+
+
+def _tokens_through(
+    layer: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor, absent: Tensor, look: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A layer's part on the side of the tokens, (B, T, C) -> (B, T, C): among themselves, at the image, MLP."""
     if layer.skip_first_layer_pe:
         queries = token_attention(layer.self_attn, queries, queries, absent)
     else:
         queries = queries + token_attention(layer.self_attn, queries + tokens, queries, absent)
     queries = layer.norm1(queries)
-    seen = token_to_image_attention(layer.cross_attn_token_to_image, queries + tokens, placed, positions)
-    queries = layer.norm2(queries + seen)
-    queries = layer.norm3(queries + layer.mlp(queries))
-    written = image_to_token_attention(layer.cross_attn_image_to_token, placed, queries + tokens, queries, absent)
-    return queries, layer.norm4(positions + written)
+    queries = layer.norm2(queries + look(queries + tokens))
+    looked: Tensor = layer.norm3(queries + layer.mlp(queries))
+    return looked
 
 
 def _absent_bias(labels: Tensor, output_tokens: int) -> Tensor:

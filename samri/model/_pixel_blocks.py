@@ -53,8 +53,11 @@ def mask_logits(mask_decoder: MaskDecoder, positions: Tensor, token_weights: Ten
     fine = second_act(_growing(second, coarse))
     # Pixel by pixel in the end: (B, M, C / 8)(C / 8, P * 16).
     pixels = token_weights @ fine.view(-1, grid * grid * 16, second.out_channels).transpose(-2, -1)
-    blocks: Tensor = pixels.view(-1, masks, grid, grid, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
-    return blocks.reshape(-1, masks, 4 * grid, 4 * grid)
+    # In three moves of large pieces, which take half the time of one permutation of eight axes: positions last, the
+    # 4 x 4 pixels of a position in the order of rows and columns, and those pixels put in their places.
+    planes = pixels.view(-1, grid * grid, 16).transpose(1, 2)
+    ordered = planes.reshape(-1, 2, 2, 2, 2, grid * grid).transpose(2, 3).reshape(-1, 16, grid, grid)
+    return functional.pixel_shuffle(ordered, 4).view(-1, masks, 4 * grid, 4 * grid)
 
 
 def _shrinking(convolution: nn.Conv2d, blocks: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The commands and the Python of docs/samri-run.md and docs/migrating.md, run as they stand."""
+"""The commands and the Python of docs/samri-run.md, docs/models.md and docs/migrating.md, run as they stand."""
 
 from __future__ import annotations
 
@@ -50,6 +50,15 @@ def test_the_python_of_the_samri_run_page_works(folder):
     exec(compile(code, "docs/samri-run.md", "exec"), {})
     assert nib.load(folder / "mask.nii.gz").shape == (150, 170, 100)
     assert (folder / "overlay.png").is_file()
+
+
+def test_the_command_and_the_python_of_the_models_page_work(folder, capsys):
+    (line,) = [line for block in blocks("models.md", "sh") for line in block.splitlines()]
+    type_in(line)
+    assert nib.load(folder / "out" / "scan_seg_.nii.gz").shape == (150, 170, 100)
+    (code,) = blocks("models.md", "python")
+    exec(compile(code, "docs/models.md", "exec"), {})
+    assert "not for clinical use" in capsys.readouterr().out
 
 
 @pytest.mark.slow

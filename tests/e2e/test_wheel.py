@@ -28,8 +28,12 @@ def run(*arguments: str | Path, cwd: Path) -> str:
 def test_the_wheel_runs_a_bundle_in_a_clean_environment_without_torch(bundle: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
-    top_level = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    contents = zipfile.ZipFile(wheel).infolist()
+    top_level = {file.filename.partition("/")[0] for file in contents}
     assert {name for name in top_level if not name.endswith(".dist-info")} == TOP_LEVEL
+    shipped = [file for file in contents if file.filename.startswith("samri_runtime/models/samri-tiny/")]
+    assert len(shipped) >= 3
+    assert sum(file.compress_size for file in shipped) < 12e6
 
     venv.create(tmp_path / "env", with_pip=True)
     binaries = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
@@ -62,6 +66,11 @@ def test_the_wheel_runs_a_bundle_in_a_clean_environment_without_torch(bundle: Pa
     assert mask.shape == (90, 70, 3)
     assert np.array_equal(mask.affine, nibabel.load(tmp_path / "scan.nii.gz").affine)
     run(binaries / "samri-doctor", "--model", bundle, cwd=tmp_path)
+    # The model that comes with the wheel answers where none is named, and by its name.
+    run(binaries / "samri-run", *arguments[2:], "--no-png", cwd=tmp_path)
+    assert "not for clinical use" in (tmp_path / "out" / "scan_seg_.json").read_text("utf-8")
+    run(binaries / "python", "-I", "-c", PROGRAM, cwd=tmp_path)
+    assert np.load(tmp_path / "masks.npy").shape == (1, 90, 70)
     # What export needs isn't there, and that is said in one line.
     done = subprocess.run([str(binaries / "samri-export"), "--help"], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
@@ -76,4 +85,13 @@ def test_the_wheel_runs_a_bundle_in_a_clean_environment_without_torch(bundle: Pa
     assert "Traceback" not in done.stderr
 
 
+PROGRAM = """
+import numpy as np
+from samri_runtime import Predictor
+
+predictor = Predictor("samri-tiny")
+rows, columns = np.mgrid[:90, :70]
+slice_2d = 100.0 * ((columns - 30) ** 2 + (rows - 40) ** 2 < 400)
+np.save("masks.npy", predictor.predict(predictor.encode(slice_2d), boxes=[[10, 20, 51, 61]]).masks)
+"""
 TOP_LEVEL = {"samri", "samri_runtime", "samri_export", "samri_training"}

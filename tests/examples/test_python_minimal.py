@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from parity import agree, covers_a_part, picture
-from samri_runtime import Predictor
+from samri_runtime import Predictor, models
 
 HOST = Path(__file__).parents[2] / "examples" / "python_minimal" / "segment.py"
 
@@ -55,6 +55,10 @@ def test_its_mask_is_predictors(bundle: Path, tmp_path: Path, shape: tuple[int, 
     height, width = shape
     box = [0.21 * width, 0.13 * height, 0.83 * width, 0.77 * height]
     covers_a_part(its_mask_is_predictors(bundle, tmp_path, scan, box))
+
+
+def test_it_runs_the_model_that_comes_with_samri(tmp_path: Path) -> None:
+    its_mask_is_predictors(models.find("samri-tiny"), tmp_path, picture((180, 120)), [20, 30, 90, 140])
 
 
 def test_a_box_that_reaches_beyond_the_image_is_clipped(bundle: Path, tmp_path: Path) -> None:

@@ -11,8 +11,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sam_factory import MEDIUM, SMALL, seeded_sam
-from samri.model import Architecture, PromptDecoder
-from samri.model._attention import image_to_token_attention, token_attention, token_to_image_attention
+from samri.model import Architecture, ImageSide, PromptDecoder, PromptSide
+from samri.model._attention import (
+    image_to_token_attention,
+    projected_image,
+    token_attention,
+    token_to_image_attention,
+    token_to_projected_image_attention,
+)
 from samri.model._pixel_blocks import mask_features, mask_logits
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -93,6 +99,20 @@ def test_a_batch_of_unequal_prompts_equals_segment_anything_one_by_one(sam: Sam)
             spread = expected_logits.max() - expected_logits.min()
             torch.testing.assert_close(logits[b : b + 1], expected_logits, rtol=0, atol=float(LOGITS * spread))
             torch.testing.assert_close(scores[b : b + 1], expected_scores, rtol=0, atol=2e-5)
+
+
+def test_an_image_side_that_is_computed_once_gives_the_same_masks(sam: Sam) -> None:
+    embedding = embedding_for(sam)
+    coords, labels = mixed_batch(sam)
+    with torch.no_grad():
+        side = ImageSide(sam)(embedding)
+        for count in (1, 2, 5):
+            logits, scores = PromptSide(sam)(*side, coords[:count], labels[:count])
+            for b in range(count):
+                expected_logits, expected_scores = reference(sam, embedding, coords[b], labels[b])
+                spread = expected_logits.max() - expected_logits.min()
+                torch.testing.assert_close(logits[b : b + 1], expected_logits, rtol=0, atol=float(LOGITS * spread))
+                torch.testing.assert_close(scores[b : b + 1], expected_scores, rtol=0, atol=2e-5)
 
 
 def test_mask_prompts_count_only_where_they_are_given(sam: Sam) -> None:
@@ -195,6 +215,11 @@ def test_folded_attention_equals_segment_anythings(sam: Sam, tokens: int, shared
         expected = attention(q=few[0], k=spread[0], v=spread[1])
         torch.testing.assert_close(
             token_to_image_attention(attention, few[0], many[0], many[1]), expected, rtol=1e-4, atol=1e-5
+        )
+        projected = projected_image(attention, many[0][:1], many[1][:1])
+        expected = attention(q=few[0], k=many[0][:1].expand(3, -1, -1), v=many[1][:1].expand(3, -1, -1))
+        torch.testing.assert_close(
+            token_to_projected_image_attention(attention, few[0], *projected), expected, rtol=1e-4, atol=1e-5
         )
         attention = layer.cross_attn_image_to_token
         expected = attention(q=spread[0], k=few[0], v=few[1])

@@ -33,15 +33,14 @@ def test_a_notebook_is_stored_without_output(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_inference_step_by_step_gives_the_commands_mask(tmp_path: Path, bundle: Path) -> None:
+def test_inference_step_by_step_gives_the_commands_mask(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
-    shutil.copytree(bundle, tmp_path / "demo" / "bundle")
     volume = np.stack([picture((182, 218), seed) for seed in range(95)], axis=2)
     affine = np.array([[-0.9, 0.1, 0, 80], [0.1, 0.9, 0.05, -120], [0, -0.05, 2.0, -60], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "demo" / "t1.nii.gz")
     execute("infer_step_by_step.ipynb", tmp_path)
     command = (
-        "samri-run --model demo/bundle --input demo/t1.nii.gz --output out --plane axial --slice 90 --box 68 76 99 149"
+        "samri-run --model samri-tiny --input demo/t1.nii.gz --output out --plane axial --slice 86 --box 99 74 116 102"
     )
     assert command in (NOTEBOOKS / "infer_step_by_step.ipynb").read_text()
     program, *arguments = command.split()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from parity import picture
 from samri_runtime import Predictor
@@ -39,14 +40,18 @@ print(*sorted(loaded & BLOCKED))
 """
 
 
-def test_prediction_needs_numpy_and_onnxruntime_alone_and_opens_no_socket(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("comes_with_samri", [False, True])
+def test_prediction_needs_numpy_and_onnxruntime_alone_and_opens_no_socket(
+    comes_with_samri: bool, bundle: Path, tmp_path: Path
+) -> None:
+    model = "samri-tiny" if comes_with_samri else str(bundle)
     image = picture((70, 90))
     np.save(tmp_path / "image.npy", image)
-    arguments = [str(bundle), str(tmp_path / "image.npy"), str(tmp_path / "masks.npy")]
+    arguments = [model, str(tmp_path / "image.npy"), str(tmp_path / "masks.npy")]
     done = subprocess.run([sys.executable, "-c", HOST, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
-    predictor = Predictor(bundle, provider="cpu")
+    predictor = Predictor(model, provider="cpu")
     here = predictor.predict(predictor.encode(image), boxes=[[10, 12, 60, 50]], multimask=True).masks
     assert np.array_equal(np.load(tmp_path / "masks.npy"), here)
 

@@ -53,7 +53,7 @@ def install(monkeypatch: pytest.MonkeyPatch, runtime: RecordedRuntime, wheels: t
     for module in (_session, _diagnosis):
         monkeypatch.setattr(module, "load_onnxruntime", lambda: runtime)
         monkeypatch.setattr(module, "installed_wheels", lambda: wheels)
-    _session._prove_once.cache_clear()
+    _session.prove_once.cache_clear()
 
 
 def test_the_text_tells_versions_wheels_and_providers() -> None:

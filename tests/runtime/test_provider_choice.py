@@ -35,7 +35,7 @@ class Machine:
         self._monkeypatch.setattr(_session, "load_onnxruntime", lambda: runtime)
         self._monkeypatch.setattr(_session, "installed_wheels", lambda: wheels)
         self._monkeypatch.setattr(_failure, "nvidia_driver", lambda: driver)
-        _session._prove_once.cache_clear()
+        _session.prove_once.cache_clear()
 
     def open(self, provider: Provider) -> Session:
         return open_session(self.graph, provider)

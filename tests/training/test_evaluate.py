@@ -449,6 +449,15 @@ def test_a_slice_that_cannot_be_used_is_named(checkpoints: tuple[Path, Path], tm
     assert "bad_img_007" in one_line(result)
 
 
+def test_the_model_that_comes_with_samri_goes_by_its_name(few: Path, tmp_path: Path) -> None:
+    models = ("-m", "samri-tiny", "-m", "again=samri-tiny")
+    result = run(*models, "--data-dir", few, "-o", tmp_path / "out", "--no-plots", "--provider", "cpu")
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [model["name"] for model in summary["models"]] == ["samri-tiny", "again"]
+    assert {model["checkpoint"]["rounded_to"] for model in summary["models"]} == {"fp16"}
+
+
 def test_older_results_are_only_replaced_on_request(few: Path, checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("mine")
     arguments = ("-m", checkpoints[0], "--data-dir", few, "-o", tmp_path, "--no-plots", "--device", "cpu")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
 from samri.manifest import PRECISIONS, Precision
-from samri_runtime._command import command, provider_options_of, say
+from samri_runtime._command import GivenModel, command, provider_options_of, say
 from samri_runtime.doctor._diagnosis import diagnose
 from samri_runtime.doctor._text import as_text
 from samri_runtime.providers import PROVIDERS, Provider
 
 
 @command("samri-doctor")
-@click.option("--model", type=click.Path(path_type=Path), help="A bundle: run it once and tell where each graph ran.")
+@click.option("--model", type=GivenModel(), help="A bundle, or samri-tiny: run it once and tell where each graph ran.")
 @click.option(
     "--provider", type=click.Choice(PROVIDERS), default="auto", show_default=True, help="What to run on; a promise."
 )
@@ -34,7 +33,7 @@ from samri_runtime.providers import PROVIDERS, Provider
 @click.pass_context
 def main(
     context: click.Context,
-    model: Path | None,
+    model: str | None,
     provider: Provider,
     precision: Precision,
     provider_options: dict[str, str],

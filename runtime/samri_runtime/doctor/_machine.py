@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from samri import __version__
 from samri_runtime.providers._nvidia import nvidia_driver
+from samri_runtime.providers._processor import processor
 
 
 def machine() -> dict[str, Any]:
@@ -21,18 +21,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "nvidia": {"driver": driver.installed, "cuda": driver.cuda_version, "gpus": list(driver.gpus)},
     }
-
-
-def _processor() -> str:
-    """The processor's name; Python knows it on macOS and Windows only."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()

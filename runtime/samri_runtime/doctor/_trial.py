@@ -15,6 +15,7 @@ from samri.bundle import Bundle
 from samri.manifest import Manifest, Precision, Role
 from samri_runtime._graphs import GraphRole, open_graph
 from samri_runtime.doctor._placement import Placement, profiled_run
+from samri_runtime.models import locate
 from samri_runtime.providers._names import Provider
 from samri_runtime.providers._probe_graph import probe_feeds
 from samri_runtime.providers._session import Session, open_probe
@@ -53,11 +54,13 @@ def trial_graphs(model: str | Path, precision: Precision = "fp32") -> list[Trial
     Raises:
         BundleError: The bundle can't be used, or has no such graphs.
     """
-    bundle = Bundle.open(model)
+    bundle = Bundle.open(locate(model))
     feeds: dict[GraphRole, Callable[[Manifest], _Feeds]] = {"encoder": _image, "decoder": _one_box}
+    manifest = bundle.manifest
+    held = {role: manifest.precision_with(role, precision) for role in feeds}
     for role in feeds:
-        bundle.graph_path(role, precision)
-    return [TrialGraph(bundle, role, precision, partial(make, bundle.manifest)) for role, make in feeds.items()]
+        bundle.graph_path(role, held[role])
+    return [TrialGraph(bundle, role, held[role], partial(make, manifest)) for role, make in feeds.items()]
 
 
 def try_graph(graph: TrialGraph, provider: Provider, options: Mapping[str, str]) -> Trial:

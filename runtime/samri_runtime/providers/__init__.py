@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from samri_runtime.providers._binding import BoundSession, put
 from samri_runtime.providers._names import PROVIDERS, Provider
 from samri_runtime.providers._options import parse_provider_options, user_cache_folder
 from samri_runtime.providers._session import Session, Tensor, open_session
@@ -9,11 +10,13 @@ from samri_runtime.providers._wheels import load_onnxruntime
 
 __all__ = [
     "PROVIDERS",
+    "BoundSession",
     "Provider",
     "Session",
     "Tensor",
     "load_onnxruntime",
     "open_session",
     "parse_provider_options",
+    "put",
     "user_cache_folder",
 ]

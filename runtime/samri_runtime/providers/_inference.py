@@ -34,6 +34,7 @@ def make_session(
     *,
     device: Any = None,
     threads: int | None = None,
+    fixed_axes: Mapping[str, int] | None = None,
     profile: Path | None = None,
 ) -> tuple[Any, list[str]]:
     """An `InferenceSession` that has the first provider of `chain`, and the errors that were logged all the same.
@@ -45,6 +46,7 @@ def make_session(
         chain: ONNX Runtime's names of the providers, the best first, each with its options; the CPU comes after them.
         device: The device of a plug-in provider (`OrtEpDevice`), which stands for the first of `chain`.
         threads: Threads on the CPU; by default one for each core that this process may use.
+        fixed_axes: Sizes of named axes, which are then static.
         profile: Prefix of the profile to write, if any.
 
     Raises:
@@ -52,6 +54,8 @@ def make_session(
         BundleError: The graph can't be loaded.
     """
     settings = _settings(onnxruntime, threads, profile)
+    for axis, size in (fixed_axes or {}).items():
+        settings.add_free_dimension_override_by_name(axis, size)
     name = chain[0][0]
     providers: list[Any] | None = [(name, dict(options)) for name, options in [*chain, (CPU, {})]]
     if name == CPU:

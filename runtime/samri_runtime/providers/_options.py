@@ -13,7 +13,7 @@ from typing import Any
 from samri._onnx_wire import external_locations
 from samri.errors import ProviderError
 from samri.hashing import file_sha256
-from samri_runtime.providers._names import COREML, CPU, CUDA, MIGRAPHX, OPENVINO, ROCM, TENSORRT
+from samri_runtime.providers._names import COREML, CPU, CUDA, DIRECTML, MIGRAPHX, OPENVINO, ROCM, TENSORRT
 
 # Convolutions are a small part of SAM: no exhaustive search at each new shape. The arena grows by what is asked, not by
 # doubling. TensorFloat-32 drops 13 of 23 mantissa bits, so fp32 graphs would no longer give the masks that they were
@@ -48,6 +48,7 @@ def with_defaults(
     *,
     threads: int | None,
     version: tuple[int, ...],
+    fixed_axes: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
     """The options to pass to a provider: SAMRI's defaults with the user's own over them.
 
@@ -57,6 +58,7 @@ def with_defaults(
         given: The user's options.
         threads: Threads of the CPU, for providers that compute there with threads of their own.
         version: ONNX Runtime's version.
+        fixed_axes: Sizes of axes that are static in this session: its engines are kept apart.
 
     Raises:
         ProviderError: An option that the provider is known to misunderstand.
@@ -65,16 +67,28 @@ def with_defaults(
     if execution_provider == CPU and given:
         raise ProviderError(f"the cpu provider has no options: leave out {', '.join(given)} (--threads sets threads)")
     if execution_provider == OPENVINO:
-        return _openvino(graph, given, threads)
-    return {**_defaults(execution_provider, graph, version), **given}
+        return _openvino(graph, given, threads, fixed_axes)
+    return {**_defaults(execution_provider, graph, version, fixed_axes), **given}
 
 
-def _defaults(execution_provider: str, graph: Path | None, version: tuple[int, ...]) -> dict[str, str]:
+def device_memory(execution_provider: str, given: Mapping[str, str]) -> tuple[str, int]:
+    """Where a provider's tensors can be kept between runs: ONNX Runtime's name of the memory and the device's number.
+
+    Providers that take their inputs from the host, or whose memory Python can't allocate, say `cpu`.
+    """
+    name = {CUDA: "cuda", TENSORRT: "cuda", DIRECTML: "dml"}.get(execution_provider, "cpu")
+    number = given.get("device_id", "0")
+    return name, int(number) if name != "cpu" and number.isdecimal() else 0
+
+
+def _defaults(
+    execution_provider: str, graph: Path | None, version: tuple[int, ...], fixed_axes: Mapping[str, int] | None
+) -> dict[str, str]:
     if execution_provider == CUDA:
         return dict(_CUDA)
     if execution_provider == ROCM:
         return {"arena_extend_strategy": "kSameAsRequested"}
-    folder = engine_folder(graph) if execution_provider in (TENSORRT, MIGRAPHX, COREML) else None
+    folder = engine_folder(graph, fixed_axes) if execution_provider in (TENSORRT, MIGRAPHX, COREML) else None
     if folder is None:
         return {"ModelFormat": "MLProgram"} if execution_provider == COREML else {}
     if execution_provider == TENSORRT:
@@ -90,7 +104,9 @@ def _defaults(execution_provider: str, graph: Path | None, version: tuple[int, .
     return {"ModelFormat": "MLProgram", "ModelCacheDirectory": folder}
 
 
-def _openvino(graph: Path | None, given: Mapping[str, str], threads: int | None) -> dict[str, str]:
+def _openvino(
+    graph: Path | None, given: Mapping[str, str], threads: int | None, fixed_axes: Mapping[str, int] | None
+) -> dict[str, str]:
     """OpenVINO takes its properties by device, as JSON in `load_config`; the user's are laid over the defaults.
 
     On the CPU a cache of compiled graphs saves no time and costs as much disk as the model: none there by default.
@@ -104,7 +120,7 @@ def _openvino(graph: Path | None, given: Mapping[str, str], threads: int | None)
             properties["INFERENCE_PRECISION_HINT"] = "f32"
         if device == "CPU" and threads is not None and "num_of_threads" not in given:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
-        folder = engine_folder(graph) if device != "CPU" and "cache_dir" not in given else None
+        folder = engine_folder(graph, fixed_axes) if device != "CPU" and "cache_dir" not in given else None
         if folder is not None:
             properties["CACHE_DIR"] = folder
     for name, own in _load_config(given.get("load_config")).items():
@@ -134,11 +150,12 @@ def _load_config(text: str | None) -> dict[str, dict[str, Any]]:
     return config
 
 
-def engine_folder(graph: Path | None) -> str | None:
+def engine_folder(graph: Path | None, fixed_axes: Mapping[str, int] | None = None) -> str | None:
     """A folder of the user's cache for what a provider compiles from `graph`, or None where none can be made.
 
     Each graph has its own, named by the SHA-256 of all its bytes: TensorRT names engines by file and node names, so two
-    bundles whose weights alone differ would otherwise share one, and give each other's masks.
+    bundles whose weights alone differ would otherwise share one, and give each other's masks. For the same reason,
+    sessions with different fixed axes have a folder each.
     """
     if graph is None:
         return None
@@ -147,6 +164,8 @@ def engine_folder(graph: Path | None) -> str | None:
         digest = hashlib.sha256(file_sha256(graph).encode())
         for location in locations:
             digest.update(file_sha256(graph.parent / location).encode())
+        if fixed_axes:
+            digest.update(json.dumps(sorted(fixed_axes.items())).encode())
         folder = user_cache_folder() / "engines" / digest.hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # No home, or none that can be written: compiled anew each time.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samri.errors import BundleError, ProviderError
+from samri_runtime.providers._binding import BoundSession, allocate
 from samri_runtime.providers._inference import make_session, ort_errors
 from samri_runtime.providers._names import (
     CUDA,
@@ -27,7 +28,7 @@ from samri_runtime.providers._names import (
     not_offered,
     provider_of,
 )
-from samri_runtime.providers._options import with_defaults
+from samri_runtime.providers._options import device_memory, with_defaults
 from samri_runtime.providers._ort_log import one_line
 from samri_runtime.providers._plugins import plugin_device, plugin_providers
 from samri_runtime.providers._probe_graph import PROBE, probe_feeds, probe_result
@@ -56,12 +57,21 @@ class Session:
         provider: What really runs, by the name a user would ask with.
         execution_provider: The same, by ONNX Runtime's name.
         notes: Plain lines about what isn't as asked: fallbacks of `auto`, one name that stands for another.
+        device: Where tensors can be kept for it between runs: ONNX Runtime's name of the memory, and its number.
         inputs: By position.
         outputs: By position.
     """
 
-    def __init__(self, source: str, session: Any, execution_provider: str, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        source: str,
+        session: Any,
+        execution_provider: str,
+        notes: Sequence[str] = (),
+        device: tuple[str, int] = ("cpu", 0),
+    ) -> None:
         self.source = source
+        self.device = device
         self.execution_provider = execution_provider
         self.provider: Provider = provider_of(execution_provider)
         self.notes = tuple(notes)
@@ -86,15 +96,36 @@ class Session:
             ProviderError: The provider failed while computing.
         """
         names = [tensor.name for tensor in self.outputs]
+        with self._guarded():
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+    def allocate(self, name: str) -> Any:
+        """Memory on the session's device for an input of fixed shape: an `OrtValue` of zeros, to share by `bound`."""
+        with self._guarded():
+            return allocate(next(tensor.shape for tensor in self.inputs if tensor.name == name), self.device)
+
+    def bound(self, shared: Mapping[str, Any] | None = None) -> BoundSession:
+        """The same session with its inputs and outputs in place; it must have been opened with static shapes.
+
+        Args:
+            shared: From `allocate`: inputs that other sessions read too.
+
+        Raises:
+            ProviderError: The device has no room.
+        """
+        return BoundSession(self, self._session, self._guarded, shared or {})
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Its turn, and ONNX Runtime's exceptions as SAMRI's."""
         try:
             with self._turn:
-                values = self._session.run(names, dict(feeds))
+                yield
         except self._failures as error:
             reason = one_line(str(error))
             if type(error).__name__ == "InvalidArgument":
                 raise ValueError(f"{self.source}: {reason}") from error
             raise ProviderError(f"{self.provider} failed while running {self.source}: {reason}") from error
-        return dict(zip(names, values, strict=True))
 
     def end_profiling(self) -> Path:
         """Close the profile of a session that was opened with `profile`; the JSON file it is in."""
@@ -107,6 +138,7 @@ def open_session(
     *,
     provider_options: Mapping[str, str] | None = None,
     threads: int | None = None,
+    fixed_axes: Mapping[str, int] | None = None,
     profile: Path | None = None,
 ) -> Session:
     """Open an ONNX graph on a provider.
@@ -116,6 +148,7 @@ def open_session(
         provider: A name is a promise: the session has that provider, or this raises. `auto` takes the first that works.
         provider_options: Laid over SAMRI's defaults and passed to the provider as they are; not with `auto`.
         threads: Threads that compute on the CPU; by default one for each core that this process may use.
+        fixed_axes: Sizes of named axes: the graph then has static shapes, for providers that compile one for each.
         profile: Prefix of a JSON file for every node's time and provider (see `Session.end_profiling`).
 
     Raises:
@@ -126,7 +159,7 @@ def open_session(
     path = Path(path)
     if not path.is_file():
         raise BundleError(f"there is no graph at {path}: copy the bundle again")
-    return _open(path, provider, provider_options or {}, threads, profile)
+    return _open(path, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
 
 
 def open_probe(
@@ -143,7 +176,7 @@ def open_probe(
         ProviderError: It can't be used, failed while running, or gave wrong numbers.
         MissingDependencyError: ONNX Runtime isn't installed.
     """
-    session = _open(PROBE, provider, provider_options or {}, None, profile)
+    session = _open(PROBE, provider, provider_options or {}, _Settings(profile=profile))
     (result,) = session.run(probe_feeds()).values()
     expected = probe_result()
     if not np.allclose(result, expected, rtol=0, atol=_PROBE_TOLERANCE * float(np.abs(expected).max())):
@@ -151,20 +184,25 @@ def open_probe(
     return session
 
 
-def _open(
-    graph: Path | bytes, provider: str, options: Mapping[str, str], threads: int | None, profile: Path | None
-) -> Session:
+@dataclass(frozen=True)
+class _Settings:
+    threads: int | None = None
+    fixed_axes: Mapping[str, int] = field(default_factory=dict)
+    profile: Path | None = None
+
+
+def _open(graph: Path | bytes, provider: str, options: Mapping[str, str], settings: _Settings) -> Session:
     known = check_provider(provider)
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise ProviderError(f"the number of threads must be from 1 to {_MOST_THREADS}, not {threads}")
+    if settings.threads is not None and not 1 <= settings.threads <= _MOST_THREADS:
+        raise ProviderError(f"the number of threads must be from 1 to {_MOST_THREADS}, not {settings.threads}")
     if known != "auto":
-        return _open_promised(graph, known, options, threads, profile)
+        return _open_promised(graph, known, options, settings)
     if options:
         raise ProviderError("provider options belong to one provider: name it, instead of auto")
-    return _open_first(graph, threads, profile)
+    return _open_first(graph, settings)
 
 
-def _open_first(graph: Path | bytes, threads: int | None, profile: Path | None) -> Session:
+def _open_first(graph: Path | bytes, settings: _Settings) -> Session:
     """The best provider that works; each one that didn't leaves a note."""
     conflict = conflict_line(installed_wheels())
     offered = load_onnxruntime().get_available_providers()
@@ -172,27 +210,25 @@ def _open_first(graph: Path | bytes, threads: int | None, profile: Path | None) 
     failures = []
     for provider in accelerators:
         try:
-            _prove_once(provider)
-            session = _open_promised(graph, provider, {}, threads, profile)
+            prove_once(provider)
+            session = _open_promised(graph, provider, {}, settings)
             break
         except ProviderError as error:
             failures.append(str(error))
     else:
-        session = _open_promised(graph, cpu, {}, threads, profile)
+        session = _open_promised(graph, cpu, {}, settings)
     notes = [f"{failure}; running on {session.provider} instead" for failure in failures]
     session.notes = (*([conflict] if conflict else []), *notes, *session.notes)
     return session
 
 
 @functools.cache
-def _prove_once(provider: Provider) -> None:
+def prove_once(provider: Provider) -> None:
     """A driver that is too old, or a GPU that the wheel has no code for, shows only when something runs."""
     open_probe(provider)
 
 
-def _open_promised(
-    graph: Path | bytes, provider: Provider, options: Mapping[str, str], threads: int | None, profile: Path | None
-) -> Session:
+def _open_promised(graph: Path | bytes, provider: Provider, options: Mapping[str, str], settings: _Settings) -> Session:
     onnxruntime, wheels = load_onnxruntime(), installed_wheels()
     offered = onnxruntime.get_available_providers()
     name, device = execution_provider(provider, offered), None
@@ -203,14 +239,18 @@ def _open_promised(
         name = device.ep_name
     file = graph if isinstance(graph, Path) else None
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    chain = [(name, with_defaults(name, file, options, threads=threads, version=version))]
+    threads, fixed = settings.threads, settings.fixed_axes
+    chain = [(name, with_defaults(name, file, options, threads=threads, version=version, fixed_axes=fixed))]
     if device is not None:
         chain[0][1].pop("device_type", None)  # The device is chosen already; a plug-in has no such option.
     if name == TENSORRT and CUDA in offered:
         # Nodes that TensorRT doesn't take stay on the GPU.
         chain.append((CUDA, with_defaults(CUDA, None, {}, threads=None, version=version)))
-    session, logged = make_session(onnxruntime, graph, provider, chain, device=device, threads=threads, profile=profile)
+    session, logged = make_session(
+        onnxruntime, graph, provider, chain, device=device, threads=threads, fixed_axes=fixed, profile=settings.profile
+    )
     notes = [f"ONNX Runtime says: {line}" for line in logged]
     if name != EXECUTION_PROVIDERS[provider][0]:
         notes.append(f"{provider} runs as {provider_of(name)}, since this ONNX Runtime has no provider of that name")
-    return Session(str(graph) if file else "the probe graph", session, name, notes)
+    memory = device_memory(name, options) if device is None else ("cpu", 0)
+    return Session(str(graph) if file else "the probe graph", session, name, notes, memory)

@@ -10,8 +10,9 @@ import functools
 import importlib.metadata
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from samri.errors import MissingDependencyError
@@ -19,6 +20,7 @@ from samri_runtime.providers._telemetry import forbid_telemetry, stop_telemetry
 
 # Distributions called onnxruntime-* that hold no runtime of their own, for those whose file list is lost.
 _COMPANIONS = re.compile(r"onnxruntime-(ep|extensions|genai|tools|easy|transformers)\b")
+_FAMILY = re.compile(r"onnxruntime|ort[-_.]", re.IGNORECASE)
 _PLUGIN = re.compile(r"onnxruntime-ep-")
 _EXTRAS = {
     "onnxruntime": "cpu",
@@ -55,21 +57,37 @@ class Wheel:
 
 @functools.cache
 def installed_wheels() -> tuple[Wheel, ...]:
-    """The ONNX Runtime wheels found on `sys.path`, by name; read once, since all packages' metadata are parsed."""
+    """The ONNX Runtime wheels found on `sys.path`, by name; read once."""
     return wheels_on(sys.path)
 
 
 def wheels_on(path: Sequence[str]) -> tuple[Wheel, ...]:
     """The ONNX Runtime wheels found on `path`, by name."""
-    found = importlib.metadata.distributions(path=list(path))
     wheels: dict[str, Wheel] = {}
-    for distribution in found:
+    for folder in _metadata_folders(path):
+        distribution = importlib.metadata.Distribution.at(folder)
         if "Name" not in distribution.metadata:  # What an interrupted pip left behind.
             continue
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
         if name.startswith(("onnxruntime", "ort-")) and name not in wheels:
             wheels[name] = Wheel(name, distribution.version, _holds_runtime(distribution, name))
     return tuple(wheels[name] for name in sorted(wheels))
+
+
+def _metadata_folders(path: Sequence[str]) -> Iterator[Path]:
+    """Folders of packages whose names begin like the family's, in order of `path`.
+
+    By the folders' names alone: `importlib.metadata.distributions` would have every installed package's metadata parsed
+    for its name, a fifth of a second where many are installed.
+    """
+    for place in path:
+        try:
+            found = sorted(Path(place).iterdir())
+        except OSError:  # Python itself allows what isn't there, and zip files.
+            continue
+        for folder in found:
+            if _FAMILY.match(folder.name) and folder.suffix.lower() in (".dist-info", ".egg-info"):
+                yield folder
 
 
 def conflicting(wheels: Sequence[Wheel]) -> tuple[Wheel, ...]:

@@ -12,9 +12,12 @@ import click
 from samri.geometry import PLANES, Plane
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
-from samri_runtime._command import GivenPath, command, emit, provider_options_of, say
+from samri_runtime import models
+from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
 from samri_runtime._predictor import Predictor
+from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.providers import Provider
+from samri_runtime.run._caching import byte_size_of, choose_cache
 from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
 from samri_runtime.run._request import XY, XYXY, build_prompts, choose_view
 from samri_runtime.run._results import check_output, describe_run, earlier_results, write_results
@@ -26,10 +29,12 @@ from samri_runtime.run._segment import Segmentation, segment
     "-c",
     "--model",
     "--checkpoint",
-    required=True,
-    type=GivenPath(),
+    default=models.DEFAULT,
+    show_default=True,
+    type=GivenModel(),
     metavar="BUNDLE",
-    help="Folder with the exported model (samri-export makes one from a .pth).",
+    help="Folder with the exported model (samri-export makes one from a .pth), or the name of one that comes with "
+    "SAMRI: a demonstration, not for clinical use.",
 )
 @click.option(
     "-i",
@@ -98,12 +103,27 @@ from samri_runtime.run._segment import Segmentation, segment
     show_default=True,
     help="Of the model's arithmetic; auto takes what suits the provider.",
 )
+@click.option(
+    "--cache-dir",
+    type=GivenPath(),
+    metavar="FOLDER",
+    help="Where embeddings are kept, so that a slice is encoded once.  [default: in the user's cache folder]",
+)
+@click.option("--no-cache", is_flag=True, help="Neither keep embeddings nor use what is kept.")
+@click.option(
+    "--cache-size", callback=byte_size_of, metavar="SIZE", help="Most that is kept, as 500MB.  [default: 4GB]"
+)
+@click.option(
+    "--cache-precision",
+    type=click.Choice(STORED_PRECISIONS),
+    help="Of kept embeddings; fp16 takes half the space and rounds.  [default: fp32]",
+)
 @click.option("--expect-sha256", metavar="HEX", help="Refuse the bundle unless its manifest.json has this SHA-256.")
 @click.option("--model-type", type=click.Choice(MODEL_TYPES), hidden=True)
 @click.option("--no-png", is_flag=True, help="Leave out the PNG mask and the overlay picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print the provenance as JSON rather than the files' paths.")
 def main(
-    model: Path,
+    model: str,
     source: Path,
     output: Path,
     boxes: tuple[XYXY, ...],
@@ -119,6 +139,10 @@ def main(
     device: str | None,
     threads: int | None,
     precision: Precision | Literal["auto"],
+    cache_dir: Path | None,
+    no_cache: bool,
+    cache_size: int | None,
+    cache_precision: StoredPrecision | None,
     expect_sha256: str | None,
     model_type: str | None,
     no_png: bool,
@@ -132,16 +156,23 @@ def main(
     asked = build_prompts(boxes, points, negative_points)
     check_output(output, source, 3 if multimask else 1, png=not no_png)
     provider, options = _choose_provider(provider, device, provider_options)
+    cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
     scan = _read(source, frame)
     view = choose_view(scan, index, axis, plane)
     checked = [prompt.validate(view.shape) for prompt in asked]
     prompts = [prompt for prompt, _ in checked]
     started = time.perf_counter()
     predictor = Predictor(
-        model, provider, precision=precision, provider_options=options, threads=threads, expect_sha256=expect_sha256
+        model,
+        provider,
+        precision=precision,
+        provider_options=options,
+        threads=threads,
+        expect_sha256=expect_sha256,
+        cache=cache,
     )
     if model_type is not None:
-        check_model_type(model_type, predictor.manifest.backbone, str(model))
+        check_model_type(model_type, predictor.manifest.backbone, model)
     segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
     seconds = time.perf_counter() - started
     notes = [
@@ -149,6 +180,7 @@ def main(
         *_unknown_orientation(scan, plane),
         *(note for _, clipped in checked for note in clipped),
         *predictor.notes,
+        *segmentation.embedding.notes,
         *_empty(segmentation),
         *_replaced(output, source),
     ]
@@ -157,7 +189,8 @@ def main(
     for note in notes:
         say(f"note: {note}")
     ran = ", ".join(dict.fromkeys(predictor.providers.values()))
-    say(f"{len(prompts)} object(s) in {seconds:.1f} s on {ran}, profile {predictor.manifest.profile.name}")
+    cached = ", embedding from the cache" if segmentation.embedding.cached else ""
+    say(f"{len(prompts)} object(s) in {seconds:.1f} s on {ran}, profile {predictor.manifest.profile.name}{cached}")
     _print_results(files, provenance, as_json)
 
 

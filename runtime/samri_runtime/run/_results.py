@@ -151,8 +151,10 @@ def describe_run(
             "profile": manifest.profile.name,
             "precision": precision,
             "intensity_range": segmentation.intensity_range,
-            "graphs": {role: bundle.graph(role, precision).file.sha256 for role in ("encoder", "decoder")},
+            "graphs": {role: graph.file.sha256 for role, graph in predictor.graphs.items()},
         },
+        # With a cached embedding the encoder didn't run: the provider that did is among what the entry says of itself.
+        "embedding": {"from_cache": segmentation.embedding.cached, "made": dict(segmentation.embedding.made)},
         "provider": {"requested": requested, "ran": predictor.providers},
         "prompts": [prompt.to_json() for prompt in prompts],
         "candidates": [

@@ -15,6 +15,7 @@ from samri.geometry import SliceView
 from samri.io import Scan
 from samri.preprocessing import percentile_range
 from samri.prompts import Prompt
+from samri_runtime._embedding import Embedding
 from samri_runtime._predictor import Predictor
 
 Labels = npt.NDArray[Any]  # uint8, or uint16 for more than 255 objects.
@@ -27,12 +28,14 @@ class Segmentation:
     Attributes:
         label_maps: One (H, W) map of 0 to B; three with `multimask`, of the model's first to third candidates.
         scores: (maps, B) float32: the model's own estimate of the IoU.
+        embedding: What the prompts were asked of, and whether it came from the cache.
         intensity_range: What was mapped to black and white, where the profile takes that from the volume.
         seconds: Step to duration.
     """
 
     label_maps: tuple[Labels, ...]
     scores: npt.NDArray[np.float32]
+    embedding: Embedding
     intensity_range: tuple[float, float] | None
     seconds: dict[str, float]
 
@@ -74,7 +77,7 @@ def segment(
     label_maps = tuple(label_map(logits[:, candidate]) for candidate in range(logits.shape[1]))
     seconds = {"encode": encoded - started, "decode": time.perf_counter() - encoded}
     return Segmentation(
-        label_maps, scores.T, volume_range, {step: round(lasted, 3) for step, lasted in seconds.items()}
+        label_maps, scores.T, embedding, volume_range, {step: round(lasted, 3) for step, lasted in seconds.items()}
     )
 
 

@@ -10,6 +10,7 @@ import click
 
 from samri.manifest import FILE_NAME, PRECISIONS
 from samri.preprocessing import PROFILE_NAMES, says_medsam
+from samri_runtime.models import locate
 from samri_training.evaluate._models import ModelRequest
 
 _T = TypeVar("_T")
@@ -71,8 +72,8 @@ def _name_and_path(text: str) -> ModelRequest:
     name, equals, path = text.partition("=")
     # A path may hold an equals sign of its own.
     if equals and name.strip() and path and not Path(text).exists():
-        return ModelRequest(name.strip(), Path(path))
-    request = ModelRequest("", Path(text))
+        return ModelRequest(name.strip(), locate(path))
+    request = ModelRequest("", locate(text))
     if request.is_checkpoint:
         return ModelRequest(request.path.stem, request.path)
     # Resolved, since `.` has a name too.

@@ -1,0 +1,153 @@
+"""The command line of `samri-bench`: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from samri.bundle import Bundle
+from samri.errors import OutputError, ProviderError
+from samri.manifest import PRECISIONS, Precision
+from samri_runtime import models
+from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
+from samri_runtime._tuned import remember
+from samri_runtime.bench._case import accelerator_cases, cases, precisions_of, usable_providers
+from samri_runtime.bench._environment import environment
+from samri_runtime.bench._measure import Effort, Sample, measure
+from samri_runtime.bench._report import Report
+from samri_runtime.bench._scene import phantom_scene, scan_scene
+from samri_runtime.bench._tune import best, candidates, effort_of, settings_of
+from samri_runtime.providers import PROVIDERS, Provider
+
+_NAMED = tuple(name for name in PROVIDERS if name != "auto")
+
+
+@command("samri-bench")
+@click.option(
+    "--model", default=models.DEFAULT, show_default=True, type=GivenModel(), metavar="BUNDLE", help="A bundle's folder."
+)
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    type=click.Choice(_NAMED),
+    help="What to run on. Repeatable.  [default: all that work]",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(PRECISIONS),
+    help="Of the graphs. Repeatable.  [default: all that the bundle holds]",
+)
+@click.option(
+    "--threads", multiple=True, type=click.IntRange(1, 1024), help="CPU threads. Repeatable.  [default: one a core]"
+)
+@click.option(
+    "--boxes",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1, 256),
+    help="Boxes in one call. Repeatable.  [default: 1 and 16]",
+)
+@click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    callback=provider_options_of,
+    metavar="KEY=VALUE",
+    help="Passed to every provider but the CPU. Repeatable.",
+)
+@click.option("--static-shapes/--free-shapes", default=None, help="Pad prompts to a few sizes.  [default: by provider]")
+@click.option("--gpu", is_flag=True, help="Every accelerator here, in every precision, with CUDA graphs too.")
+@click.option("--tune", is_flag=True, help="Find the fastest settings whose masks are right, and keep them.")
+@click.option(
+    "-i", "--input", "source", type=GivenPath(), metavar="IMAGE", help="A scan of yours.  [default: a phantom]"
+)
+@click.option("--slice", "index", type=int, metavar="K", help="Slice of it along the last axis.  [default: the middle]")
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Processes for each case.")
+@click.option(
+    "--encodes", type=click.IntRange(1, 1000), default=3, show_default=True, help="Images a process, after the first."
+)
+@click.option(
+    "--decodes", type=click.IntRange(1, 10000), default=20, show_default=True, help="Calls a process, for each batch."
+)
+@click.option("-o", "--output", type=GivenPath(), metavar="FOLDER", help="Write bench.csv, .json, .md and .png there.")
+@click.option("--no-png", is_flag=True, help="Leave the picture out; matplotlib isn't needed then.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rather than a table.")
+@click.pass_context
+def main(
+    context: click.Context,
+    model: str,
+    providers: tuple[Provider, ...],
+    precisions: tuple[Precision, ...],
+    threads: tuple[int, ...],
+    batches: tuple[int, ...],
+    provider_options: dict[str, str],
+    static_shapes: bool | None,
+    gpu: bool,
+    tune: bool,
+    source: Path | None,
+    index: int | None,
+    rounds: int,
+    encodes: int,
+    decodes: int,
+    output: Path | None,
+    no_png: bool,
+    as_json: bool,
+) -> None:
+    """Measure a bundle on this machine: cold start, image, boxes, memory, and how its masks agree with fp32 on the CPU.
+
+    Cases take turns, each in a process of its own. Medians, with the 10th and 90th percentile in brackets.
+    """
+    if (gpu or tune) and (providers or threads or provider_options or static_shapes is not None):
+        raise click.UsageError("--gpu and --tune choose what to measure: leave out the options that do.")
+    if gpu and tune:
+        raise click.UsageError("give --gpu or --tune, not both.")
+    if index is not None and source is None:
+        raise click.UsageError("--slice needs --input.")
+    bundle = Bundle.open(models.locate(model))
+    if output is not None and output.exists() and not output.is_dir():
+        raise OutputError(f"cannot write {output}: it is not a folder; name another --output")
+    wanted = precisions or precisions_of(bundle.manifest)
+    for precision in wanted:
+        bundle.graph("encoder", precision)
+    if tune:
+        asked = [case for case in candidates(bundle.manifest) if case.precision in wanted]
+    elif gpu:
+        asked = accelerator_cases(wanted)
+        if not asked:
+            raise ProviderError("no accelerator works here: samri-doctor says why")
+    else:
+        asked = cases(providers or usable_providers(), wanted, threads or (None,), provider_options, static_shapes)
+    scene = phantom_scene() if source is None else scan_scene(source, index)
+    effort = Effort(rounds, encodes, decodes, tuple(sorted({*(batches or (1, 16)), *((1,) if tune else ())})))
+    samples = measure(bundle.folder, asked, scene, effort, progress=say)
+    typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    report = Report(environment(bundle), scene.name, samples, effort.batches, typed)
+    if output is not None:
+        for path in report.write(output, png=not no_png):
+            say(f"wrote {path}")
+    emit(json.dumps(report.to_json(), indent=2, allow_nan=False) if as_json else report.to_text())
+    if tune:
+        _keep_best(bundle, samples)
+    elif failed := [sample for sample in samples if sample.error is not None]:
+        for sample in failed:
+            say(f"error: {sample.case}: {sample.error}")
+        context.exit(1)
+
+
+def _keep_best(bundle: Bundle, samples: Sequence[Sample]) -> None:
+    winner, left_out = best(samples)
+    for line in left_out:
+        say(f"left out: {line}")
+    tuned = settings_of(winner)
+    path = remember(bundle, tuned)
+    seconds, usual = effort_of(winner), effort_of(samples[0])
+    say(f"best here: {tuned}, with {seconds:.3g} s for an image and ten boxes; fp32 on the CPU takes {usual:.3g} s")
+    say(f"kept in {path}, for runs that ask for no provider, precision or threads")

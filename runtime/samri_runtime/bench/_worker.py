@@ -1,0 +1,92 @@
+"""One case, measured in a process of its own: `python -m samri_runtime.bench._worker REQUEST RESULT`.
+
+A fresh process is what a command-line user has: its cold start and its peak of memory are the case's own, and a
+provider that crashes takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samri.errors import SamriError
+from samri_runtime.bench._case import Case
+from samri_runtime.bench._memory import current_rss, peak_rss
+
+
+def main(request_path: str, result_path: str) -> None:
+    """Measure what the request says; the result is JSON, with the masks beside it as `.npz`."""
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    try:
+        result = _measure(request, Path(result_path).with_suffix(".npz"))
+    except (SamriError, ValueError, MemoryError) as error:
+        result = {"error": " ".join((str(error) or type(error).__name__).split())}
+    Path(result_path).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _measure(request: dict[str, Any], masks: Path) -> dict[str, Any]:
+    from samri_runtime import Predictor
+
+    case = Case.from_json(request["case"])
+    scene = np.load(request["scene"])
+    image, boxes = scene["image"], scene["boxes"]
+    predictor = Predictor(
+        request["model"],
+        case.provider,
+        precision=case.precision,
+        provider_options=case.options or None,
+        threads=case.threads,
+        static_shapes=case.static_shapes,
+    )
+    embedding, first_encode = _timed(lambda: predictor.encode(image))
+    predictor.predict(embedding, boxes=boxes[:1])
+    # The clock of the wall, since it's the parent that knows when this process was started.
+    cold = time.time() - request["started"]
+    encodes = [_timed(lambda: predictor.encode(image))[1] for _ in range(request["encodes"])]
+    decodes: dict[str, list[float]] = {}
+    for batch in request["batches"]:
+        asked = boxes[np.arange(batch) % len(boxes)]
+        predictor.predict(embedding, boxes=asked)
+        decodes[str(batch)] = [
+            _timed(lambda asked=asked: predictor.predict(embedding, boxes=asked))[1]  # type: ignore[misc]
+            for _ in range(request["decodes"])
+        ]
+    memory = {"steady": current_rss(), "peak": peak_rss()}
+    answer = predictor.predict(embedding, boxes=boxes)
+    np.savez(masks, masks=np.packbits(answer.masks, axis=-1), low_res=answer.low_res_logits, scores=answer.scores)
+    return {
+        "ran": predictor.providers,
+        "notes": [*predictor.notes, *_strays(case, request["model"])],
+        "cold": cold,
+        "first_encode": first_encode,
+        "encodes": encodes,
+        "decodes": decodes,
+        **memory,
+    }
+
+
+def _strays(case: Case, model: str) -> list[str]:
+    """Lines on heavy nodes that ran elsewhere; measured after all else, since it opens sessions of its own."""
+    if case.provider == "cpu":
+        return []
+    from samri_runtime.doctor._trial import broken_promises, trial_graphs, try_graph
+
+    return broken_promises(
+        [try_graph(graph, case.provider, case.options) for graph in trial_graphs(model, case.precision)]
+    )
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

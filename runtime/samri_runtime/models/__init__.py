@@ -1,0 +1,62 @@
+"""Models that come with the package, by name: what a first try, an example or a test needs no download for.
+
+`samri-tiny` is a small SAM, trained by this project on slices drawn from label maps. It demonstrates, and it's a test
+fixture; it is not for clinical use. docs/samri-tiny.md has its figures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samri.errors import BundleError
+from samri.manifest import FILE_NAME
+
+DEFAULT = "samri-tiny"
+"""What `samri-run` takes when no model is named."""
+
+_NAMES = (DEFAULT,)
+_FOLDER = Path(__file__).parent
+
+
+def names() -> tuple[str, ...]:
+    """The names of the models that come with the package."""
+    return _NAMES
+
+
+def find(name: str) -> Path:
+    """The bundle's folder of a model that comes with the package.
+
+    Raises:
+        BundleError: There is no model of that name, or this installation lacks its files.
+    """
+    if name not in _NAMES:
+        raise BundleError(f"no model named {name!r} comes with SAMRI, only {', '.join(_NAMES)}")
+    folder = _FOLDER / name
+    if not (folder / FILE_NAME).is_file():
+        raise BundleError(f"{folder} is missing, although it comes with SAMRI: install samri again")
+    return folder
+
+
+def locate(model: str | Path) -> Path:
+    """The folder that `model` means: a name, if it is exactly one of `names`, and else a path.
+
+    A name means the same model in whatever folder a program runs, also where a folder is called so: that one is
+    `./samri-tiny`, or a `Path`.
+
+    Raises:
+        BundleError: This installation lacks the named model's files.
+    """
+    return find(model) if isinstance(model, str) and model in _NAMES else Path(model)
+
+
+def notes_on(model: str | Path) -> tuple[str, ...]:
+    """Plain lines a person should see before trusting what `model` answers; none for a model of their own."""
+    if not isinstance(model, str) or model not in _NAMES:
+        return ()
+    origin = f"the model is {model}, which comes with SAMRI: a demonstration, not for clinical use"
+    if (Path(model) / FILE_NAME).is_file():
+        return (origin, f"it isn't the model in the folder {model} here: that one is ./{model}")
+    return (origin,)
+
+
+__all__ = ["DEFAULT", "find", "locate", "names", "notes_on"]

@@ -1,0 +1,191 @@
+"""Tuning keeps the fastest settings that are right, and later runs use them where nothing else was asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from samri.bundle import Bundle
+from samri.errors import InputError
+from samri_runtime import Predictor, _tuned
+from samri_runtime._tuned import Tuned, recall, remember, tuned_file
+from samri_runtime.bench import Case, Sample
+from samri_runtime.bench._command import main
+from samri_runtime.bench._measure import Agreement
+from samri_runtime.bench._tune import best, candidates, settings_of
+
+TUNED = Tuned("cpu", "fp32", 1, {}, 1.0)
+
+
+def sample(case: Case, encode: float, decode: float, dice: float = 1.0, telling: int = 16) -> Sample:
+    return Sample(case, encodes=[encode] * 3, decodes={1: [decode] * 5}, agreement=Agreement(dice, dice, 0.0, telling))
+
+
+REFERENCE = sample(Case("cpu"), 10, 0.1)
+
+
+def test_the_fastest_whose_masks_are_right_wins() -> None:
+    wrong = sample(Case("cpu", "int8"), 1, 0.01, dice=0.9799)
+    right = sample(Case("cpu", "fp16"), 5, 0.05, dice=0.98)
+    slower = sample(Case("cpu", threads=1), 8, 0.08)
+    broken = Sample(Case("cuda"), error="cuda can't be used: no driver")
+    winner, left_out = best([REFERENCE, wrong, right, slower, broken])
+    assert winner is right
+    assert left_out == [
+        "cpu int8: Dice 0.9799 with fp32 on the CPU is below 0.98",
+        "cuda fp32: cuda can't be used: no driver",
+    ]
+    assert settings_of(right) == Tuned("cpu", "fp16", None, {}, 0.98)
+
+
+def test_ten_boxes_count_beside_the_image() -> None:
+    quick_image, quick_boxes = sample(Case("cpu", threads=1), 8, 0.6), sample(Case("cpu", threads=3), 9, 0.02)
+    assert best([REFERENCE, quick_image, quick_boxes])[0] is quick_boxes
+
+
+def test_noise_is_no_reason_to_leave_the_default() -> None:
+    assert best([REFERENCE, sample(Case("cpu", threads=1), 9.8, 0.1)])[0] is REFERENCE
+
+
+def test_empty_masks_prove_nothing() -> None:
+    with pytest.raises(InputError, match="--input"):
+        best([sample(Case("cpu"), 10, 0.1, telling=0), sample(Case("cpu", "int8"), 1, 0.1, telling=0)])
+
+
+def test_candidates_are_all_precisions_and_several_numbers_of_threads(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samri_runtime.bench._case.usable_cores", lambda: 8)
+    monkeypatch.setattr("samri_runtime.bench._tune.usable_providers", lambda: ["cpu", "cuda"])
+    assert candidates(Bundle.open(bundle).manifest) == [
+        Case("cpu", "fp32", None),
+        Case("cpu", "fp32", 4),
+        Case("cpu", "fp32", 1),
+        Case("cuda", "fp32", None),
+    ]
+
+
+def test_a_precision_that_nobody_compared_is_no_candidate(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    int8 = replace(manifest.graphs[0], precision="int8")
+    forced = {"precision": "int8", "measured": {"mean_dice": 0.9}, "below_bar": ["mean_dice"]}
+    proven = {"precision": "int8", "measured": {"mean_dice": 0.99}, "below_bar": []}
+    for verification, tried in [({}, False), ({"variants": [forced]}, False), ({"variants": [proven]}, True)]:
+        held = replace(manifest, graphs=(*manifest.graphs, int8), verification=verification)
+        assert ("int8" in {case.precision for case in candidates(held)}) is tried
+
+
+def test_settings_come_back_for_the_bundle_they_were_measured_on(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    assert recall(opened) == (None, [])
+    path = remember(opened, TUNED)
+    assert path == tuned_file()
+    tuned, notes = recall(opened)
+    assert tuned == TUNED
+    assert notes == [f"tuned for this machine: cpu, fp32, 1 thread (samri-bench --tune; {path})"]
+    other = Bundle(opened.folder, opened.manifest, "0" * 64)
+    assert recall(other) == (None, [])
+    remember(other, Tuned("cpu", "fp32", 2, {}, 1.0))
+    assert recall(opened)[0] == TUNED
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99, "tuned": {}}', '{"version": 1, "tuned": []}'])
+def test_a_damaged_file_is_ignored_and_said_so(bundle: Path, text: str) -> None:
+    opened = Bundle.open(bundle)
+    path = remember(opened, TUNED)
+    path.write_text(text)
+    tuned, notes = recall(opened)
+    assert tuned is None
+    assert len(notes) == 1
+    assert "is damaged and was ignored" in notes[0]
+    remember(opened, TUNED)
+    assert recall(opened)[0] == TUNED
+
+
+@pytest.mark.parametrize(
+    "changes", [{"provider": "auto"}, {"precision": "fp8"}, {"threads": 0}, {"threads": "2"}, {"options": None}]
+)
+def test_an_entry_that_makes_no_sense_is_ignored(bundle: Path, changes: dict[str, object]) -> None:
+    opened = Bundle.open(bundle)
+    path = remember(opened, TUNED)
+    values = json.loads(path.read_text())
+    (entry,) = values["tuned"].values()
+    entry.update(changes)
+    path.write_text(json.dumps(values))
+    tuned, notes = recall(opened)
+    assert tuned is None
+    assert "were ignored: run samri-bench --tune again" in notes[0]
+
+
+def test_settings_for_another_onnx_runtime_are_ignored_and_said_so(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Bundle.open(bundle)
+    with monkeypatch.context() as then:
+        then.setattr(_tuned, "_wheels", lambda: ["onnxruntime 1.22.0"])
+        remember(opened, TUNED)
+    tuned, notes = recall(opened)
+    assert tuned is None
+    assert "are for onnxruntime 1.22.0, not for onnxruntime" in notes[0]
+    assert Predictor(bundle).notes[: len(notes)] == notes
+
+
+def test_settings_for_another_machine_are_not_taken(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle.open(bundle)
+    with monkeypatch.context() as there:
+        there.setattr(_tuned, "processor", lambda: "another processor")
+        remember(opened, TUNED)
+    assert recall(opened) == (None, [])
+
+
+def test_a_tuned_provider_that_no_longer_works_is_told_and_left(bundle: Path) -> None:
+    remember(Bundle.open(bundle), Tuned("cuda", "fp32", None, {}, 1.0))
+    predictor = Predictor(bundle)
+    assert predictor.providers["decoder"] == "cpu"
+    assert any("cuda can't be used" in note and "were ignored" in note for note in predictor.notes)
+
+
+def test_a_predictor_uses_them_only_where_nothing_was_asked_for(bundle: Path) -> None:
+    remember(Bundle.open(bundle), TUNED)
+
+    def threads(predictor: Predictor) -> int:
+        settings = predictor._decoder.session._session.get_session_options()
+        count: int = settings.intra_op_num_threads
+        return count
+
+    tuned = Predictor(bundle)
+    assert threads(tuned) == 1
+    assert any(note.startswith("tuned for this machine: cpu, fp32, 1 thread") for note in tuned.notes)
+    for asked in ({"provider": "cpu"}, {"precision": "fp32"}, {"threads": 2}):
+        predictor = Predictor(bundle, **asked)  # type: ignore[arg-type]
+        assert threads(predictor) == asked.get("threads", 0)
+        assert not any("tuned" in note for note in predictor.notes)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SAMRI_CONFIG_DIR", str(tmp_path / "file" / "folder"))
+    with pytest.raises(OSError, match="SAMRI_CONFIG_DIR") as caught:
+        remember(Bundle.open(bundle), TUNED)
+    assert "\n" not in str(caught.value)
+    assert recall(Bundle.open(bundle)) == (None, [])
+
+
+@pytest.mark.slow
+def test_tuning_for_real_leaves_settings_that_work(bundle: Path) -> None:
+    quick = ["--rounds", "1", "--encodes", "1", "--decodes", "1", "--boxes", "1"]
+    result = CliRunner().invoke(main, ["--model", str(bundle), "--tune", *quick])
+    assert result.exit_code == 0
+    assert "best here: cpu, fp32" in result.stderr
+    assert str(tuned_file()) in result.stderr
+    predictor = Predictor(bundle)
+    assert any("tuned for this machine" in note for note in predictor.notes)
+    image = np.random.default_rng(0).normal(size=(60, 50)).astype(np.float32)
+    assert predictor.predict(predictor.encode(image), boxes=[[5, 5, 40, 50]]).masks.shape == (1, 60, 50)

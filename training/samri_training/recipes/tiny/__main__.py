@@ -1,0 +1,57 @@
+"""`python -m samri_training.recipes.tiny`: from label maps to the demo model's bundle, in one command."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import torch
+
+from samri.errors import InputError
+from samri.staging import staged_file
+from samri_runtime._command import command, emit, say
+from samri_training.recipes.tiny.finetuning import finetune
+from samri_training.recipes.tiny.pretraining import Phase, Plan, pretrain
+from samri_training.synthesis import hold_out, read_label_maps
+
+_PATHS = click.Path(path_type=Path)
+
+
+@command("samri_training.recipes.tiny")
+@click.option("--label-maps", type=_PATHS, metavar="FOLDER", required=True, help="NIfTI label maps to draw from.")
+@click.option("--output", type=_PATHS, metavar="FOLDER", required=True, help="For states, logs and checkpoints.")
+@click.option(
+    "--phases", default="64:24:1200,128:12:1800,256:8:500", show_default=True, help="Of stage 1: side:images:steps,..."
+)
+@click.option("--slices", default=1500, show_default=True, help="Drawn for stage 2.")
+@click.option("--epochs", default=10, show_default=True, help="Of stage 2.")
+@click.option("--seed", default=2026, show_default=True, help="Of everything in stage 1.")
+@click.option("--threads", default=os.cpu_count() or 1, show_default=True, help="Of PyTorch.")
+def main(label_maps: Path, output: Path, phases: str, slices: int, epochs: int, seed: int, threads: int) -> None:
+    """Train samri-tiny: stage 1 on drawn slices, then SAMRI's own fine-tuning of the decoder.
+
+    Every fifth label map is left out, for the evaluation. Stopped, it goes on where it was when started again.
+    """
+    torch.set_num_threads(threads)
+    if not label_maps.is_dir():
+        raise InputError(f"{label_maps} is no folder: name one that holds .nii or .nii.gz label maps")
+    used, kept = hold_out([*label_maps.glob("*.nii"), *label_maps.glob("*.nii.gz")])
+    maps = read_label_maps(used)
+    say(f"{len(maps)} label maps to draw from; {len(kept)} left out for the evaluation")
+    model = pretrain(maps, output / "stage1", Plan(phases=_phases(phases), seed=seed), progress=say)
+    first = output / "stage1.pth"
+    with staged_file(first) as path:
+        torch.save(model.state_dict(), path)
+    emit(f"{first}\n{finetune(maps, first, output / 'stage2', slices=slices, epochs=epochs)}")
+
+
+def _phases(text: str) -> tuple[Phase, ...]:
+    try:
+        return tuple(Phase(*map(int, part.split(":"))) for part in text.split(","))
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(f"--phases {text!r} is not side:images:steps,side:images:steps,...") from error
+
+
+if __name__ == "__main__":
+    main()

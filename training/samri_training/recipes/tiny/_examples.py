@@ -1,0 +1,152 @@
+"""What a training step learns from: drawn slices, targets in them, and the prompts that a person might give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from samri.preprocessing import profile
+from samri.prompts import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NO_BOX
+from samri_training.prompting import sample_box
+from samri_training.synthesis import LabelMap, SyntheticSlice, Target, draw_shapes, draw_slice, pick_targets
+
+SHAPES = 0.25  # Share of slices that aren't anatomy.
+ODD_FRAMES = 0.25  # Share of slices that aren't square, so that the frame is padded.
+BOX, POINT = 0.55, 0.25  # Shares of prompts with a box alone and a point alone; the rest has both.
+JITTER = 0.08  # Of a box's side: how far each edge may be off, but never more than JITTER_MAX pixels.
+JITTER_MAX = 8.0
+SMALLEST = 24  # Pixels of a target.
+
+
+@dataclass(frozen=True)
+class Example:
+    """A slice and K prompts for it; prompt k wants mask k.
+
+    Attributes:
+        image: (S, S) uint8, zero below and right of the slice.
+        shape: (H, W) of the slice in it.
+        masks: (K, S, S) uint8, 0 or 1.
+        coords: (K, 3, 2) float32, (x, y) in pixels: a point, then a box's corners.
+        labels: (K, 3) float32, as SAM labels points; -2 where there is none.
+    """
+
+    image: npt.NDArray[np.uint8]
+    shape: tuple[int, int]
+    masks: npt.NDArray[np.uint8]
+    coords: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.float32]
+
+
+class DrawnExamples(Dataset[Example]):
+    """Example number i of a seed, drawn when it is asked for: the same one every time."""
+
+    def __init__(self, label_maps: Sequence[LabelMap], seed: int, side: int, prompts: int, count: int) -> None:
+        self._label_maps = label_maps
+        self._seed, self._side, self._prompts, self._count = seed, side, prompts, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Example:
+        rng = np.random.default_rng([self._seed, self._side, index])
+        drawn, targets = self._drawn(rng)
+        masks = np.zeros((self._prompts, self._side, self._side), np.uint8)
+        image = np.zeros((self._side, self._side), np.uint8)
+        height, width = drawn.image.shape
+        image[:height, :width] = drawn.image
+        prompts = []
+        for number in range(self._prompts):
+            mask = targets[number % len(targets)].mask
+            masks[number, :height, :width] = mask
+            prompts.append(_prompt(mask, rng))
+        coords, labels = zip(*prompts, strict=True)
+        return Example(image, (height, width), masks, np.stack(coords), np.stack(labels))
+
+    def _drawn(self, rng: np.random.Generator) -> tuple[SyntheticSlice, list[Target]]:
+        while True:
+            shape = self._shape(rng)
+            if not self._label_maps or rng.random() < SHAPES:
+                drawn = draw_shapes(rng, shape)
+            else:
+                drawn = draw_slice(self._label_maps[int(rng.integers(len(self._label_maps)))], rng, shape)
+            targets = pick_targets(drawn, rng, self._prompts, SMALLEST)
+            if targets:
+                return drawn, targets
+
+    def _shape(self, rng: np.random.Generator) -> tuple[int, int]:
+        if rng.random() >= ODD_FRAMES:
+            return self._side, self._side
+        shorter = int(self._side * rng.uniform(0.55, 1.0))
+        return (self._side, shorter) if rng.random() < 0.5 else (shorter, self._side)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples together: B prompts in all, those of an image one after the other.
+
+    Attributes:
+        images: (N, 3, S, S) float32, preprocessed.
+        targets: (B, 1, S / 2, S / 2) float32, the share of each low-resolution pixel that belongs to the mask.
+        coords: (B, 3, 2) float32.
+        labels: (B, 3) float32.
+    """
+
+    images: Tensor
+    targets: Tensor
+    coords: Tensor
+    labels: Tensor
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Examples as tensors, preprocessed as SAM does: normalised, then padded with zeros."""
+    images = torch.zeros(len(examples), 3, *examples[0].image.shape)
+    samri = profile("samri")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (samri.mean, samri.std))
+    for number, example in enumerate(examples):
+        height, width = example.shape
+        grey = torch.from_numpy(example.image[:height, :width]).float()
+        images[number, :, :height, :width] = (grey - mean) / std
+    masks = torch.from_numpy(np.concatenate([example.masks for example in examples])).float()
+    return Batch(
+        images,
+        torch.nn.functional.avg_pool2d(masks[:, None], 2),
+        torch.from_numpy(np.concatenate([example.coords for example in examples])),
+        torch.from_numpy(np.concatenate([example.labels for example in examples])),
+    )
+
+
+def one_thread(worker: int) -> None:
+    """The drawing worker leaves the cores to the training."""
+    del worker
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _prompt(
+    mask: npt.NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    coords = np.zeros((3, 2), np.float32)
+    labels = np.full(3, ABSENT, np.float32)
+    kind = rng.random()
+    if kind >= BOX:
+        inside = np.flatnonzero(mask)
+        row, column = divmod(int(rng.choice(inside)), mask.shape[1])
+        coords[0], labels[0] = (column, row), FOREGROUND
+    if BOX <= kind < BOX + POINT:
+        labels[1] = NO_BOX
+        return coords, labels
+    box = sample_box(mask, rng)
+    reach = np.minimum(np.maximum(JITTER * (box[2:] - box[:2]), 1.0), JITTER_MAX)
+    # Half of the boxes are nearly tight: that is what a careful person and an evaluation draw.
+    moved = box + rng.uniform(-1, 1, 4) * np.tile(reach, 2) * (1.0 if rng.random() < 0.5 else 0.3)
+    height, width = mask.shape
+    coords[1:] = np.clip(moved, 0, (width, height, width, height)).reshape(2, 2)
+    labels[1:] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
+    return coords, labels

@@ -1,0 +1,287 @@
+"""Stage 1: all of the small SAM, from random weights, on drawn slices; windows of the frame first, then all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from samri.errors import InputError
+from samri.staging import staged_file
+from samri_training.recipes.tiny._examples import Batch, DrawnExamples, collate, one_thread
+from samri_training.recipes.tiny._frame import FrameWindow, corners
+from samri_training.recipes.tiny._loss import prompt_losses
+from samri_training.recipes.tiny._rounds import corrected
+from samri_training.recipes.tiny.architecture import tiny_sam
+from samri_training.synthesis import LabelMap
+from samri_training.train._average import MovingAverage
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training at one size.
+
+    Attributes:
+        side: Pixels of the window of the frame.
+        images: In a batch.
+        steps: Of the optimiser.
+    """
+
+    side: int
+    images: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides how stage 1 goes.
+
+    Attributes:
+        phases: In order.
+        prompts: For each image.
+        lr: After `warmup` steps; constant, then falling linearly to zero over the last `cooldown` steps.
+        warmup: Steps.
+        cooldown: Steps.
+        weight_decay: AdamW's.
+        clip_norm: Of the gradient.
+        ema: Decay of the weights' moving average, which is the result.
+        seed: Of weights, slices and prompts.
+        bf16: Arithmetic of the matrix products.
+    """
+
+    phases: tuple[Phase, ...] = (Phase(64, 24, 1200), Phase(128, 12, 1800), Phase(256, 8, 500))
+    prompts: int = 6
+    lr: float = 1e-3
+    warmup: int = 100
+    cooldown: int = 700
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    seed: int = 2026
+    bf16: bool = True
+
+    @property
+    def steps(self) -> int:
+        """Of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        return self.lr * min((step + 1) / self.warmup, 1.0, (self.steps - step) / self.cooldown)
+
+
+def pretrain(
+    label_maps: Sequence[LabelMap],
+    folder: Path,
+    plan: Plan,
+    *,
+    save_every: int = 250,
+    log_every: int = 25,
+    progress: Callable[[str], None] = print,
+) -> Sam:
+    """Train, or go on where an earlier run in `folder` stopped.
+
+    Args:
+        label_maps: Subjects to draw from; none means shapes alone.
+        folder: Gets `last.pt` (the state to go on from) and `log.jsonl`.
+        plan: How.
+        save_every: Steps between two states.
+        log_every: Steps between two lines of the log.
+        progress: Called with a line now and then.
+
+    Returns:
+        The model with its averaged weights.
+
+    Raises:
+        InputError: `folder` holds the state of another plan.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(plan)
+    run.resume(folder / "last.pt")
+    log = _Log(folder / "log.jsonl", run.step, log_every, progress)
+    for batch, window in run.batches(label_maps):
+        rate = plan.rate(run.step)
+        said = run.learn(batch, window)
+        log.add(run.step, window.side, rate, said)
+        if run.step % save_every == 0 or run.step == plan.steps:
+            run.save(folder / "last.pt")
+    return run.averaged()
+
+
+class _Run:
+    """The state that steps change."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.step = 0
+        self.sam = tiny_sam(plan.seed)
+        self.sam.train()
+        parameters = dict(self.sam.named_parameters())
+        self._optimizer = torch.optim.AdamW(_groups(parameters, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.99))
+        self._average = MovingAverage(parameters, plan.ema)
+
+    def batches(self, label_maps: Sequence[LabelMap]) -> Iterator[tuple[Batch, FrameWindow]]:
+        """What is left to learn from, and the window to do it in."""
+        first = 0
+        for phase in self.plan.phases:
+            last = first + phase.steps
+            if self.step < last:
+                window = FrameWindow(self.sam, phase.side)
+                examples = DrawnExamples(
+                    label_maps, self.plan.seed, phase.side, self.plan.prompts, phase.images * phase.steps
+                )
+                rest = range((self.step - first) * phase.images, phase.images * phase.steps)
+                loader = DataLoader(
+                    examples,
+                    batch_size=phase.images,
+                    sampler=rest,
+                    num_workers=1,
+                    prefetch_factor=6,
+                    collate_fn=collate,
+                    worker_init_fn=one_thread,
+                )
+                for batch in loader:
+                    yield batch, window
+            first = last
+
+    def learn(self, batch: Batch, window: FrameWindow) -> dict[str, float]:
+        """One step: every prompt is asked, and half of them a second time with a correction."""
+        generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step)
+        choices = corners(window.side)
+        row, column = torch.randint(choices, (2,), generator=generator).tolist()
+        window.corner = (row, column)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
+            embeddings = window.encode(batch.images).repeat_interleave(self.plan.prompts, 0)
+            logits, scores = window.decode(embeddings, batch.coords, batch.labels)
+        again = torch.randperm(len(logits), generator=generator)[: len(logits) // 2]
+        kept = logits[again, :1].detach().float()
+        targets = batch.targets
+        coords, labels = corrected(batch.coords[again], batch.labels[again], kept, targets[again], generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
+            second, second_scores = window.decode(embeddings[again], coords, labels, kept)
+        first_losses = prompt_losses(logits, scores, targets)
+        second_losses = prompt_losses(second, second_scores, targets[again])
+        loss = torch.cat([first_losses, second_losses]).mean()
+        self._move(loss)
+        return {"loss": float(loss.detach())} | _dice_by_prompt(
+            logits[:, :1].detach(), second[:, :1].detach(), targets, again, batch.labels
+        )
+
+    def _move(self, loss: Tensor) -> None:
+        if not math.isfinite(float(loss.detach())):
+            raise InputError(f"step {self.step}: the loss is not finite; lower the plan's lr")
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.plan.rate(self.step)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.sam.parameters(), self.plan.clip_norm)
+        self._optimizer.step()
+        self._average.update()
+        self.step += 1
+
+    def averaged(self) -> Sam:
+        """The model with its averaged weights, for good."""
+        with self._average.in_place():
+            state = {name: value.clone() for name, value in self.sam.state_dict().items()}
+        result = tiny_sam(self.plan.seed)
+        result.load_state_dict(state)
+        return result.eval()
+
+    def save(self, file: Path) -> None:
+        """Everything that `resume` needs."""
+        state = {
+            "step": self.step,
+            "plan": _identity(self.plan),
+            "model": self.sam.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": self._average.weights,
+            "updates": self._average.updates,
+        }
+        with staged_file(file) as path:
+            torch.save(state, path)
+
+    def resume(self, file: Path) -> None:
+        """Go on from a saved state, if there is one."""
+        if not file.exists():
+            return
+        state = torch.load(file, weights_only=True)
+        if state["plan"] != _identity(self.plan):
+            raise InputError(f"{file} is of another plan: name another folder, or remove it to start anew")
+        self.sam.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._average.load(state["average"], state["updates"])
+        self.step = int(state["step"])
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What two runs must share to be one; how long they take and when the rate falls may be decided on the way."""
+    values = dataclasses.asdict(plan)
+    del values["phases"], values["cooldown"]
+    return values
+
+
+def _groups(parameters: dict[str, torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms, positions and tokens don't."""
+    matrices = {name for name, value in parameters.items() if value.ndim > 1 and not _is_place(name)}
+    return [
+        {"params": [parameters[name] for name in parameters if name in matrices], "weight_decay": weight_decay},
+        {"params": [parameters[name] for name in parameters if name not in matrices], "weight_decay": 0.0},
+    ]
+
+
+def _is_place(name: str) -> bool:
+    return "pos" in name or "embed" in name.split(".")[-2] or "token" in name
+
+
+def _dice_by_prompt(first: Tensor, second: Tensor, targets: Tensor, again: Tensor, labels: Tensor) -> dict[str, float]:
+    """Mean Dice of mask 0, by what was asked; `refined` and `before` are of the same prompts."""
+    dice, refined = _dice(first, targets), _dice(second, targets[again])
+    boxed, pointed = labels[:, 1] >= 2, labels[:, 0] == 1
+    groups = {"box": boxed & ~pointed, "point": pointed & ~boxed, "both": boxed & pointed}
+    means = {name: float(dice[members].mean()) for name, members in groups.items() if members.any()}
+    return means | {"before": float(dice[again].mean()), "refined": float(refined.mean())}
+
+
+def _dice(logits: Tensor, targets: Tensor) -> Tensor:
+    found, wanted = logits.flatten(1) > 0, targets.flatten(1) > 0.5
+    return 2 * (found & wanted).sum(1) / (found.sum(1) + wanted.sum(1)).clamp(min=1)
+
+
+class _Log:
+    """Means over a few steps, a line of JSON each; lines after the state that a run goes on from are dropped."""
+
+    def __init__(self, file: Path, step: int, every: int, progress: Callable[[str], None]) -> None:
+        self._file, self._every, self._progress = file, every, progress
+        lines = file.read_text().splitlines() if file.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        file.write_text("".join(f"{line}\n" for line in kept))
+        self._values: list[dict[str, float]] = []
+        self._started = time.perf_counter()
+
+    def add(self, step: int, side: int, rate: float, values: dict[str, float]) -> None:
+        """Take in what a step said; `step` counts those done."""
+        self._values.append(values)
+        if step % self._every:
+            return
+        names = sorted({name for entry in self._values for name in entry})
+        means = {name: _mean([entry[name] for entry in self._values if name in entry]) for name in names}
+        seconds = (time.perf_counter() - self._started) / len(self._values)
+        line = {"step": step, "side": side, "lr": round(rate, 7)} | means | {"seconds_per_step": round(seconds, 3)}
+        with self._file.open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        self._progress("  ".join(f"{name} {value}" for name, value in line.items()))
+        self._values, self._started = [], time.perf_counter()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 4)

@@ -1,0 +1,117 @@
+"""What to segment in a drawn slice: labels, their parts, labels merged, everything of one intensity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from samri_training.synthesis._draw import SyntheticSlice
+
+Mask = npt.NDArray[np.bool_]
+
+VISIBLE = 1.0
+"""The contrast-to-noise ratio from which a structure can be told from its surroundings."""
+RING = 3
+"""Width in pixels of the surroundings that a structure is compared with."""
+LARGEST = 0.8  # Of the picture.
+INVISIBLE_KEPT = 0.1  # Share of the invisible candidates that are taken all the same: scans have those too.
+
+
+@dataclass(frozen=True)
+class Target:
+    """A mask to segment.
+
+    Attributes:
+        mask: (H, W) bool.
+        contrast: See `contrast_to_noise`.
+    """
+
+    mask: Mask
+    contrast: float
+
+
+def pick_targets(drawn: SyntheticSlice, rng: np.random.Generator, count: int, smallest: int) -> list[Target]:
+    """Up to `count` targets of all sizes, nearly all of them visible; none if the slice has nothing to offer.
+
+    Args:
+        drawn: The slice.
+        rng: Where the randomness comes from.
+        count: How many.
+        smallest: Fewest pixels of a target.
+    """
+    found: list[Target] = []
+    for _ in range(3 * count):
+        if len(found) == count:
+            break
+        mask = _candidate(drawn, rng, smallest)
+        if mask is None or not smallest <= np.count_nonzero(mask) <= LARGEST * mask.size:
+            continue
+        contrast = contrast_to_noise(drawn.image, mask)
+        if contrast >= VISIBLE or rng.random() < INVISIBLE_KEPT:
+            found.append(Target(mask, contrast))
+    return found
+
+
+def contrast_to_noise(image: npt.NDArray[np.uint8], mask: Mask) -> float:
+    """|mean inside - mean of the surroundings| / standard deviation, pooled as sqrt((var inside + var around) / 2).
+
+    The surroundings are a ring of `RING` pixels; 0 when there is none.
+
+    Args:
+        image: (H, W) uint8.
+        mask: (H, W) bool.
+    """
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    top, left = max(y - RING, 0), max(x - RING, 0)
+    near = (slice(top, y + height + RING), slice(left, x + width + RING))
+    inside = mask[near]
+    around = cv2.dilate(inside.astype(np.uint8), np.ones((2 * RING + 1, 2 * RING + 1), np.uint8)).astype(bool) & ~inside
+    if not around.any() or not inside.any():
+        return 0.0
+    values = image[near].astype(np.float64)
+    own, other = values[inside], values[around]
+    return float(abs(own.mean() - other.mean()) / max(np.sqrt((own.var() + other.var()) / 2), 1e-6))
+
+
+def _candidate(drawn: SyntheticSlice, rng: np.random.Generator, smallest: int) -> Mask | None:
+    labels = drawn.labels
+    present = np.unique(labels)
+    present = present[present > 0]
+    if not len(present):
+        return None
+    label = rng.choice(present)
+    kind = rng.random()
+    if kind < 0.4:
+        return _part(labels == label, rng, smallest)
+    if kind < 0.5:
+        return np.asarray(labels == label)
+    if kind < 0.75:  # Whatever looks the same.
+        alike = np.isclose(drawn.levels, drawn.levels[label], atol=0.02)
+        return _part(alike[labels], rng, smallest)
+    if kind < 0.9:  # A few labels together.
+        others = rng.choice(present, min(int(rng.integers(1, 5)), len(present)), replace=False)
+        mask = _part(np.isin(labels, [label, *others]), rng, smallest)
+        return _filled(mask) if mask is not None and rng.random() < 0.5 else mask
+    mask = _part(labels == label, rng, smallest)
+    return None if mask is None else _filled(mask)
+
+
+def _part(mask: Mask, rng: np.random.Generator, smallest: int) -> Mask | None:
+    """A connected component that is large enough, larger ones a little more often."""
+    count, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    areas = stats[1:, cv2.CC_STAT_AREA].astype(np.float64)
+    weights = np.where(areas >= smallest, np.sqrt(areas), 0)
+    if count < 2 or not weights.any():
+        return None
+    return np.asarray(components == 1 + rng.choice(count - 1, p=weights / weights.sum()))
+
+
+def _filled(mask: Mask) -> Mask:
+    """Without its holes."""
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros(mask.shape, np.uint8)
+    cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
+    return filled.astype(bool)
