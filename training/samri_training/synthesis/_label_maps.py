@@ -65,7 +65,7 @@ def _read(file: Path) -> LabelMap:
     if not 2 <= len(codes) <= 256:
         raise InputError(f"{file}: a label map has 1 to 255 structures, this has {len(codes) - 1}")
     labels = (np.cumsum(used) - 1).astype(np.uint8)[numbers]
-    box = tuple(slice(*_extent(labels.any(axis=axes))) for axes in ((1, 2), (0, 2), (0, 1)))
+    box = tuple(slice(*_extent(np.asarray(labels.any(axis=axes)))) for axes in ((1, 2), (0, 2), (0, 1)))
     spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
     return LabelMap(file.name.split(".")[0], np.ascontiguousarray(labels[box]), codes, spacing)
 

@@ -34,7 +34,7 @@ def finetune(label_maps: Sequence[LabelMap], checkpoint: Path, folder: Path, *, 
     Returns:
         The checkpoint with the fine-tuned decoder.
     """
-    from samri_training.train import train
+    from samri_training.train._run import train
 
     dataset, store, run = (folder / name for name in ("slices", "store", "run"))
     if not dataset.exists():
@@ -73,7 +73,7 @@ def _cases(
     label_maps: Sequence[LabelMap], count: int, seed: int
 ) -> dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
     """Slice and label map by name."""
-    cases = {}
+    cases: dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = {}
     shape = (IMAGE_SIZE, IMAGE_SIZE)
     number = 0
     while len(cases) < count:
