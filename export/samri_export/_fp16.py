@@ -34,7 +34,11 @@ def halved(model: onnx.ModelProto, too_large: Collection[str] = ()) -> onnx.Mode
     Args:
         model: The graph; its nodes have names.
         too_large: Names of the tensors that half precision can't hold, from `overflowing`.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime, whose wheel holds the converter, isn't installed.
     """
+    load_onnxruntime()  # Says how to install it, where it's missing.
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     copy = onnx.ModelProto()

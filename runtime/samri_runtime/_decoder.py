@@ -74,7 +74,7 @@ class FlexibleDecoder:
         """See `Decoder`."""
         side, full = 4 * features.shape[-1], np.asarray(features, dtype=np.float32)
         answers = []
-        for part in _parts(len(labels), _PROMPTS_AT_ONCE):
+        for part in prompts_at_once(len(labels)):
             prompts = labels[part]
             feeds = {
                 "image_embeddings": full,
@@ -84,7 +84,7 @@ class FlexibleDecoder:
                 "has_mask_input": np.full(len(prompts), masks is not None, np.float32),
             }
             answers.append(self.session.run(feeds))
-        return _joined(answers)
+        return joined(answers)
 
 
 class StaticDecoder:
@@ -112,7 +112,7 @@ class StaticDecoder:
             answers = []
             for part in _parts(len(labels), _STATIC_PROMPTS[-1]):
                 answers.append(self._answer(coords[part], labels[part], None if masks is None else masks[part]))
-        return _joined(answers)
+        return joined(answers)
 
     def _answer(self, coords: Floats, labels: Floats, masks: Floats | None) -> dict[str, Floats]:
         count, points = labels.shape
@@ -140,11 +140,17 @@ def static_size(prompts: int, points: int) -> tuple[int, int]:
     )
 
 
+def prompts_at_once(count: int) -> list[slice]:
+    """Which prompts to decode in one run, of so many that each holds several image-sized arrays."""
+    return _parts(count, _PROMPTS_AT_ONCE)
+
+
 def _parts(count: int, most: int) -> list[slice]:
     return [slice(start, start + most) for start in range(0, count, most)]
 
 
-def _joined(answers: list[dict[str, Floats]]) -> tuple[Floats, Floats]:
+def joined(answers: list[dict[str, Floats]]) -> tuple[Floats, Floats]:
+    """The logits and scores of several runs, one after the other."""
     low_res, scores = (
         np.concatenate([answer[name] for answer in answers]) for name in ("low_res_masks", "iou_predictions")
     )

@@ -11,7 +11,7 @@ from samri.errors import BundleError
 from samri.manifest import Manifest, Precision
 from samri_runtime.providers import Provider, Session, Tensor, open_session
 
-GraphRole = Literal["encoder", "decoder"]
+GraphRole = Literal["encoder", "decoder", "decoder_image", "decoder_prompts"]
 
 ONE_IMAGE = {"images": 1}
 """The encoder's free axis, which is 1 wherever a slice is encoded."""
@@ -57,13 +57,17 @@ def _signature(manifest: Manifest, role: GraphRole) -> tuple[_Shapes, _Shapes]:
     size, (channels, grid, _) = manifest.image_size, manifest.embedding_shape
     if role == "encoder":
         return {"image": (None, 3, size, size)}, {"image_embeddings": (None, channels, grid, grid)}
-    return {
-        "image_embeddings": (1, channels, grid, grid),
-        "point_coords": (None, None, 2),
-        "point_labels": (None, None),
-        "mask_input": (None, 1, 4 * grid, 4 * grid),
-        "has_mask_input": (None,),
-    }, {"low_res_masks": (None, None, 4 * grid, 4 * grid), "iou_predictions": (None, None)}
+    embeddings: _Shapes = {"image_embeddings": (1, channels, grid, grid)}
+    side: _Shapes = dict.fromkeys(("positions", "places", "placed"), (1, grid * grid, channels))
+    side |= {"first_keys": (1, None, None, grid * grid), "first_values": (1, None, grid * grid, None)}
+    prompts: _Shapes = {"point_coords": (None, None, 2), "point_labels": (None, None)}
+    answers: _Shapes = {"low_res_masks": (None, None, 4 * grid, 4 * grid), "iou_predictions": (None, None)}
+    if role == "decoder_image":
+        return embeddings, side
+    if role == "decoder_prompts":
+        return {**side, **prompts}, answers
+    masks: _Shapes = {"mask_input": (None, 1, 4 * grid, 4 * grid), "has_mask_input": (None,)}
+    return {**embeddings, **prompts, **masks}, answers
 
 
 def _fits(tensors: Sequence[Tensor], expected: _Shapes) -> bool:

@@ -25,6 +25,7 @@ from samri_runtime._decoder import Decoder, FlexibleDecoder, StaticDecoder, need
 from samri_runtime._embedding import Embedding
 from samri_runtime._graphs import ONE_IMAGE, GraphRole, open_graph
 from samri_runtime._precision import precision_for
+from samri_runtime._prompt_decoder import PromptDecoder
 from samri_runtime._tuned import recall
 from samri_runtime.cache import EmbeddingCache, arithmetic_of, embedding_key
 from samri_runtime.providers import BoundSession, Provider, Session, load_onnxruntime
@@ -307,9 +308,16 @@ class Predictor:
 
     def _open_decoder(self) -> Decoder:
         session = self._open("decoder")
+        decoder_precision = self.manifest.precision_with("decoder", self.precision)
         if self._static is None:
             self._static = needs_static_shapes(session, self._provider_options or {})
-        return StaticDecoder(session, partial(self._open, "decoder")) if self._static else FlexibleDecoder(session)
+        if self._static:
+            return StaticDecoder(session, partial(self._open, "decoder"))
+        held = [self.manifest.find(role, decoder_precision) for role in ("decoder_image", "decoder_prompts")]
+        # Where the image side would travel to a device and back, the whole decoder is faster.
+        if session.provider == "cpu" and None not in held:
+            return PromptDecoder(session, lambda: (self._open("decoder_image"), self._open("decoder_prompts")))
+        return FlexibleDecoder(session)
 
     def _suit_precision(self) -> None:
         """Take the precision that suits the provider which `auto` came to, for the decoder too if it is held in it."""

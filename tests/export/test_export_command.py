@@ -142,7 +142,13 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(tmp_path: Path, checkpo
     assert "--overwrite" in failure(export(*arguments), 1)
     assert [path.name for path in output.iterdir()] == ["notes.txt"]
     assert export(*arguments, "--overwrite").exit_code == 0
-    assert sorted(path.name for path in output.iterdir()) == ["decoder.onnx", "encoder.onnx", "manifest.json"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "decoder.onnx",
+        "decoder_image.onnx",
+        "decoder_prompts.onnx",
+        "encoder.onnx",
+        "manifest.json",
+    ]
 
 
 def test_the_output_is_looked_at_before_the_checkpoint(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ def test_graphs_are_clean_and_of_the_stated_opset(contract_bundle: Bundle) -> No
     assert [graph.role for graph in contract_bundle.manifest.graphs] == [
         "encoder",
         "decoder",
+        "decoder_image",
+        "decoder_prompts",
         "decoder_sam",
         "decoder_sam_multi",
     ]
@@ -133,6 +135,9 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     assert sorted(path.name for path in (tmp_path / "split").iterdir()) == [
         "decoder.onnx",
         "decoder.onnx.data",
+        "decoder_image.onnx",
+        "decoder_prompts.onnx",
+        "decoder_prompts.onnx.data",
         "encoder.onnx",
         "encoder.onnx.data",
         "manifest.json",

@@ -117,6 +117,8 @@ def test_int8_and_fp16_are_smaller_and_take_the_same_tensors(lower: Bundle) -> N
     assert set(sizes) == {
         ("encoder", "fp32"),
         ("decoder", "fp32"),
+        ("decoder_image", "fp32"),
+        ("decoder_prompts", "fp32"),
         ("encoder", "fp16"),
         ("decoder", "fp16"),
         ("encoder", "int8"),
@@ -212,6 +214,8 @@ def test_int8_alone_brings_the_float32_decoder_and_no_float32_encoder(tmp_path: 
     bundle = export_bundle(checkpoint, tmp_path / "out", precisions=("int8",), verify="quick")
     assert sorted(path.name for path in bundle.folder.iterdir()) == [
         "decoder.onnx",
+        "decoder_image.onnx",
+        "decoder_prompts.onnx",
         "encoder.int8.onnx",
         "manifest.json",
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity import agree, picture
+from parity import picture
 from samri.bundle import Bundle
 from samri.errors import BundleError, InputError
 from samri.manifest import PRECISIONS, Precision
@@ -91,10 +91,8 @@ def test_precisions_answer_alike_and_do_not_mix(lower: Path) -> None:
     predictors = {precision: Predictor(lower, provider="cpu", precision=precision) for precision in PRECISIONS}
     embeddings = {precision: predictor.encode(image) for precision, predictor in predictors.items()}
     full = predictors["fp32"].predict(embeddings["fp32"], boxes=[[20, 30, 80, 120]])
-    agree(
-        predictors["fp16"].predict(embeddings["fp16"], boxes=[[20, 30, 80, 120]]).low_res_logits[0] / 4,
-        full.low_res_logits[0] / 4,
-    )
+    half = predictors["fp16"].predict(embeddings["fp16"], boxes=[[20, 30, 80, 120]])
+    assert np.abs(half.low_res_logits - full.low_res_logits).max() < 5e-3 * np.ptp(full.low_res_logits)
     integers = predictors["int8"].predict(embeddings["int8"], boxes=[[20, 30, 80, 120]])
     assert np.corrcoef(integers.low_res_logits.ravel(), full.low_res_logits.ravel())[0, 1] > 0.99
     assert not np.array_equal(embeddings["int8"].features, embeddings["fp32"].features)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import gc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parity import picture
+from samri_runtime import Predictor
+from samri_runtime._decoder import FlexibleDecoder
+from samri_runtime._prompt_decoder import PromptDecoder
+from samri_runtime.providers import open_session
+
+
+class Counted:
+    """A session that counts its runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.session = open_session(path, "cpu")
+        self.runs = 0
+
+    def run(self, feeds: Any) -> Any:
+        self.runs += 1
+        return self.session.run(feeds)
+
+
+@pytest.fixture
+def sides(bundle: Path) -> tuple[PromptDecoder, Counted, Counted]:
+    image, prompts = Counted(bundle / "decoder_image.onnx"), Counted(bundle / "decoder_prompts.onnx")
+    whole = open_session(bundle / "decoder.onnx", "cpu")
+    return PromptDecoder(whole, lambda: (image, prompts)), image, prompts  # type: ignore[arg-type, return-value]
+
+
+def asked(prompts: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], ...]:
+    random = np.random.default_rng(seed)
+    coords = random.uniform(0, 128, (prompts, 3, 2)).astype(np.float32)
+    return coords, np.tile(np.array([[1, 2, 3]], np.float32), (prompts, 1))
+
+
+def features(seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).standard_normal((1, 64, 16, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 5, 40])
+def test_two_graphs_answer_as_the_whole_decoder_does(prompts: int, bundle: Path, sides: Any) -> None:
+    whole = FlexibleDecoder(open_session(bundle / "decoder.onnx", "cpu"))
+    embedding, (coords, labels) = features(), asked(prompts)
+    for given, expected in zip(
+        sides[0](embedding, coords, labels, None), whole(embedding, coords, labels, None), strict=True
+    ):
+        np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * max(1.0, float(np.ptp(expected))))
+
+
+def test_the_image_side_runs_once_an_image(sides: Any) -> None:
+    decoder, image, prompts = sides
+    first, second = features(1), features(2)
+    answers = [decoder(first, *asked(2, seed), None)[0] for seed in range(3)]
+    assert (image.runs, prompts.runs) == (1, 3)
+    other = decoder(second, *asked(2), None)[0]
+    assert image.runs == 2
+    assert not np.allclose(other, answers[0])
+    np.testing.assert_array_equal(decoder(first, *asked(2), None)[0], answers[0])
+
+
+def test_an_array_at_the_place_of_a_dead_one_is_another_image(sides: Any) -> None:
+    decoder, image, _ = sides
+    for seed in range(4):
+        embedding = features(seed)
+        decoder(embedding, *asked(1), None)
+        del embedding
+        gc.collect()
+    assert image.runs == 4
+
+
+def test_prompts_with_masks_go_to_the_whole_decoder(sides: Any) -> None:
+    decoder, image, prompts = sides
+    masks = np.random.default_rng(3).standard_normal((2, 1, 64, 64)).astype(np.float32)
+    with_masks = decoder(features(), *asked(2), masks)[0]
+    assert (image.runs, prompts.runs) == (0, 0)
+    assert np.abs(with_masks - decoder(features(), *asked(2), None)[0]).max() > 0.1
+
+
+def test_threads_that_ask_of_different_images_get_their_own_answers(sides: Any) -> None:
+    decoder = sides[0]
+    embeddings = [features(seed) for seed in range(4)]
+    alone = [decoder(embedding, *asked(1), None)[0] for embedding in embeddings]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: decoder(embeddings[i % 4], *asked(1), None)[0], range(32)))
+    for number, answer in enumerate(found):
+        np.testing.assert_array_equal(answer, alone[number % 4])
+
+
+def test_a_predictor_on_the_cpu_uses_them(bundle: Path) -> None:
+    predictor = Predictor(bundle, provider="cpu")
+    assert isinstance(predictor._decoder, PromptDecoder)
+    embedding = predictor.encode(picture((100, 80)))
+    first = predictor.predict(embedding, boxes=[[10, 10, 60, 70]])
+    refined = predictor.predict(embedding, boxes=[[10, 10, 60, 70]], mask_input=first.low_res_logits)
+    assert not np.array_equal(first.low_res_logits, refined.low_res_logits)
