@@ -1,0 +1,86 @@
+"""The demo model's training: its window of the frame is the model itself, and it learns, stops and goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from samri.errors import InputError
+from samri_training.recipes.tiny import Phase, Plan, pretrain, tiny_sam
+from samri_training.recipes.tiny._frame import FrameWindow
+from samri_training.recipes.tiny._rounds import corrected
+
+SHORT = Plan(phases=(Phase(64, 2, 3), Phase(128, 1, 1)), prompts=3, warmup=2, cooldown=2)
+
+
+def test_a_window_over_the_whole_frame_is_segment_anything() -> None:
+    sam = tiny_sam(3)
+    window = FrameWindow(sam, 256)
+    image = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    coords, labels = torch.tensor([[[50.0, 60.0], [120.0, 140.0]]]), torch.tensor([[2.0, 3.0]])
+    with torch.no_grad():
+        embedding = window.encode(image)
+        torch.testing.assert_close(embedding, sam.image_encoder(image), rtol=1e-4, atol=1e-4)
+        sparse, dense = sam.prompt_encoder(None, coords.reshape(1, 4), None)
+        masks, scores = sam.mask_decoder.predict_masks(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense)
+        ours, our_scores = window.decode(embedding, coords, labels)
+    torch.testing.assert_close(ours, masks, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(our_scores, scores, rtol=1e-3, atol=1e-3)
+
+
+def test_a_window_trains_the_full_model() -> None:
+    sam = tiny_sam(3)
+    window = FrameWindow(sam, 64)
+    window.corner = (4, 20)
+    torch.autograd.backward(window.encode(torch.randn(1, 3, 64, 64)).square().sum())
+    gradient = sam.image_encoder.pos_embed.grad
+    assert gradient is not None
+    assert gradient[:, 4:12, 20:28].abs().min() > 0
+    assert gradient.abs().sum() == gradient[:, 4:12, 20:28].abs().sum()
+
+
+def test_a_correction_lies_in_the_error_and_says_which_way() -> None:
+    targets = torch.zeros(3, 1, 16, 16)
+    targets[:, :, 4:9, 5:8] = 1
+    logits = torch.where(targets > 0, 1.0, -1.0)
+    logits[0, 0, 4, 5] = -1
+    logits[1, 0, 12, 2] = 1
+    coords, labels = corrected(torch.zeros(3, 1, 2), torch.ones(3, 1), logits, targets, torch.Generator())
+    assert coords[0, 1].tolist() == [10.5, 8.5]
+    assert coords[1, 1].tolist() == [4.5, 24.5]
+    assert labels[:, 1].tolist() == [1, 0, -2]
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = pretrain([], tmp_path / "whole", SHORT, log_every=1, progress=lambda _: None)
+    begun = Plan(phases=(Phase(64, 2, 3),), prompts=3, warmup=2, cooldown=2)
+    state = tmp_path / "parts" / "last.pt"
+    with pytest.raises(KeyboardInterrupt):
+        pretrain([], tmp_path / "parts", SHORT, save_every=2, log_every=1, progress=_stop_at_third)
+    assert torch.load(state, weights_only=True)["step"] == 2
+    parts = pretrain([], tmp_path / "parts", SHORT, log_every=1, progress=lambda _: None)
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    with pytest.raises(InputError, match="of another plan"):
+        pretrain([], tmp_path / "parts", Plan(phases=begun.phases, seed=1), progress=lambda _: None)
+
+
+def _stop_at_third(line: str) -> None:
+    if line.startswith("step 3 "):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_short_run_on_shapes_learns_to_follow_a_box(tmp_path: Path) -> None:
+    """Three minutes on two cores; an untrained model's masks are empty or full."""
+    plan = Plan(phases=(Phase(64, 24, 330),), prompts=6, warmup=50, cooldown=80, bf16=False)
+    pretrain([], tmp_path, plan, log_every=30, progress=lambda _: None)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["box"] < 0.15
+    assert lines[-1]["box"] > 0.3
+    assert lines[-1]["refined"] > lines[-1]["before"]
