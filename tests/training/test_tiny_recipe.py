@@ -79,7 +79,12 @@ def _stop_at_third(line: str) -> None:
 def test_a_short_run_on_shapes_learns_to_follow_a_box(tmp_path: Path) -> None:
     """Two minutes; an untrained model's masks are empty or full."""
     plan = Plan(phases=(Phase(64, 24, 240),), prompts=6, warmup=50, cooldown=60, bf16=False)
-    pretrain([], tmp_path, plan, log_every=30, progress=lambda _: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pretrain([], tmp_path, plan, log_every=30, progress=lambda _: None)
+    finally:
+        torch.set_num_threads(before)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0]["box"] < 0.15
     assert lines[-1]["box"] > 0.25
