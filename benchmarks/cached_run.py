@@ -66,7 +66,7 @@ if features == "encode" or features.startswith("save:"):
         saved = {"features": predictor.features, "sizes": (predictor.original_size, predictor.input_size)}
         torch.save(saved, features.removeprefix("save:"))
 else:
-    saved = torch.load(features)
+    saved = torch.load(features, weights_only=True)
     predictor.features, predictor.is_image_set = saved["features"], True
     predictor.original_size, predictor.input_size = saved["sizes"]
 masks, _, _ = predictor.predict(box=np.array([float(value) for value in box.split()]), multimask_output=False)

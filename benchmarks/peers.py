@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,11 @@ import numpy as np
 import onnxruntime
 import torch
 from segment_anything import SamPredictor
-from segment_anything.utils.onnx import SamOnnxModel
 from segment_anything.utils.transforms import ResizeLongestSide
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from peer_graphs import export_official_decoder, export_samexporter, samexporter_version
 
 from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri_export import export_bundle
@@ -210,56 +210,6 @@ def encodings(folder: Path, peers: list[str], images: int) -> dict[str, Any]:
         features = np.load(folder / f"{name}.npy")
         found[name]["embedding off"] = float(np.linalg.norm(features - expected) / np.linalg.norm(expected))
     return found
-
-
-def export_official_decoder(sam: Any, path: Path) -> None:
-    """Meta's own module, exported as its script does."""
-    side, (channels, grid) = (
-        4 * sam.prompt_encoder.image_embedding_size[0],
-        (
-            sam.prompt_encoder.embed_dim,
-            sam.prompt_encoder.image_embedding_size,
-        ),
-    )
-    inputs = {
-        "image_embeddings": torch.randn(1, channels, *grid),
-        "point_coords": torch.randint(0, sam.image_encoder.img_size, (1, 5, 2)).float(),
-        "point_labels": torch.randint(0, 4, (1, 5)).float(),
-        "mask_input": torch.randn(1, 1, side, side),
-        "has_mask_input": torch.tensor([1.0]),
-        # A square, since the exported graph crops every picture to the proportions of this one.
-        "orig_im_size": torch.tensor([256.0, 256.0]),
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of the tracer, on Meta's code.
-        torch.onnx.export(
-            SamOnnxModel(sam, return_single_mask=True),
-            tuple(inputs.values()),
-            str(path),
-            input_names=list(inputs),
-            output_names=["masks", "iou_predictions", "low_res_masks"],
-            dynamic_axes={"point_coords": {1: "num_points"}, "point_labels": {1: "num_points"}},
-            opset_version=17,
-            dynamo=False,
-        )
-
-
-def export_samexporter(folder: Path) -> None:
-    from samexporter.export_decoder import run_export as export_decoder
-    from samexporter.export_encoder import run_export as export_encoder
-
-    (folder / "samexporter").mkdir(exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        export_decoder("vit_b", str(folder / "sam.pth"), str(folder / "samexporter/decoder.onnx"), 18, True)
-        export_encoder("vit_b", str(folder / "sam.pth"), str(folder / "samexporter/encoder.onnx"), False, 18)
-
-
-def samexporter_version() -> str | None:
-    try:
-        return importlib.metadata.version("samexporter")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def versions() -> dict[str, str | None]:

@@ -12,7 +12,8 @@ from samri.errors import (
 )
 from samri.prompts import Prompt
 from samri_runtime._embedding import Embedding
-from samri_runtime._predictor import Prediction, Predictor
+from samri_runtime._prediction import Prediction
+from samri_runtime._predictor import Predictor
 from samri_runtime._sam_predictor import SamPredictor
 
 __all__ = [

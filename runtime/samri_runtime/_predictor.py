@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,48 +16,15 @@ from samri.bundle import Bundle
 from samri.errors import InputError, PromptError, ProviderError
 from samri.manifest import Graph, Manifest, Precision
 from samri.postprocessing import upscale_logits
-from samri.preprocessing import Profile, preprocess
+from samri.preprocessing import preprocess
 from samri.prompts import Prompt, gather, pack, to_model_frame
 from samri_runtime import models
-from samri_runtime._decoder import Decoder, FlexibleDecoder, StaticDecoder, needs_static_shapes
 from samri_runtime._embedding import Embedding
-from samri_runtime._graphs import ONE_IMAGE, GraphRole, open_graph
-from samri_runtime._precision import precision_for
-from samri_runtime._prompt_decoder import PromptDecoder
+from samri_runtime._open_model import OpenModel, Where
+from samri_runtime._prediction import Prediction
 from samri_runtime._tuned import recall
 from samri_runtime.cache import EmbeddingCache, arithmetic_of, embedding_key
-from samri_runtime.providers import BoundSession, Provider, Session, load_onnxruntime
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The answer to B prompts: one mask each, or three candidates each with `multimask`.
-
-    Attributes:
-        masks: (B, H, W) bool, or (B, 3, H, W).
-        scores: (B,) float32, or (B, 3): the model's own estimate of the IoU.
-        low_res_logits: (B, L, L) float32, or (B, 3, L, L); one of them can be the next call's `mask_input`.
-        prompts: What was asked, after clipping.
-        notes: Plain lines on what was clipped.
-        profile: How low-resolution logits become masks.
-        image_size: S of the model.
-    """
-
-    masks: npt.NDArray[np.bool_]
-    scores: npt.NDArray[np.float32]
-    low_res_logits: npt.NDArray[np.float32]
-    prompts: tuple[Prompt, ...]
-    notes: tuple[str, ...]
-    profile: Profile
-    image_size: int
-    _logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
-
-    def logits(self) -> npt.NDArray[np.float32]:
-        """Logits at the slice's size, in the shape of `masks`; a mask is where they are above 0. Don't change them."""
-        if self._logits is not None:
-            return self._logits
-        height, width = self.masks.shape[-2:]
-        return upscale_logits(self.low_res_logits, (height, width), self.profile, self.image_size)
+from samri_runtime.providers import Provider, load_onnxruntime
 
 
 class Predictor:
@@ -104,24 +69,9 @@ class Predictor:
             if tuned is not None:
                 provider, precision, threads = tuned.provider, tuned.precision, tuned.threads
                 provider_options = tuned.options
-        if precision != "auto":
-            self.bundle.graph("encoder", precision)
-        # Which precision suits `auto` is known when it is known where the decoder runs; by then it may be another one.
-        self.precision: Precision = "fp32" if precision == "auto" else precision
-        if precision == "auto" and provider != "auto":
-            self.precision, chosen = precision_for(self.manifest, provider)
-            self._model_notes += chosen
-        self._provider: Provider = provider
-        self._provider_options = provider_options
-        self._threads = threads
+        where = Where(provider, dict(provider_options or {}), threads, static_shapes)
+        self._model = OpenModel(self.bundle, where, precision)
         self.cache = EmbeddingCache(cache) if isinstance(cache, (str, Path)) else cache
-        # The decoder is small and always needed: opened now, it shows at once whether the provider keeps its promise.
-        self._static = static_shapes
-        self._decoder = self._open_decoder()
-        if precision == "auto" and provider == "auto":
-            self._suit_precision()
-        self._encoder: Session | BoundSession | None = None
-        self._opening = threading.Lock()
 
     @property
     def manifest(self) -> Manifest:
@@ -129,22 +79,25 @@ class Predictor:
         return self.bundle.manifest
 
     @property
+    def precision(self) -> Precision:
+        """The precision that was asked for, or that `auto` took."""
+        return self._model.precision
+
+    @property
     def graphs(self) -> dict[str, Graph]:
         """The bundle's graphs that this predictor runs: `encoder` and `decoder`, whose precisions may differ."""
-        roles: tuple[GraphRole, ...] = ("encoder", "decoder")
-        precisions = {role: self.manifest.precision_with(role, self.precision) for role in roles}
-        return {role: self.bundle.graph(role, precision) for role, precision in precisions.items()}
+        return self._model.graphs()
 
     @property
     def providers(self) -> dict[str, str]:
         """The provider that each graph opened so far really runs on."""
-        return {role: session.provider for role, session in self._sessions()}
+        return {role: session.provider for role, session in self._model.sessions()}
 
     @property
     def notes(self) -> list[str]:
         """Plain lines a person should see, such as what `auto` fell back to and why."""
-        of_sessions = (note for _, session in self._sessions() for note in session.notes)
-        return list(dict.fromkeys([*self._model_notes, *of_sessions]))
+        of_sessions = (note for _, session in self._model.sessions() for note in session.notes)
+        return list(dict.fromkeys([*self._model_notes, *self._model.notes, *of_sessions]))
 
     def encode(self, image: npt.ArrayLike, intensity_range: tuple[float, float] | None = None) -> Embedding:
         """Run the encoder on one slice, or read from the cache what it gave before.
@@ -160,7 +113,7 @@ class Predictor:
         pixels = np.asarray(image)
         embedding_id, key = self.manifest.embedding_id(self.precision), None
         if self.cache is not None and embedding_id is not None:
-            arithmetic = arithmetic_of(self._decoder.session.provider, self._provider_options)
+            arithmetic = arithmetic_of(self._model.decoder.session.provider, self._model.where.options)
             key = embedding_key(pixels, intensity_range, embedding_id, arithmetic)
         if self.cache is None or embedding_id is None or key is None:
             return self._run_encoder(pixels, intensity_range)
@@ -249,10 +202,10 @@ class Predictor:
         self._check(embedding)
         frame = to_model_frame(coords, embedding.shape, self.manifest.profile, self.manifest.image_size)
         masks = self._mask_input(mask_input, len(labels))
-        low_res, scores = self._decoder(embedding.features, frame, labels, masks)
+        low_res, scores = self._model.decoder(embedding.features, frame, labels, masks)
         if not (np.isfinite(low_res).all() and np.isfinite(scores).all()):
             raise ProviderError(
-                f"{self._decoder.session.provider} computed NaN or infinite logits with {self.bundle.folder}: "
+                f"{self._model.decoder.session.provider} computed NaN or infinite logits with {self.bundle.folder}: "
                 "try --provider cpu, or another precision"
             )
         return low_res, scores
@@ -282,7 +235,7 @@ class Predictor:
             )
 
     def _run_encoder(self, pixels: npt.NDArray[Any], intensity_range: tuple[float, float] | None) -> Embedding:
-        encoder = self._open_encoder()
+        encoder = self._model.encoder()
         model_input = preprocess(pixels, self.manifest.profile, self.manifest.image_size, intensity_range)
         features = encoder.run({"image": model_input})["image_embeddings"]
         made = {
@@ -294,48 +247,3 @@ class Predictor:
         }
         shape = (pixels.shape[0], pixels.shape[1])
         return Embedding(features, shape, self.manifest.embedding_id(self.precision), made=made)
-
-    def _open(self, role: GraphRole, fixed_axes: Mapping[str, int] | None = None) -> Session:
-        return open_graph(
-            self.bundle,
-            role,
-            self.precision,
-            self._provider,
-            provider_options=self._provider_options,
-            threads=self._threads,
-            fixed_axes=fixed_axes,
-        )
-
-    def _open_decoder(self) -> Decoder:
-        session = self._open("decoder")
-        decoder_precision = self.manifest.precision_with("decoder", self.precision)
-        if self._static is None:
-            self._static = needs_static_shapes(session, self._provider_options or {})
-        if self._static:
-            return StaticDecoder(session, partial(self._open, "decoder"))
-        held = [self.manifest.find(role, decoder_precision) for role in ("decoder_image", "decoder_prompts")]
-        # Where the image side would travel to a device and back, the whole decoder is faster.
-        if session.provider == "cpu" and None not in held:
-            return PromptDecoder(session, lambda: (self._open("decoder_image"), self._open("decoder_prompts")))
-        return FlexibleDecoder(session)
-
-    def _suit_precision(self) -> None:
-        """Take the precision that suits the provider which `auto` came to, for the decoder too if it is held in it."""
-        opened = self.manifest.precision_with("decoder", self.precision)
-        self.precision, chosen = precision_for(self.manifest, self._decoder.session.provider)
-        self._model_notes += chosen
-        if self.manifest.precision_with("decoder", self.precision) != opened:
-            self._decoder = self._open_decoder()
-
-    def _open_encoder(self) -> Session | BoundSession:
-        with self._opening:
-            if self._encoder is None:
-                self._encoder = self._open("encoder", ONE_IMAGE).bound() if self._static else self._open("encoder")
-            return self._encoder
-
-    def _sessions(self) -> list[tuple[str, Session | BoundSession]]:
-        opened: list[tuple[str, Session | BoundSession | None]] = [
-            ("encoder", self._encoder),
-            ("decoder", self._decoder.session),
-        ]
-        return [(role, session) for role, session in opened if session is not None]

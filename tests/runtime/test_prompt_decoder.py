@@ -95,7 +95,7 @@ def test_threads_that_ask_of_different_images_get_their_own_answers(sides: Any) 
 
 def test_a_predictor_on_the_cpu_uses_them(bundle: Path) -> None:
     predictor = Predictor(bundle, provider="cpu")
-    assert isinstance(predictor._decoder, PromptDecoder)
+    assert isinstance(predictor._model.decoder, PromptDecoder)
     embedding = predictor.encode(picture((100, 80)))
     first = predictor.predict(embedding, boxes=[[10, 10, 60, 70]])
     refined = predictor.predict(embedding, boxes=[[10, 10, 60, 70]], mask_input=first.low_res_logits)

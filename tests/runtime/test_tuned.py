@@ -152,7 +152,7 @@ def test_a_tuned_provider_that_no_longer_works_is_told_and_left(bundle: Path) ->
 
 def test_a_predictor_uses_them_only_where_nothing_was_asked_for(bundle: Path) -> None:
     def threads(predictor: Predictor) -> int:
-        settings = predictor._decoder.session._session.get_session_options()
+        settings = predictor._model.decoder.session._session.get_session_options()
         count: int = settings.intra_op_num_threads
         return count
 

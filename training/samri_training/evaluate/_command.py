@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from samri.errors import MissingDependencyError
 from samri.staging import staged_folder
 from samri_runtime._command import command, say
 from samri_runtime.providers import Provider
@@ -20,6 +18,7 @@ from samri_training.evaluate._report import overview
 from samri_training.evaluate._requests import requested_label_names, requested_models
 from samri_training.evaluate._sources import TEST_SPLIT, EmbeddedSlices, SliceFolder
 from samri_training.evaluate._summary import summarize
+from samri_training.extras import require_packages
 from samri_training.parts import parts_of
 from samri_training.prompting import PROMPT_KINDS, PromptKind
 from samri_training.published import open_embeddings
@@ -153,7 +152,7 @@ def main(
     names = requested_label_names(label_names)
     if (data_dir is None) == (not embedding_dirs):
         raise click.UsageError("give --data-dir or --embedding-dir, one of them.")
-    _require("scipy", "tqdm", *([] if no_plots else ["matplotlib"]))
+    require_packages("evaluating", "scipy", "tqdm", *([] if no_plots else ["matplotlib"]))
     protocol = Protocol(prompts, seed, jitter, multimask, min_pixels)
     # The folder is claimed first: hours of work must not end in a name that is taken.
     with staged_folder(output, overwrite=overwrite) as stage:
@@ -181,19 +180,6 @@ def main(
     else:
         click.echo(overview(evaluation, summary))
     say(f"{evaluation.structures} structures of {len(evaluation.cases)} case(s): {output}: {', '.join(files)}")
-
-
-def _require(*modules: str) -> None:
-    """Say what is missing before the work begins, not after.
-
-    Raises:
-        MissingDependencyError: A package isn't installed.
-    """
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise MissingDependencyError(f"evaluating needs {module} ({error}): pip install 'samri[train]'") from error
 
 
 def _progress(slices: int) -> Any:

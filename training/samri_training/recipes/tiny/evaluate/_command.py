@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from samri.errors import MissingDependencyError
 from samri.staging import staged_folder
 from samri_runtime import Predictor
 from samri_runtime._command import command, emit, say
 from samri_runtime.providers import Provider
+from samri_training.extras import require_packages
 from samri_training.recipes.tiny.evaluate._answers import Baseline
 from samri_training.recipes.tiny.evaluate._card import check_card, write_figures
 from samri_training.recipes.tiny.evaluate._cases import TestSlice
@@ -115,7 +114,7 @@ def main(
     names = _named(models)
     if not (label_maps or template or mricrop or slices):
         raise click.UsageError("nothing to measure on: give --label-maps, --template, --mricrop or --slices.")
-    _require("scipy", "tqdm", *([] if no_pictures else ["matplotlib"]))
+    require_packages("measuring", "scipy", "tqdm", *([] if no_pictures else ["matplotlib"]))
     if model_card is not None:
         check_card(model_card)
     known = read_list(frozen or PUBLISHED)
@@ -195,14 +194,6 @@ def _provenance(
         "quick": quick,
         "cases": dict(lists),
     }
-
-
-def _require(*modules: str) -> None:
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise MissingDependencyError(f"measuring needs {module} ({error}): pip install 'samri[train]'") from error
 
 
 def _progress(name: str) -> Any:

@@ -1,0 +1,67 @@
+"""The graphs of SAMRI's peers, exported as their own programs do it; for `peers.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything.utils.onnx import SamOnnxModel
+
+
+def export_official_decoder(sam: Any, path: Path) -> None:
+    """Meta's own module, exported as its script does."""
+    channels, grid = sam.prompt_encoder.embed_dim, sam.prompt_encoder.image_embedding_size
+    side = 4 * grid[0]
+    inputs = {
+        "image_embeddings": torch.randn(1, channels, *grid),
+        "point_coords": torch.randint(0, sam.image_encoder.img_size, (1, 5, 2)).float(),
+        "point_labels": torch.randint(0, 4, (1, 5)).float(),
+        "mask_input": torch.randn(1, 1, side, side),
+        "has_mask_input": torch.tensor([1.0]),
+        # A square, since the exported graph crops every picture to the proportions of this one.
+        "orig_im_size": torch.tensor([256.0, 256.0]),
+    }
+    with quiet_tracer():
+        torch.onnx.export(
+            SamOnnxModel(sam, return_single_mask=True),
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=["masks", "iou_predictions", "low_res_masks"],
+            dynamic_axes={"point_coords": {1: "num_points"}, "point_labels": {1: "num_points"}},
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def export_samexporter(folder: Path) -> None:
+    from samexporter.export_decoder import run_export as export_decoder
+    from samexporter.export_encoder import run_export as export_encoder
+
+    (folder / "samexporter").mkdir(exist_ok=True)
+    with quiet_tracer():
+        export_decoder("vit_b", str(folder / "sam.pth"), str(folder / "samexporter/decoder.onnx"), 18, True)
+        export_encoder("vit_b", str(folder / "sam.pth"), str(folder / "samexporter/encoder.onnx"), False, 18)
+
+
+def samexporter_version() -> str | None:
+    try:
+        return importlib.metadata.version("samexporter")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def quiet_tracer() -> Iterator[None]:
+    """Without what the tracing exporter says of code that isn't ours: that it is traced, by the older exporter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings(
+            "ignore", category=DeprecationWarning, module="torch|segment_anything|samexporter|peer_graphs"
+        )
+        yield
