@@ -64,4 +64,5 @@ def quiet_tracer() -> Iterator[None]:
         warnings.filterwarnings(
             "ignore", category=DeprecationWarning, module="torch|segment_anything|samexporter|peer_graphs"
         )
+        warnings.filterwarnings("ignore", category=UserWarning, message="Exporting aten::index operator")
         yield
