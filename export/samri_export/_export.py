@@ -210,7 +210,7 @@ def _write_decoders(source: Checkpoint, folder: Path, contracts: Sequence[Contra
     )
     for side, spec in sides:
         path = folder / file_name(spec.role, "fp32")
-        external = write_graph(side, spec, path, sizes={"prompts": 2, "points": 3})
+        external = write_graph(side, spec, path, sizes={"prompts": 2, "points": 3, "masks": 2})
         graphs.append(graph_of(folder, spec.role, "fp32", path, external))
     for contract in dict.fromkeys(contracts):
         role = _CONTRACT_ROLES[contract]

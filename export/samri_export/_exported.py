@@ -30,6 +30,9 @@ class Exported:
             role: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             for role, path in graphs.items()
         }
+        self._masks = next(
+            each.shape[1] for each in self._sessions["decoder"].get_outputs() if each.name == "iou_predictions"
+        )
         self._profile = profile
         self._size = image_size
 
@@ -46,7 +49,10 @@ class Exported:
         return Answer(low_res, scores, self._at_size(low_res, shape))
 
     def answer_in_two(self, embedding: Floats, case: PromptCase, shape: tuple[int, int]) -> Answer:
-        """All prompts of the batch, without masks, through `decoder_image` and `decoder_prompts`."""
+        """All prompts of the batch, without masks, through `decoder_image` and `decoder_prompts`.
+
+        As hosts do, it asks for the single mask and for the candidates in calls of their own.
+        """
         side = self._sessions["decoder_image"]
         tensors = dict(
             zip(
@@ -55,9 +61,13 @@ class Exported:
         )
         feeds = self.decoder_feeds(embedding, case, shape, None)
         prompts = {name: feeds[name] for name in ("point_coords", "point_labels")}
-        low_res, scores = self._sessions["decoder_prompts"].run(
-            ["low_res_masks", "iou_predictions"], {**tensors, **prompts}
-        )
+        answers = [
+            self._sessions["decoder_prompts"].run(
+                ["low_res_masks", "iou_predictions"], {**tensors, **prompts, "wanted_masks": wanted}
+            )
+            for wanted in np.split(np.arange(self._masks), [1])
+        ]
+        low_res, scores = (np.concatenate(parts, axis=1) for parts in zip(*answers, strict=True))
         return Answer(low_res, scores, self._at_size(low_res, shape))
 
     def decoder_feeds(

@@ -15,10 +15,11 @@ OPSET = 17
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A float32 input or output: its name and axes, of which one with a name may have any size."""
+    """An input or output, float32 or int64: its name and axes, of which one with a name may have any size."""
 
     name: str
     axes: tuple[int | str, ...]
+    integer: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,12 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
 
     def example(self, sizes: dict[str, int]) -> tuple[torch.Tensor, ...]:
-        """Inputs to trace with, named axes having `sizes`. Ones are a valid label, flag and coordinate alike."""
+        """Inputs to trace with, named axes having `sizes`. Ones are valid for all of them."""
         return tuple(
-            torch.ones([axis if isinstance(axis, int) else sizes[axis] for axis in tensor.axes])
+            torch.ones(
+                [axis if isinstance(axis, int) else sizes[axis] for axis in tensor.axes],
+                dtype=torch.int64 if tensor.integer else torch.float32,
+            )
             for tensor in self.inputs
         )
 
@@ -80,20 +84,25 @@ def prompt_side_spec(architecture: Architecture) -> GraphSpec:
     whole = decoder_spec(architecture)
     return GraphSpec(
         "decoder_prompts",
-        inputs=(*_image_side(architecture), *whole.inputs[1:3]),
-        outputs=whole.outputs,
+        inputs=(
+            *_image_side(architecture),
+            *whole.inputs[1:3],
+            TensorSpec("wanted_masks", ("masks",), integer=True),
+        ),
+        outputs=tuple(TensorSpec(each.name, ("prompts", "masks", *each.axes[2:])) for each in whole.outputs),
     )
 
 
 def _image_side(architecture: Architecture) -> tuple[TensorSpec, ...]:
     positions, width, heads = architecture.grid**2, architecture.decoder_width, architecture.decoder_heads
-    depth = width // architecture.attention_downsample // heads
+    inner = width // architecture.attention_downsample
     return (
         TensorSpec("positions", (1, positions, width)),
         TensorSpec("places", (1, positions, width)),
-        TensorSpec("placed", (1, positions, width)),
-        TensorSpec("first_keys", (1, heads, depth, positions)),
-        TensorSpec("first_values", (1, heads, positions, depth)),
+        TensorSpec("first_keys", (1, heads, inner // heads, positions)),
+        TensorSpec("first_values", (1, heads, positions, inner // heads)),
+        TensorSpec("first_queries", (1, positions, inner)),
+        TensorSpec("first_growth", (1, positions, width)),
     )
 
 

@@ -129,4 +129,5 @@ def _simplified(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
 
 
 def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
-    return make_tensor_value_info(tensor.name, onnx.TensorProto.FLOAT, tensor.axes)
+    element = onnx.TensorProto.INT64 if tensor.integer else onnx.TensorProto.FLOAT
+    return make_tensor_value_info(tensor.name, element, tensor.axes)

@@ -20,6 +20,9 @@ from samri_runtime.providers import BoundSession, Session, put
 
 Floats = npt.NDArray[np.float32]
 
+SINGLE, CANDIDATES, ALL = slice(0, 1), slice(1, None), slice(None)
+"""SAM's masks: one for a prompt that leaves no doubt, and candidates for one that does."""
+
 # More prompts than this are decoded in turns, since each one holds several image-sized arrays.
 _PROMPTS_AT_ONCE = 32
 _STATIC_PROMPTS = (1, 4, 16)
@@ -36,7 +39,9 @@ class Decoder(Protocol):
     def session(self) -> Session:
         """The session that was opened first."""
 
-    def __call__(self, features: Floats, coords: Floats, labels: Floats, masks: Floats | None) -> tuple[Floats, Floats]:
+    def __call__(
+        self, features: Floats, coords: Floats, labels: Floats, masks: Floats | None, wanted: slice
+    ) -> tuple[Floats, Floats]:
         """Answer B prompts of N points.
 
         Args:
@@ -44,9 +49,10 @@ class Decoder(Protocol):
             coords: (B, N, 2) in the model frame.
             labels: (B, N).
             masks: (B, 1, L, L) logits of earlier answers, or None.
+            wanted: Which of the decoder's masks: `SINGLE`, `CANDIDATES` or `ALL`. What isn't wanted may be spared.
 
         Returns:
-            Logits (B, 4, L, L) and scores (B, 4).
+            Logits (B, M, L, L) and scores (B, M).
         """
 
 
@@ -70,7 +76,9 @@ class FlexibleDecoder:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def __call__(self, features: Floats, coords: Floats, labels: Floats, masks: Floats | None) -> tuple[Floats, Floats]:
+    def __call__(
+        self, features: Floats, coords: Floats, labels: Floats, masks: Floats | None, wanted: slice
+    ) -> tuple[Floats, Floats]:
         """See `Decoder`."""
         side, full = 4 * features.shape[-1], np.asarray(features, dtype=np.float32)
         answers = []
@@ -84,7 +92,8 @@ class FlexibleDecoder:
                 "has_mask_input": np.full(len(prompts), masks is not None, np.float32),
             }
             answers.append(self.session.run(feeds))
-        return joined(answers)
+        low_res, scores = joined(answers)
+        return low_res[:, wanted], scores[:, wanted]
 
 
 class StaticDecoder:
@@ -103,7 +112,9 @@ class StaticDecoder:
         self._sizes: dict[tuple[int, int], BoundSession] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, features: Floats, coords: Floats, labels: Floats, masks: Floats | None) -> tuple[Floats, Floats]:
+    def __call__(
+        self, features: Floats, coords: Floats, labels: Floats, masks: Floats | None, wanted: slice
+    ) -> tuple[Floats, Floats]:
         """See `Decoder`; `features` stay on the device while the same array is asked again."""
         with self._lock:
             if self._resident is None or self._resident() is not features:
@@ -112,7 +123,8 @@ class StaticDecoder:
             answers = []
             for part in _parts(len(labels), _STATIC_PROMPTS[-1]):
                 answers.append(self._answer(coords[part], labels[part], None if masks is None else masks[part]))
-        return joined(answers)
+        low_res, scores = joined(answers)
+        return low_res[:, wanted], scores[:, wanted]
 
     def _answer(self, coords: Floats, labels: Floats, masks: Floats | None) -> dict[str, Floats]:
         count, points = labels.shape

@@ -58,14 +58,15 @@ def _signature(manifest: Manifest, role: GraphRole) -> tuple[_Shapes, _Shapes]:
     if role == "encoder":
         return {"image": (None, 3, size, size)}, {"image_embeddings": (None, channels, grid, grid)}
     embeddings: _Shapes = {"image_embeddings": (1, channels, grid, grid)}
-    side: _Shapes = dict.fromkeys(("positions", "places", "placed"), (1, grid * grid, channels))
+    side: _Shapes = dict.fromkeys(("positions", "places", "first_growth"), (1, grid * grid, channels))
     side |= {"first_keys": (1, None, None, grid * grid), "first_values": (1, None, grid * grid, None)}
+    side |= {"first_queries": (1, grid * grid, None)}
     prompts: _Shapes = {"point_coords": (None, None, 2), "point_labels": (None, None)}
     answers: _Shapes = {"low_res_masks": (None, None, 4 * grid, 4 * grid), "iou_predictions": (None, None)}
     if role == "decoder_image":
         return embeddings, side
     if role == "decoder_prompts":
-        return {**side, **prompts}, answers
+        return {**side, **prompts, "wanted_masks": (None,)}, answers
     masks: _Shapes = {"mask_input": (None, 1, 4 * grid, 4 * grid), "has_mask_input": (None,)}
     return {**embeddings, **prompts, **masks}, answers
 

@@ -105,9 +105,10 @@ class OpenModel:
             return StaticDecoder(session, partial(self._open, "decoder"))
         precision = self._precision_with("decoder")
         held = [self._bundle.manifest.find(role, precision) for role in ("decoder_image", "decoder_prompts")]
+        masks = next(tensor.shape[1] for tensor in session.outputs if tensor.name == "iou_predictions")
         # Where the image side would travel to a device and back, the whole decoder is faster.
-        if session.provider == "cpu" and None not in held:
-            return PromptDecoder(session, lambda: (self._open("decoder_image"), self._open("decoder_prompts")))
+        if session.provider == "cpu" and None not in held and isinstance(masks, int):
+            return PromptDecoder(session, masks, lambda: (self._open("decoder_image"), self._open("decoder_prompts")))
         return FlexibleDecoder(session)
 
     def _open(self, role: GraphRole, fixed_axes: Mapping[str, int] | None = None) -> Session:

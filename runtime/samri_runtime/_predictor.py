@@ -19,6 +19,7 @@ from samri.postprocessing import upscale_logits
 from samri.preprocessing import preprocess
 from samri.prompts import Prompt, gather, pack, to_model_frame
 from samri_runtime import models
+from samri_runtime._decoder import ALL, CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
 from samri_runtime._open_model import OpenModel, Where
 from samri_runtime._prediction import Prediction
@@ -161,9 +162,9 @@ class Predictor:
         checked = [prompt.validate(embedding.shape) for prompt in asked]
         valid = tuple(prompt for prompt, _ in checked)
         coords, labels = pack(valid)
-        low_res, scores = self.decode(embedding, coords, labels, mask_input)
-        chosen = slice(1, None) if multimask else 0
-        low_res, scores = low_res[:, chosen], scores[:, chosen]
+        low_res, scores = self.decode(embedding, coords, labels, mask_input, CANDIDATES if multimask else SINGLE)
+        if not multimask:
+            low_res, scores = low_res[:, 0], scores[:, 0]
         logits = upscale_logits(low_res, embedding.shape, self.manifest.profile, self.manifest.image_size)
         return Prediction(
             masks=logits > 0,
@@ -182,6 +183,7 @@ class Predictor:
         coords: npt.NDArray[np.float32],
         labels: npt.NDArray[np.float32],
         mask_input: npt.ArrayLike | None = None,
+        wanted: slice = ALL,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """The decoder itself, for prompts that are packed already (`samri.prompts.pack`).
 
@@ -190,9 +192,10 @@ class Predictor:
             coords: (B, N, 2) float32 in pixels of the slice.
             labels: (B, N) float32.
             mask_input: As in `predict`.
+            wanted: Which of SAM's masks: the first is its single mask, the others its candidates. Fewer are faster.
 
         Returns:
-            Logits (B, 4, L, L) and scores (B, 4), float32: SAM's single mask, then its three candidates.
+            Logits (B, M, L, L) and scores (B, M), float32.
 
         Raises:
             InputError: The embedding was made by another encoder.
@@ -202,7 +205,7 @@ class Predictor:
         self._check(embedding)
         frame = to_model_frame(coords, embedding.shape, self.manifest.profile, self.manifest.image_size)
         masks = self._mask_input(mask_input, len(labels))
-        low_res, scores = self._model.decoder(embedding.features, frame, labels, masks)
+        low_res, scores = self._model.decoder(embedding.features, frame, labels, masks, wanted)
         if not (np.isfinite(low_res).all() and np.isfinite(scores).all()):
             raise ProviderError(
                 f"{self._model.decoder.session.provider} computed NaN or infinite logits with {self.bundle.folder}: "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,13 @@ class PromptDecoder:
 
     Args:
         session: Of the whole decoder.
+        masks: How many it has.
         open_sides: Opens `decoder_image` and `decoder_prompts`, when first needed.
     """
 
-    def __init__(self, session: Session, open_sides: Callable[[], tuple[Session, Session]]) -> None:
+    def __init__(self, session: Session, masks: int, open_sides: Callable[[], tuple[Session, Session]]) -> None:
         self.session = session
+        self._masks = masks
         self._whole = FlexibleDecoder(session)
         self._open_sides = open_sides
         self._sides: tuple[Session, Session] | None = None
@@ -34,14 +37,17 @@ class PromptDecoder:
         self._last: tuple[weakref.ref[Floats], dict[str, npt.NDArray[np.float32]]] | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, features: Floats, coords: Floats, labels: Floats, masks: Floats | None) -> tuple[Floats, Floats]:
+    def __call__(
+        self, features: Floats, coords: Floats, labels: Floats, masks: Floats | None, wanted: slice
+    ) -> tuple[Floats, Floats]:
         """See `Decoder`; the image side is computed once while the same array is asked again."""
         if masks is not None:
-            return self._whole(features, coords, labels, masks)
+            return self._whole(features, coords, labels, masks, wanted)
         image_side, prompts = self._image_side(features)
+        feeds: dict[str, npt.NDArray[Any]] = {**image_side, "wanted_masks": np.arange(self._masks)[wanted]}
         return joined(
             [
-                prompts.run({**image_side, "point_coords": coords[part], "point_labels": labels[part]})
+                prompts.run({**feeds, "point_coords": coords[part], "point_labels": labels[part]})
                 for part in prompts_at_once(len(labels))
             ]
         )

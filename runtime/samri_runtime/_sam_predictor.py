@@ -12,6 +12,7 @@ from samri.errors import InputError, PromptError
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import input_shape
 from samri.prompts import ABSENT, Prompt, pack
+from samri_runtime._decoder import CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
 from samri_runtime._predictor import Predictor
 
@@ -81,9 +82,10 @@ class SamPredictor:
         if point_coords is not None and point_labels is None:
             raise PromptError("point_labels must be given with point_coords")
         coords, labels = _packed(point_coords, point_labels, box)
-        low_res, scores = self.predictor.decode(embedding, coords, labels, mask_input)
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
-        low_res, scores = low_res[0, chosen], scores[0, chosen]
+        low_res, scores = self.predictor.decode(
+            embedding, coords, labels, mask_input, CANDIDATES if multimask_output else SINGLE
+        )
+        low_res, scores = low_res[0], scores[0]
         manifest = self.predictor.manifest
         logits = upscale_logits(low_res, embedding.shape, manifest.profile, manifest.image_size)
         return (logits if return_logits else logits > 0), scores, low_res

@@ -5,8 +5,9 @@ Needs torch and segment-anything (`pip install 'samri[export]'`); nothing else i
 
 from samri.model._architecture import Architecture, build_sam, infer_architecture
 from samri.model._checkpoint import Checkpoint, encoder_sha256, load_checkpoint
-from samri.model._decoder import ImageSide, PromptDecoder, PromptSide
+from samri.model._decoder import PromptDecoder
 from samri.model._encoder import ImageEncoder
+from samri.model._prompt_side import ImageSide, PromptSide
 from samri.model._state_dict import read_state_dict
 
 __all__ = [

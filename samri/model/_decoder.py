@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
-from segment_anything.modeling import PromptEncoder, Sam
-from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
+from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 
-from samri.model._attention import (
-    image_to_token_attention,
-    projected_image,
-    token_attention,
-    token_to_image_attention,
-    token_to_projected_image_attention,
-)
+from samri.model._attention import image_to_token_attention, token_attention, token_to_image_attention
 from samri.model._pixel_blocks import mask_features, mask_logits
 
 
@@ -54,109 +45,59 @@ class PromptDecoder(nn.Module):
         Returns:
             low_res_masks (B, M, 4G, 4G) logits, mask 0 the single-mask answer, and iou_predictions (B, M).
         """
-        positions = self._image_side(image_embeddings, mask_input, has_mask_input)
+        positions = image_positions(self.prompt_encoder, image_embeddings, mask_input, has_mask_input)
         places = image_places(self.prompt_encoder)
-        attention = self.mask_decoder.transformer.layers[0].cross_attn_token_to_image
-        placed = positions + places
-
-        look = functools.partial(_look, attention, placed, positions)
-        return self._decode(positions, places, placed, look, point_coords, point_labels)
-
-    def _decode(
-        self,
-        positions: Tensor,
-        places: Tensor,
-        placed: Tensor,
-        look_first: Callable[[Tensor], Tensor],
-        point_coords: Tensor,
-        point_labels: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """From the image side, (B or 1, P, C), to masks and scores; `look_first` is the first layer's look at it."""
-        sparse = embed_points(self.prompt_encoder, point_coords, point_labels, self.image_size)
-        outputs = torch.cat([self.mask_decoder.iou_token.weight, self.mask_decoder.mask_tokens.weight])
-        tokens = torch.cat([outputs.unsqueeze(0).expand(sparse.shape[0], -1, -1), sparse], dim=1)
-        absent = _absent_bias(point_labels, outputs.shape[0])
-        transformer = self.mask_decoder.transformer
+        tokens, absent = all_tokens(self, point_coords, point_labels)
         queries = tokens
-        for number, layer in enumerate(transformer.layers):
-            if number:
-                placed = positions + places
-            look = functools.partial(_look, layer.cross_attn_token_to_image, placed, positions)
-            queries = _tokens_through(layer, queries, tokens, absent, look if number else look_first)
+        for layer in self.mask_decoder.transformer.layers:
+            placed = positions + places
+            queries = talked(layer, queries, tokens, absent)
+            seen = token_to_image_attention(layer.cross_attn_token_to_image, queries + tokens, placed, positions)
+            queries = thought(layer, queries, seen)
             written = image_to_token_attention(
                 layer.cross_attn_image_to_token, placed, queries + tokens, queries, absent
             )
             positions = layer.norm4(positions + written)
-        # From here on only the decoder's own tokens are read; a prompt's have said what they had to say.
-        own = outputs.shape[0]
-        looking = queries[:, :own] + tokens[:, :own]
-        seen = token_to_image_attention(transformer.final_attn_token_to_image, looking, positions + places, positions)
-        answers = transformer.norm_final_attn(queries[:, :own] + seen)
-        scores = self.mask_decoder.iou_prediction_head(answers[:, 0])
-        token_weights = torch.stack(
-            [mlp(answers[:, 1 + mask]) for mask, mlp in enumerate(self.mask_decoder.output_hypernetworks_mlps)], dim=1
-        )
+        answers = final_answers(self.mask_decoder, queries, tokens, positions + places, positions)
         grid = self.prompt_encoder.image_embedding_size[0]
-        return mask_logits(self.mask_decoder, positions, token_weights, grid), scores
-
-    def _image_side(self, image_embeddings: Tensor, mask_input: Tensor | None, has_mask_input: Tensor | None) -> Tensor:
-        """(B or 1, P, C): embedding plus what the mask prompt adds.
-
-        Without mask prompts the image side stays (1, P, C) for all B prompts until the tokens have written into it.
-        """
-        positions = image_embeddings.flatten(2).transpose(1, 2)
-        no_mask: Tensor = self.prompt_encoder.no_mask_embed.weight  # (1, C)
-        if mask_input is None:
-            return positions + no_mask
-        dense = mask_features(self.prompt_encoder, mask_input)
-        if has_mask_input is not None:
-            dense = torch.where(has_mask_input.view(-1, 1, 1) > 0, dense, no_mask)
-        return positions + dense
+        masks = mask_logits(self.mask_decoder, positions, mask_weights(self.mask_decoder, answers[:, 1:]), grid)
+        return masks, self.mask_decoder.iou_prediction_head(answers[:, 0])
 
 
-class ImageSide(PromptDecoder):
-    """What the decoder computes of an image alone, for prompts without masks: a bundle's `decoder_image.onnx`."""
+def image_positions(
+    prompt_encoder: PromptEncoder,
+    image_embeddings: Tensor,
+    mask_input: Tensor | None = None,
+    has_mask_input: Tensor | None = None,
+) -> Tensor:
+    """(B or 1, P, C): the embedding and what a mask prompt adds to it.
 
-    def forward(self, image_embeddings: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """(1, C, G, G) -> what `PromptSide` takes, in its order.
-
-        Returns:
-            positions, places and their sum, (1, P, C) each, and the first layer's keys (1, h, d, P) and values
-            (1, h, P, d).
-        """
-        positions = self._image_side(image_embeddings, None, None)
-        places = image_places(self.prompt_encoder)
-        placed = positions + places
-        attention = self.mask_decoder.transformer.layers[0].cross_attn_token_to_image
-        return positions, places, placed, *projected_image(attention, placed, positions)
-
-
-class PromptSide(PromptDecoder):
-    """The rest of the decoder: B prompts on an image side that is computed already: `decoder_prompts.onnx`."""
-
-    def forward(  # type: ignore[override]
-        self,
-        positions: Tensor,
-        places: Tensor,
-        placed: Tensor,
-        first_keys: Tensor,
-        first_values: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Decode B prompts of N points each; see `ImageSide.forward` and `PromptDecoder.forward`."""
-        attention = self.mask_decoder.transformer.layers[0].cross_attn_token_to_image
-
-        def look(queries: Tensor) -> Tensor:
-            return token_to_projected_image_attention(attention, queries, first_keys, first_values)
-
-        return self._decode(positions, places, placed, look, point_coords, point_labels)
+    Without mask prompts the image side stays (1, P, C) for all B prompts until the tokens have written into it.
+    """
+    positions = image_embeddings.flatten(2).transpose(1, 2)
+    no_mask: Tensor = prompt_encoder.no_mask_embed.weight  # (1, C)
+    if mask_input is None:
+        return positions + no_mask
+    dense = mask_features(prompt_encoder, mask_input)
+    if has_mask_input is not None:
+        dense = torch.where(has_mask_input.view(-1, 1, 1) > 0, dense, no_mask)
+    return positions + dense
 
 
 def image_places(prompt_encoder: PromptEncoder) -> Tensor:
     """The encoding of every position of the grid, (1, P, C)."""
     places: Tensor = prompt_encoder.get_dense_pe()
     return places.flatten(2).transpose(1, 2)
+
+
+def all_tokens(decoder: PromptDecoder, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoder's own tokens, then those of the points: (B, T, C), and (B, 1, 1, T), -inf for the absent ones."""
+    sparse = embed_points(decoder.prompt_encoder, coords, labels, decoder.image_size)
+    own = torch.cat([decoder.mask_decoder.iou_token.weight, decoder.mask_decoder.mask_tokens.weight])
+    tokens = torch.cat([own.unsqueeze(0).expand(sparse.shape[0], -1, -1), sparse], dim=1)
+    absent = torch.where(labels < -1, float("-inf"), 0.0)
+    absent = torch.cat([torch.zeros_like(absent[:, :1]).expand(-1, own.shape[0]), absent], dim=1)
+    return tokens, absent[:, None, None]
 
 
 def embed_points(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor, image_size: int) -> Tensor:
@@ -174,26 +115,66 @@ def embed_points(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor, 
     return places + kinds[labels.to(torch.int64) + 2]
 
 
-def _look(attention: Attention, placed: Tensor, positions: Tensor, queries: Tensor) -> Tensor:
-    return token_to_image_attention(attention, queries, placed, positions)
-
-
-def _tokens_through(
-    layer: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor, absent: Tensor, look: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """A layer's part on the side of the tokens, (B, T, C) -> (B, T, C): among themselves, at the image, MLP."""
+def talked(layer: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor, absent: Tensor) -> Tensor:
+    """The tokens after they attended to each other, (B, T, C)."""
     if layer.skip_first_layer_pe:
         queries = token_attention(layer.self_attn, queries, queries, absent)
     else:
         queries = queries + token_attention(layer.self_attn, queries + tokens, queries, absent)
-    queries = layer.norm1(queries)
-    queries = layer.norm2(queries + look(queries + tokens))
-    looked: Tensor = layer.norm3(queries + layer.mlp(queries))
-    return looked
+    normed: Tensor = layer.norm1(queries)
+    return normed
 
 
-def _absent_bias(labels: Tensor, output_tokens: int) -> Tensor:
-    """(B, 1, 1, T): -inf for the tokens labelled -2, 0 for the others and for the decoder's own output tokens."""
-    bias = torch.where(labels < -1, float("-inf"), 0.0)
-    own = torch.zeros_like(bias[:, :1]).expand(-1, output_tokens)
-    return torch.cat([own, bias], dim=1)[:, None, None]
+def thought(layer: TwoWayAttentionBlock, queries: Tensor, seen: Tensor) -> Tensor:
+    """The tokens after they took in what they saw of the image, (B, T, C) both."""
+    queries = layer.norm2(queries + seen)
+    normed: Tensor = layer.norm3(queries + layer.mlp(queries))
+    return normed
+
+
+def final_answers(
+    mask_decoder: MaskDecoder,
+    queries: Tensor,
+    tokens: Tensor,
+    placed: Tensor,
+    positions: Tensor,
+    wanted: Tensor | None = None,
+) -> Tensor:
+    """The decoder's own tokens after their last look at the image, (B, 1 + M, C): the score's, then the masks'.
+
+    The other tokens have said what they had to say and aren't read any more.
+
+    Args:
+        mask_decoder: Its weights.
+        queries: (B, T, C).
+        tokens: (B, T, C), as they were in the beginning.
+        placed: (B, P, C) positions with their places.
+        positions: (B, P, C).
+        wanted: (M,) int64, numbers of masks; None for all.
+    """
+    transformer, own = mask_decoder.transformer, 1 + mask_decoder.num_mask_tokens
+    queries, tokens = queries[:, :own], tokens[:, :own]
+    if wanted is not None:
+        rows = torch.cat([torch.zeros_like(wanted[:1]), wanted + 1])
+        queries, tokens = queries.index_select(1, rows), tokens.index_select(1, rows)
+    seen = token_to_image_attention(transformer.final_attn_token_to_image, queries + tokens, placed, positions)
+    answers: Tensor = transformer.norm_final_attn(queries + seen)
+    return answers
+
+
+def mask_weights(mask_decoder: MaskDecoder, answers: Tensor, wanted: Tensor | None = None) -> Tensor:
+    """What each mask's own network makes of its token: (B, M, C) -> (B, M, C / 8) weights of the pixels' channels.
+
+    The networks are of one shape, so that those of the M masks that are `wanted` go as one batch.
+    """
+    networks = mask_decoder.output_hypernetworks_mlps
+    values = answers.transpose(0, 1)
+    last = networks[0].num_layers - 1
+    for number in range(last + 1):
+        weights = torch.stack([network.layers[number].weight for network in networks])
+        biases = torch.stack([network.layers[number].bias for network in networks])
+        if wanted is not None:
+            weights, biases = weights.index_select(0, wanted), biases.index_select(0, wanted)
+        values = torch.baddbmm(biases.unsqueeze(1), values, weights.transpose(1, 2))
+        values = values if number == last else values.relu()
+    return values.transpose(0, 1)

@@ -47,10 +47,23 @@ def mask_logits(mask_decoder: MaskDecoder, positions: Tensor, token_weights: Ten
     Returns:
         (B, M, 4G, 4G) logits.
     """
-    first, norm, first_act, second, second_act = mask_decoder.output_upscaling
-    masks = mask_decoder.num_mask_tokens
-    coarse = first_act(_layer_norm(_growing(first, positions.reshape(-1, first.in_channels)), norm))
-    fine = second_act(_growing(second, coarse))
+    weight, bias = growing(mask_decoder.output_upscaling[0])
+    return grown_mask_logits(mask_decoder, functional.linear(positions, weight.t(), bias), token_weights, grid)
+
+
+def growing(convolution: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+    """The (in, 4 * out) matrix of a transposed convolution and its (4 * out,) bias, ordered (pixel, channel)."""
+    assert convolution.bias is not None
+    return convolution.weight.permute(0, 2, 3, 1).flatten(1), convolution.bias.repeat(4)
+
+
+def grown_mask_logits(mask_decoder: MaskDecoder, grown: Tensor, token_weights: Tensor, grid: int) -> Tensor:
+    """`mask_logits` from what its first convolution gave, (B, P, 4 * C / 4), or any positive multiple at a position."""
+    _, norm, first_act, second, second_act = mask_decoder.output_upscaling
+    masks = token_weights.shape[1]
+    coarse = first_act(_layer_norm(grown.reshape(-1, second.in_channels), norm))
+    weight, bias = growing(second)
+    fine = second_act(functional.linear(coarse, weight.t(), bias).view(-1, second.out_channels))
     # Pixel by pixel in the end: (B, M, C / 8)(C / 8, P * 16).
     pixels = token_weights @ fine.view(-1, grid * grid * 16, second.out_channels).transpose(-2, -1)
     # In three moves of large pieces, which take half the time of one permutation of eight axes: positions last, the
@@ -64,13 +77,6 @@ def _shrinking(convolution: nn.Conv2d, blocks: Tensor) -> Tensor:
     """(rows, 4 * in), ordered (pixel, channel) -> (rows, out)."""
     weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
     return functional.linear(blocks, weight, convolution.bias)
-
-
-def _growing(convolution: nn.ConvTranspose2d, positions: Tensor) -> Tensor:
-    """(rows, in) -> (rows * 4, out): a row for each of the four pixels."""
-    assert convolution.bias is not None
-    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return functional.linear(positions, weight, convolution.bias.repeat(4)).view(-1, convolution.out_channels)
 
 
 def _layer_norm(rows: Tensor, norm: LayerNorm2d) -> Tensor:

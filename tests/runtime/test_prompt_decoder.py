@@ -10,7 +10,7 @@ import pytest
 
 from parity import picture
 from samri_runtime import Predictor
-from samri_runtime._decoder import FlexibleDecoder
+from samri_runtime._decoder import ALL, CANDIDATES, SINGLE, FlexibleDecoder
 from samri_runtime._prompt_decoder import PromptDecoder
 from samri_runtime.providers import open_session
 
@@ -31,7 +31,7 @@ class Counted:
 def sides(bundle: Path) -> tuple[PromptDecoder, Counted, Counted]:
     image, prompts = Counted(bundle / "decoder_image.onnx"), Counted(bundle / "decoder_prompts.onnx")
     whole = open_session(bundle / "decoder.onnx", "cpu")
-    return PromptDecoder(whole, lambda: (image, prompts)), image, prompts  # type: ignore[arg-type, return-value]
+    return PromptDecoder(whole, 4, lambda: (image, prompts)), image, prompts  # type: ignore[arg-type, return-value]
 
 
 def asked(prompts: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], ...]:
@@ -48,28 +48,32 @@ def features(seed: int = 0) -> np.ndarray[Any, Any]:
 def test_two_graphs_answer_as_the_whole_decoder_does(prompts: int, bundle: Path, sides: Any) -> None:
     whole = FlexibleDecoder(open_session(bundle / "decoder.onnx", "cpu"))
     embedding, (coords, labels) = features(), asked(prompts)
-    for given, expected in zip(
-        sides[0](embedding, coords, labels, None), whole(embedding, coords, labels, None), strict=True
-    ):
-        np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * max(1.0, float(np.ptp(expected))))
+    for wanted, count in ((SINGLE, 1), (CANDIDATES, 3), (ALL, 4)):
+        for given, expected in zip(
+            sides[0](embedding, coords, labels, None, wanted),
+            whole(embedding, coords, labels, None, wanted),
+            strict=True,
+        ):
+            assert given.shape[:2] == (prompts, count)
+            np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * max(1.0, float(np.ptp(expected))))
 
 
 def test_the_image_side_runs_once_an_image(sides: Any) -> None:
     decoder, image, prompts = sides
     first, second = features(1), features(2)
-    answers = [decoder(first, *asked(2, seed), None)[0] for seed in range(3)]
+    answers = [decoder(first, *asked(2, seed), None, ALL)[0] for seed in range(3)]
     assert (image.runs, prompts.runs) == (1, 3)
-    other = decoder(second, *asked(2), None)[0]
+    other = decoder(second, *asked(2), None, ALL)[0]
     assert image.runs == 2
     assert not np.allclose(other, answers[0])
-    np.testing.assert_array_equal(decoder(first, *asked(2), None)[0], answers[0])
+    np.testing.assert_array_equal(decoder(first, *asked(2), None, ALL)[0], answers[0])
 
 
 def test_an_array_at_the_place_of_a_dead_one_is_another_image(sides: Any) -> None:
     decoder, image, _ = sides
     for seed in range(4):
         embedding = features(seed)
-        decoder(embedding, *asked(1), None)
+        decoder(embedding, *asked(1), None, ALL)
         del embedding
         gc.collect()
     assert image.runs == 4
@@ -78,17 +82,17 @@ def test_an_array_at_the_place_of_a_dead_one_is_another_image(sides: Any) -> Non
 def test_prompts_with_masks_go_to_the_whole_decoder(sides: Any) -> None:
     decoder, image, prompts = sides
     masks = np.random.default_rng(3).standard_normal((2, 1, 64, 64)).astype(np.float32)
-    with_masks = decoder(features(), *asked(2), masks)[0]
+    with_masks = decoder(features(), *asked(2), masks, ALL)[0]
     assert (image.runs, prompts.runs) == (0, 0)
-    assert np.abs(with_masks - decoder(features(), *asked(2), None)[0]).max() > 0.1
+    assert np.abs(with_masks - decoder(features(), *asked(2), None, ALL)[0]).max() > 0.1
 
 
 def test_threads_that_ask_of_different_images_get_their_own_answers(sides: Any) -> None:
     decoder = sides[0]
     embeddings = [features(seed) for seed in range(4)]
-    alone = [decoder(embedding, *asked(1), None)[0] for embedding in embeddings]
+    alone = [decoder(embedding, *asked(1), None, ALL)[0] for embedding in embeddings]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: decoder(embeddings[i % 4], *asked(1), None)[0], range(32)))
+        found = list(pool.map(lambda i: decoder(embeddings[i % 4], *asked(1), None, ALL)[0], range(32)))
     for number, answer in enumerate(found):
         np.testing.assert_array_equal(answer, alone[number % 4])
 

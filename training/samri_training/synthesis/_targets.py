@@ -84,14 +84,14 @@ def _candidate(drawn: SyntheticSlice, rng: np.random.Generator, smallest: int) -
         return None
     label = rng.choice(present)
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.55:
         return _part(labels == label, rng, smallest)
-    if kind < 0.5:
+    if kind < 0.62:
         return np.asarray(labels == label)
-    if kind < 0.75:  # Whatever looks the same.
+    if kind < 0.8:  # Whatever looks the same.
         alike = np.isclose(drawn.levels, drawn.levels[label], atol=0.02)
         return _part(alike[labels], rng, smallest)
-    if kind < 0.9:  # A few labels together.
+    if kind < 0.92:  # A few labels together.
         others = rng.choice(present, min(int(rng.integers(1, 5)), len(present)), replace=False)
         mask = _part(np.isin(labels, [label, *others]), rng, smallest)
         return _filled(mask) if mask is not None and rng.random() < 0.5 else mask

@@ -22,13 +22,28 @@ _PATHS = click.Path(path_type=Path)
 @click.option("--label-maps", type=_PATHS, metavar="FOLDER", required=True, help="NIfTI label maps to draw from.")
 @click.option("--output", type=_PATHS, metavar="FOLDER", required=True, help="For states, logs and checkpoints.")
 @click.option(
-    "--phases", default="64:24:1200,128:12:1800,256:8:500", show_default=True, help="Of stage 1: side:images:steps,..."
+    "--phases",
+    default="64:24:8:900,128:10:16:1800,256:4:24:1800",
+    show_default=True,
+    help="Of stage 1: side:images:prompts:steps,...",
 )
+@click.option("--cooldown", default=Plan.cooldown, show_default=True, help="Last steps, in which the rates fall to 0.")
+@click.option("--bf16", is_flag=True, help="For processors made for it; others are ten times slower so.")
 @click.option("--slices", default=1500, show_default=True, help="Drawn for stage 2.")
 @click.option("--epochs", default=10, show_default=True, help="Of stage 2.")
 @click.option("--seed", default=2026, show_default=True, help="Of everything in stage 1.")
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True, help="Of PyTorch.")
-def main(label_maps: Path, output: Path, phases: str, slices: int, epochs: int, seed: int, threads: int) -> None:
+def main(
+    label_maps: Path,
+    output: Path,
+    phases: str,
+    cooldown: int,
+    bf16: bool,
+    slices: int,
+    epochs: int,
+    seed: int,
+    threads: int,
+) -> None:
     """Train samri-tiny: stage 1 on drawn slices, then SAMRI's own fine-tuning of the decoder.
 
     Every fifth label map is left out, for the evaluation. Stopped, it goes on where it was when started again.
@@ -39,7 +54,8 @@ def main(label_maps: Path, output: Path, phases: str, slices: int, epochs: int, 
     used, kept = hold_out([*label_maps.glob("*.nii"), *label_maps.glob("*.nii.gz")])
     maps = read_label_maps(used)
     say(f"{len(maps)} label maps to draw from; {len(kept)} left out for the evaluation")
-    model = pretrain(maps, output / "stage1", Plan(phases=_phases(phases), seed=seed), progress=say)
+    plan = Plan(phases=_phases(phases), cooldown=cooldown, seed=seed, bf16=bf16)
+    model = pretrain(maps, output / "stage1", plan, progress=say)
     first = output / "stage1.pth"
     with staged_file(first) as path:
         torch.save(model.state_dict(), path)
@@ -50,7 +66,7 @@ def _phases(text: str) -> tuple[Phase, ...]:
     try:
         return tuple(Phase(*map(int, part.split(":"))) for part in text.split(","))
     except (TypeError, ValueError) as error:
-        raise click.UsageError(f"--phases {text!r} is not side:images:steps,side:images:steps,...") from error
+        raise click.UsageError(f"--phases {text!r} is not side:images:prompts:steps,...") from error
 
 
 if __name__ == "__main__":

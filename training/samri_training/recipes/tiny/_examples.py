@@ -19,7 +19,7 @@ from samri_training.synthesis import LabelMap, SyntheticSlice, Target, draw_shap
 
 SHAPES = 0.25  # Share of slices that aren't anatomy.
 ODD_FRAMES = 0.25  # Share of slices that aren't square, so that the frame is padded.
-BOX, POINT = 0.55, 0.25  # Shares of prompts with a box alone and a point alone; the rest has both.
+BOX, POINT = 0.6, 0.2  # Shares of prompts with a box alone and a point alone; the rest has both.
 JITTER = 0.08  # Of a box's side: how far each edge may be off, but never more than JITTER_MAX pixels.
 JITTER_MAX = 8.0
 SMALLEST = 24  # Pixels of a target.
