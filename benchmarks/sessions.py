@@ -2,9 +2,10 @@
 
     python benchmarks/sessions.py --model BUNDLE [--rounds 40] [--encoder] [--json FILE]
 
-Threads, the variants taking turns in one process: two threads that wait in a loop (ONNX Runtime's default) or sleep
-(SAMRI's), and one thread; for one box and for 16, with an idle machine and with a host that keeps one core busy; the
-processor time that a session burns in the 0.3 s after a call; and, with --encoder, the decoder right after the encoder.
+Threads, the variants taking turns in one process: threads that wait in a loop (ONNX Runtime's default), that sleep
+(SAMRI's) or that wait in a loop for 50 microseconds only (from ONNX Runtime 1.26 on), and one thread; for one box and for
+16, with an idle machine and with a host that keeps one core busy; the processor time that a session burns in the 0.3 s
+after a call; and, with --encoder, the decoder right after the encoder.
 Memory, with --encoder, each variant in a process of its own that encodes three images: ONNX Runtime's default; SAMRI's
 (no memory patterns); without an arena; and with the arena given back after every image.
 """
@@ -29,11 +30,14 @@ from samri_runtime.bench._memory import current_rss, peak_rss
 from samri_runtime.providers import load_onnxruntime
 
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-THREADS = {
-    f"{CORES} threads that spin": (CORES, "1"),
-    f"{CORES} threads that sleep": (CORES, "0"),
-    "1 thread": (1, "0"),
+THREADS: dict[str, tuple[int, int | None]] = {
+    f"{CORES} threads that spin": (CORES, None),
+    f"{CORES} threads that sleep": (CORES, 0),
+    f"{CORES} threads that spin for 50 us": (CORES, 50),
+    "1 thread": (1, 0),
 }
+"""Number of threads, and microseconds for which they wait in a loop; None for ONNX Runtime's own."""
+
 MEMORY = ("default", "no patterns", "no arena", "arena given back")
 
 
@@ -122,7 +126,7 @@ def apart(model: Path, name: str) -> dict[str, Any]:
 
 def three_images(bundle: Bundle, name: str) -> dict[str, Any]:
     onnxruntime = load_onnxruntime()
-    session = opened(bundle, "encoder", CORES, "0", patterns=name == "default", arena=name != "no arena")
+    session = opened(bundle, "encoder", CORES, 0, patterns=name == "default", arena=name != "no arena")
     opening = peak_rss()
     run = onnxruntime.RunOptions()
     if name == "arena given back":
@@ -132,14 +136,18 @@ def three_images(bundle: Bundle, name: str) -> dict[str, Any]:
     return {"opened": opening, "peak": peak_rss(), "steady": current_rss(), "seconds": seconds}
 
 
-def opened(bundle: Bundle, role: Any, count: int, spin: str, *, patterns: bool = False, arena: bool = True) -> Any:
+def opened(
+    bundle: Bundle, role: Any, count: int, spin: int | None, *, patterns: bool = False, arena: bool = True
+) -> Any:
     onnxruntime = load_onnxruntime()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = count
     settings.enable_mem_pattern = patterns
     settings.enable_cpu_mem_arena = arena
-    settings.add_session_config_entry("session.intra_op.allow_spinning", spin)
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if spin == 0 else "1")
+    if spin:
+        settings.add_session_config_entry("session.intra_op.spin_duration_us", str(spin))
     return onnxruntime.InferenceSession(str(bundle.graph_path(role)), settings, providers=["CPUExecutionProvider"])
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from samri.manifest import Manifest, Precision
 from samri_runtime.providers import Provider
+from samri_runtime.providers._processor import computes_int8_fast
 
 _HALF_FIRST: tuple[Precision, ...] = ("fp16", "fp32", "int8")
 _FULL_FIRST: tuple[Precision, ...] = ("fp32", "int8", "fp16")
 _INT8_FIRST: tuple[Precision, ...] = ("int8", "fp32", "fp16")
 
 # What each provider computes fastest; docs/precision.md has the measurements. OpenVINO runs the int8 graphs slower than
-# float32 ones: it wants another way of writing integers down.
+# float32 ones: it wants another way of writing integers down. CPUs without instructions for integers are seen to below.
 _BY_SPEED: dict[Provider, tuple[Precision, ...]] = {
     "cpu": _INT8_FIRST,
     "openvino": _FULL_FIRST,
@@ -37,7 +38,8 @@ def precision_for(manifest: Manifest, provider: Provider) -> tuple[Precision, li
         provider: What really runs.
     """
     held = manifest.precisions("encoder")
-    order = [precision for precision in _BY_SPEED[provider] if precision in held]
+    by_speed = _BY_SPEED[provider] if provider != "cpu" or computes_int8_fast() else _FULL_FIRST
+    order = [precision for precision in by_speed if precision in held]
     proven = [precision for precision in order if is_proven(manifest, precision)]
     if not proven:
         # An encoder of any kind is missing: opening it says so.

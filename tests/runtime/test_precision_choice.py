@@ -16,6 +16,7 @@ from samri_export import export_bundle
 from samri_runtime import Predictor
 from samri_runtime._precision import _BY_SPEED, precision_for
 from samri_runtime.providers import PROVIDERS, Provider
+from samri_runtime.providers._processor import computes_int8_fast
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,9 @@ def with_proof(lower: Path, folder: Path, below: dict[Precision, list[str]]) -> 
     ],
 )
 def test_auto_takes_what_suits_the_provider(
-    provider: Provider, expected: Precision, lower: Path, tmp_path: Path
+    provider: Provider, expected: Precision, lower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("samri_runtime._precision.computes_int8_fast", lambda: True)
     manifest = Bundle.open(with_proof(lower, tmp_path / "b", {"fp16": [], "int8": []})).manifest
     chosen, notes = precision_for(manifest, provider)
     assert chosen == expected
@@ -62,6 +64,33 @@ def test_auto_takes_what_suits_the_provider(
     else:
         (note,) = notes
         assert expected in note and provider in note and "0.9912" in note
+
+
+def test_auto_takes_fp32_on_a_cpu_that_computes_integers_no_faster(
+    lower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Bundle.open(with_proof(lower, tmp_path / "b", {"int8": []})).manifest
+    monkeypatch.setattr("samri_runtime._precision.computes_int8_fast", lambda: False)
+    assert precision_for(manifest, "cpu") == ("fp32", [])
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("model name\t: AMD EPYC\nflags\t\t: fpu sse4_2 fma avx2 rdseed\n", False),
+        ("model name\t: Xeon\nflags\t\t: fpu avx2 avx512f avx512_vnni\n", True),
+        ("model name\t: Core\nflags\t\t: fpu avx2 avx_vnni\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd evtstrm aes\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", True),
+        ("processor\t: 0\n", True),
+        (None, True),
+    ],
+)
+def test_instructions_for_integers_are_read_off_the_system(cpuinfo: str | None, expected: bool, tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo)
+    assert computes_int8_fast(file) is expected
 
 
 def test_every_provider_has_its_order() -> None:
@@ -79,7 +108,10 @@ def test_auto_never_takes_what_was_not_proven(
 
 
 @pytest.mark.parametrize("provider", ["cpu", "auto"])
-def test_a_predictor_says_which_precision_it_took(provider: Provider, lower: Path, tmp_path: Path) -> None:
+def test_a_predictor_says_which_precision_it_took(
+    provider: Provider, lower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samri_runtime._precision.computes_int8_fast", lambda: True)
     predictor = Predictor(with_proof(lower, tmp_path / "b", {"int8": []}), provider=provider)
     assert predictor.precision == "int8"
     assert any(note.startswith("precision int8, which suits cpu (mean Dice 0.9912") for note in predictor.notes)
