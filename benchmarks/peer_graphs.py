@@ -1,4 +1,4 @@
-"""The graphs of SAMRI's peers, exported as their own programs do it; for `peers.py`."""
+"""The graphs of SAMRI's peers, exported as their own programs do it, and the picture that all are asked about."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from segment_anything.utils.onnx import SamOnnxModel
+
+from samri_runtime.bench import phantom_scene
 
 
 def export_official_decoder(sam: Any, path: Path) -> None:
@@ -39,6 +42,21 @@ def export_official_decoder(sam: Any, path: Path) -> None:
         )
 
 
+def export_plain_encoder(sam: Any, path: Path) -> None:
+    """segment-anything's encoder as it is."""
+    size = sam.image_encoder.img_size
+    with quiet_tracer(), torch.no_grad():
+        torch.onnx.export(
+            sam.image_encoder.eval(),
+            (torch.zeros(1, 3, size, size),),
+            str(path),
+            input_names=["image"],
+            output_names=["image_embeddings"],
+            opset_version=17,
+            dynamo=False,
+        )
+
+
 def export_samexporter(folder: Path) -> None:
     from samexporter.export_decoder import run_export as export_decoder
     from samexporter.export_encoder import run_export as export_encoder
@@ -54,6 +72,18 @@ def samexporter_version() -> str | None:
         return importlib.metadata.version("samexporter")
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def versions() -> dict[str, str | None]:
+    names = ("samri", "torch", "onnxruntime", "segment-anything", "numpy")
+    return {**{name: importlib.metadata.version(name) for name in names}, "samexporter": samexporter_version()}
+
+
+def phantom_picture() -> np.ndarray[Any, Any]:
+    """The phantom of `samri-bench` as people feed SAM: (H, W, 3) uint8."""
+    image = phantom_scene().image
+    grey = np.rint((image - image.min()) / (image.max() - image.min()) * 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""A box to a mask, and an image to an embedding: SAMRI against the ways in which people run SAM today, in one run.
+"""A box to a mask: SAMRI against the ways in which people run SAM today, in one run. `encoders.py` does images.
 
-    python benchmarks/peers.py [--rounds 15] [--images 2] [--small] [--folder FOLDER]
+    python benchmarks/peers.py [--rounds 15] [--small] [--folder FOLDER]
 
 - *samri*: `Predictor` on a bundle made by `samri-export`.
 - *Meta's ONNX decoder*: `segment_anything.utils.onnx.SamOnnxModel` with one mask, exported plainly, in a session of
@@ -9,19 +9,17 @@
 - *torch SamPredictor*: `predict`, and `predict_torch` for 16 boxes in one call.
 - *samexporter*: graphs and class of the package of that name, where it is installed (pip install samexporter).
 
-Prompts: all candidates answer on the same embedding and take turns in this process, with a pause before each that lets
-the others' threads come to rest. Images: each candidate in a process of its own, which is also what tells its memory.
-Masks are compared with those of torch in the same run. Weights are seeded random ones of ViT-B's shape; `--small` takes
-the tests' small model, to see that it works (samexporter's class is made for images of 1024 and is left out).
+All candidates answer on the same embedding and take turns in this process, with a pause before each that lets the
+others' threads come to rest. Masks are compared with those of torch in the same run. Weights are seeded random ones of
+ViT-B's shape; `--small` takes the tests' small model, to see that it works (samexporter's class is made for images of
+1024 and is left out).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +35,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from peer_graphs import export_official_decoder, export_samexporter, samexporter_version
+from peer_graphs import export_official_decoder, export_samexporter, phantom_picture, samexporter_version, versions
 
 from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri_export import export_bundle
@@ -54,7 +52,6 @@ PAUSE = 0.15
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="of prompts")
-    parser.add_argument("--images", type=int, default=2, help="processes that encode, for each candidate; 0 for none")
     parser.add_argument("--small", action="store_true", help="the tests' small model rather than ViT-B")
     parser.add_argument("--folder", type=Path, help="keep the graphs there, and take those that an earlier run left")
     parser.add_argument("--json", type=Path, help="write all figures there too")
@@ -62,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with contextlib.ExitStack() as cleanup:
         folder = arguments.folder or Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="samri-peers-")))
-        report = measure(folder, arguments.rounds, arguments.images, arguments.small)
+        report = measure(folder, arguments.rounds, arguments.small)
     text = as_markdown(report)
     print(text)
     if arguments.json:
@@ -71,7 +68,7 @@ def main() -> None:
         arguments.markdown.write_text(text, encoding="utf-8")
 
 
-def measure(folder: Path, rounds: int, images: int, small: bool) -> dict[str, Any]:
+def measure(folder: Path, rounds: int, small: bool) -> dict[str, Any]:
     sam = seeded_sam(SMALL if small else VIT_B)
     peers = [OURS, META, TORCH]
     if not small and samexporter_version() is not None:
@@ -84,18 +81,13 @@ def measure(folder: Path, rounds: int, images: int, small: bool) -> dict[str, An
             export_samexporter(folder)
         export_official_decoder(sam, folder / "official.onnx")
     scene = phantom_scene()
-    low, high = scene.image.min(), scene.image.max()
-    picture = np.rint((scene.image - low) / (high - low) * 255).astype(np.uint8)
-    np.save(folder / "picture.npy", np.repeat(picture[:, :, None], 3, axis=2))
-    report = {
+    np.save(folder / "picture.npy", phantom_picture())
+    return {
         "machine": {**machine(), "cores": usable_cores()},
         "model": "small test model" if small else "ViT-B at 1024, seeded random weights",
         "versions": versions(),
         "prompts": prompts(sam, folder, scene.boxes, peers, rounds),
     }
-    if images:
-        report["images"] = encodings(folder, [peer for peer in peers if peer != META], images)
-    return report
 
 
 def prompts(sam: Any, folder: Path, boxes: Masks, peers: list[str], rounds: int) -> dict[str, Any]:
@@ -196,27 +188,6 @@ def with_samexporter(folder: Path, features: Masks, shape: tuple[int, int]) -> A
     return ask
 
 
-def encodings(folder: Path, peers: list[str], images: int) -> dict[str, Any]:
-    found: dict[str, Any] = {name: {"first": [], "later": [], "peak": []} for name in peers}
-    for _ in range(images):
-        for name in peers:
-            command = [sys.executable, str(Path(__file__).with_name("peer_image.py")), name, str(folder)]
-            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            found[name]["first"].append(result["seconds"][0])
-            found[name]["later"] += result["seconds"][1:]
-            found[name]["peak"].append(result["peak"])
-    expected = np.load(folder / f"{TORCH}.npy")
-    for name in peers:
-        features = np.load(folder / f"{name}.npy")
-        found[name]["embedding off"] = float(np.linalg.norm(features - expected) / np.linalg.norm(expected))
-    return found
-
-
-def versions() -> dict[str, str | None]:
-    names = ("samri", "torch", "onnxruntime", "segment-anything", "numpy")
-    return {**{name: importlib.metadata.version(name) for name in names}, "samexporter": samexporter_version()}
-
-
 def agreement(logits: Masks, expected: Masks) -> dict[str, float]:
     """With torch: mean Dice, and the largest difference of logits at the picture's size over their range."""
     ours, theirs = logits > 0, expected > 0
@@ -241,21 +212,6 @@ def as_markdown(report: dict[str, Any]) -> str:
             ratio = np.median(figures[key]) / np.median(found[OURS][key])
             cells += [spread(figures[key], 1e3), f"{ratio:.2f}"]
         lines.append(f"| {' | '.join(cells)} | {figures['dice']:.4f} | {figures['logits off']:.1e} |")
-    if "images" in report:
-        lines += [
-            "",
-            "| | first image (s) | later (s) | times samri | peak (GB) | embedding off |",
-            "|---|---|---|---|---|---|",
-        ]
-        for name, figures in report["images"].items():
-            first, later = (
-                np.median(figures[key]) / np.median(report["images"][OURS][key]) for key in ("first", "later")
-            )
-            peak = max(figures["peak"]) / 1e9 if all(figures["peak"]) else float("nan")
-            lines.append(
-                f"| {name} | {spread(figures['first'])} | {spread(figures['later'])} | {first:.2f}, {later:.2f} "
-                f"| {peak:.2f} | {figures['embedding off']:.1e} |"
-            )
     return "\n".join(lines) + "\n"
 
 

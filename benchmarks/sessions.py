@@ -3,9 +3,9 @@
     python benchmarks/sessions.py --model BUNDLE [--rounds 40] [--encoder] [--json FILE]
 
 Threads, the variants taking turns in one process: threads that wait in a loop (ONNX Runtime's default), that sleep
-(SAMRI's) or that wait in a loop for 50 microseconds only (from ONNX Runtime 1.26 on), and one thread; for one box and for
-16, with an idle machine and with a host that keeps one core busy; the processor time that a session burns in the 0.3 s
-after a call; and, with --encoder, the decoder right after the encoder.
+(SAMRI's) or that wait in a loop for 50 microseconds only (from ONNX Runtime 1.26 on), and one thread; for one box and
+for 16, with an idle machine and with a host that keeps one core busy; the processor time that a session burns in the
+0.3 s after a call; and, with --encoder, the decoder right after the encoder.
 Memory, with --encoder, each variant in a process of its own that encodes three images: ONNX Runtime's default; SAMRI's
 (no memory patterns); without an arena; and with the arena given back after every image.
 """

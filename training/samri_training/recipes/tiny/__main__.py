@@ -9,6 +9,7 @@ import click
 import torch
 
 from samri.errors import InputError
+from samri.model import load_checkpoint
 from samri.staging import staged_file
 from samri_runtime._command import command, emit, say
 from samri_training.recipes.tiny.finetuning import finetune
@@ -27,7 +28,12 @@ _PATHS = click.Path(path_type=Path)
     show_default=True,
     help="Of stage 1: side:images:prompts:steps,...",
 )
+@click.option("--lr", default=Plan.lr, show_default=True, help="Of AdamW, which moves all but matrices.")
+@click.option("--matrix-lr", default=Plan.matrix_lr, show_default=True, help="Of Muon, which moves the matrices.")
 @click.option("--cooldown", default=Plan.cooldown, show_default=True, help="Last steps, in which the rates fall to 0.")
+@click.option(
+    "--from", "start", type=_PATHS, metavar="FILE", help="Checkpoint to start from.  [default: random weights]"
+)
 @click.option("--bf16", is_flag=True, help="For processors made for it; others are ten times slower so.")
 @click.option("--slices", default=1500, show_default=True, help="Drawn for stage 2.")
 @click.option("--epochs", default=10, show_default=True, help="Of stage 2.")
@@ -37,7 +43,10 @@ def main(
     label_maps: Path,
     output: Path,
     phases: str,
+    lr: float,
+    matrix_lr: float,
     cooldown: int,
+    start: Path | None,
     bf16: bool,
     slices: int,
     epochs: int,
@@ -54,8 +63,9 @@ def main(
     used, kept = hold_out([*label_maps.glob("*.nii"), *label_maps.glob("*.nii.gz")])
     maps = read_label_maps(used)
     say(f"{len(maps)} label maps to draw from; {len(kept)} left out for the evaluation")
-    plan = Plan(phases=_phases(phases), cooldown=cooldown, seed=seed, bf16=bf16)
-    model = pretrain(maps, output / "stage1", plan, progress=say)
+    weights = None if start is None else load_checkpoint(start).sam.state_dict()
+    plan = Plan(phases=_phases(phases), lr=lr, matrix_lr=matrix_lr, cooldown=cooldown, seed=seed, bf16=bf16)
+    model = pretrain(maps, output / "stage1", plan, start=weights, progress=say)
     first = output / "stage1.pth"
     with staged_file(first) as path:
         torch.save(model.state_dict(), path)

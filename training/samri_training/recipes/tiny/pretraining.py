@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ def pretrain(
     folder: Path,
     plan: Plan,
     *,
+    start: Mapping[str, Tensor] | None = None,
     save_every: int = 250,
     log_every: int = 25,
     progress: Callable[[str], None] = print,
@@ -100,6 +101,7 @@ def pretrain(
         label_maps: Subjects to draw from; none means shapes alone.
         folder: Gets `last.pt` (the state to go on from) and `log.jsonl`.
         plan: How.
+        start: Weights to start from, a state dict; None for random ones.
         save_every: Steps between two states.
         log_every: Steps between two lines of the log.
         progress: Called with a line now and then.
@@ -111,7 +113,7 @@ def pretrain(
         InputError: `folder` holds the state of another plan.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(plan)
+    run = _Run(plan, start)
     run.resume(folder / "last.pt")
     log = Log(folder / "log.jsonl", run.step, log_every, progress)
     for batch, window in run.batches(label_maps):
@@ -126,10 +128,12 @@ def pretrain(
 class _Run:
     """The state that steps change."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, start: Mapping[str, Tensor] | None = None) -> None:
         self.plan = plan
         self.step = 0
         self.sam = tiny_sam(plan.seed)
+        if start is not None:
+            self.sam.load_state_dict(start)
         self.sam.train()
         parameters = dict(self.sam.named_parameters())
         self._optimizers = optimizers(parameters, lr=plan.lr, matrix_lr=plan.matrix_lr, weight_decay=plan.weight_decay)

@@ -1,0 +1,145 @@
+"""An image to its embedding: SAMRI's encoders against the plain export and the ways in which people run SAM today.
+
+    python benchmarks/encoders.py [--rounds 3] [--images 3] [--small] [--folder FOLDER] [--openvino PYTHON]
+
+- *plain export*: `torch.onnx.export` of segment-anything's encoder, in a session of ONNX Runtime's own settings.
+- *samri*, *samri int8*: `Predictor` on a bundle made by `samri-export`, on the CPU provider.
+- *torch SamPredictor*, and *samexporter* where it is installed (pip install samexporter).
+- With --openvino, *samri* on the OpenVINO provider in fp32 and bf16, and its int8 graph there, run by the interpreter
+  of another environment (pip install 'samri[openvino]'), since ONNX Runtime's wheels install over each other.
+
+Candidates take turns, each image of a turn in one process that starts anew with every turn: its first image is what a
+command-line user waits for, together with the opening. Embeddings are compared with the plain export's. Weights are
+seeded random ones of ViT-B's shape, so that the error of int8 is that of an embedding and stands for no mask; `--small`
+takes the tests' small model, to see that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from encoder_process import OPENVINO, OURS, PLAIN, SAMEXPORTER, TORCH
+from peer_graphs import export_plain_encoder, export_samexporter, phantom_picture, samexporter_version, versions
+
+from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
+from samri_export import export_bundle
+from samri_runtime.doctor._machine import machine
+from samri_runtime.providers._processor import usable_cores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each candidate")
+    parser.add_argument("--images", type=int, default=3, help="in each process")
+    parser.add_argument("--small", action="store_true", help="the tests' small model rather than ViT-B")
+    parser.add_argument("--folder", type=Path, help="keep the graphs there, and take those that an earlier run left")
+    parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="of an environment with onnxruntime-openvino")
+    parser.add_argument("--only", action="append", help="a candidate beside the plain export; repeatable")
+    parser.add_argument("--json", type=Path, help="write all figures there too")
+    arguments = parser.parse_args()
+    with contextlib.ExitStack() as cleanup:
+        folder = arguments.folder or Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="samri-encoders-")))
+        prepare(folder, arguments.small)
+        candidates = {PLAIN: sys.executable, OURS: sys.executable, "samri int8": sys.executable, TORCH: sys.executable}
+        if not arguments.small and samexporter_version() is not None:
+            candidates[SAMEXPORTER] = sys.executable
+        if arguments.openvino:
+            candidates |= dict.fromkeys(OPENVINO, str(arguments.openvino))
+        if arguments.only:
+            candidates = {name: candidates[name] for name in [PLAIN, *arguments.only]}
+        report = {
+            "machine": {**machine(), "cores": usable_cores()},
+            "model": "small test model" if arguments.small else "ViT-B at 1024, seeded random weights",
+            "versions": versions(),
+            "encoders": measure(folder, candidates, arguments.rounds, arguments.images),
+        }
+    print(as_markdown(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def prepare(folder: Path, small: bool) -> None:
+    """The checkpoint, the graphs and the picture, unless an earlier run left them."""
+    if (folder / "plain.onnx").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    sam = seeded_sam(SMALL if small else VIT_B)
+    save_checkpoint(folder / "sam.pth", sam)
+    # Random weights segment nothing, so that no gate could judge int8.
+    export_bundle(
+        folder / "sam.pth",
+        folder / "bundle",
+        profile="sam",
+        precisions=("fp32", "int8"),
+        verify="off",
+        force=True,
+        overwrite=True,
+    )
+    if not small and samexporter_version() is not None:
+        export_samexporter(folder)
+    np.save(folder / "picture.npy", phantom_picture())
+    export_plain_encoder(sam, folder / "plain.onnx")
+
+
+def measure(folder: Path, candidates: dict[str, str], rounds: int, images: int) -> dict[str, Any]:
+    found: dict[str, Any] = {name: {"opening": [], "first": [], "later": [], "peak": []} for name in candidates}
+    for _ in range(rounds):
+        for name, python in candidates.items():
+            command = [python, str(Path(__file__).with_name("encoder_process.py")), name, str(folder), str(images)]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{name}: {done.stderr.strip()}")
+            result = json.loads(done.stdout)
+            found[name]["opening"].append(result["opening"])
+            found[name]["first"].append(result["seconds"][0])
+            found[name]["later"] += result["seconds"][1:]
+            found[name]["peak"].append(result["peak"])
+            found[name]["ran on"] = result["ran on"]
+    expected = np.load(folder / f"{PLAIN}.npy")
+    for name in candidates:
+        features = np.load(folder / f"{name}.npy")
+        found[name]["embedding off"] = float(np.linalg.norm(features - expected) / np.linalg.norm(expected))
+    return found
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    here, known = report["machine"], {name: value for name, value in report["versions"].items() if value}
+    lines = [
+        f"{report['model']}; {here['processor']}, {here['cores']} cores; {here['system']}; Python {here['python']}",
+        ", ".join(f"{name} {value}" for name, value in known.items()),
+        "",
+        "| | ran on | opening (s) | first image (s) | faster | later (s) | faster | peak (GB) | embedding off |",
+        "|---" * 9 + "|",
+    ]
+    plain = report["encoders"][PLAIN]
+    for name, figures in report["encoders"].items():
+        cells = [name, figures["ran on"], f"{np.median(figures['opening']):.2f}"]
+        for key in ("first", "later"):
+            cells += [spread(figures[key]), f"{np.median(plain[key]) / np.median(figures[key]):.2f}"]
+        peak = max(figures["peak"]) / 1e9 if all(figures["peak"]) else float("nan")
+        lines.append(f"| {' | '.join([*cells, f'{peak:.2f}', format(figures['embedding off'], '.1e')])} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(seconds: list[float]) -> str:
+    if not seconds:
+        return "-"
+    middle, low, high = (float(np.percentile(seconds, percent)) for percent in (50, 10, 90))
+    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(usable_cores())
+    main()
