@@ -11,9 +11,11 @@ import torch
 from samri.errors import InputError
 from samri_training.recipes.tiny import Phase, Plan, pretrain, tiny_sam
 from samri_training.recipes.tiny._frame import FrameWindow
+from samri_training.recipes.tiny._muon import Muon
+from samri_training.recipes.tiny._optimizers import optimizers
 from samri_training.recipes.tiny._rounds import corrected
 
-SHORT = Plan(phases=(Phase(64, 2, 3), Phase(128, 1, 1)), prompts=3, warmup=2, cooldown=2)
+SHORT = Plan(phases=(Phase(64, 2, 3, 3), Phase(128, 1, 2, 1)), warmup=2, cooldown=2)
 
 
 def test_a_window_over_the_whole_frame_is_segment_anything() -> None:
@@ -58,7 +60,6 @@ def test_a_correction_lies_in_the_error_and_says_which_way() -> None:
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole = pretrain([], tmp_path / "whole", SHORT, log_every=1, progress=lambda _: None)
-    begun = Plan(phases=(Phase(64, 2, 3),), prompts=3, warmup=2, cooldown=2)
     state = tmp_path / "parts" / "last.pt"
     with pytest.raises(KeyboardInterrupt):
         pretrain([], tmp_path / "parts", SHORT, save_every=2, log_every=1, progress=_stop_at_third)
@@ -69,7 +70,53 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     with pytest.raises(InputError, match="of another plan"):
-        pretrain([], tmp_path / "parts", Plan(phases=begun.phases, seed=1), progress=lambda _: None)
+        pretrain([], tmp_path / "parts", Plan(phases=SHORT.phases, seed=1), progress=lambda _: None)
+
+
+def test_a_training_starts_from_the_weights_that_it_is_given(tmp_path: Path) -> None:
+    start = tiny_sam(77)
+    still = Plan(phases=(Phase(64, 1, 1, 1),), lr=1e-9, matrix_lr=1e-9, warmup=1, cooldown=1)
+    moved = pretrain([], tmp_path, still, start=start.state_dict(), progress=lambda _: None)
+    for name, weight in start.state_dict().items():
+        torch.testing.assert_close(moved.state_dict()[name], weight, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("rows", "columns", "stack"), [(32, 96, 1), (96, 32, 1), (96, 32, 3)])
+def test_muon_steps_as_pytorchs_own_does(rows: int, columns: int, stack: int) -> None:
+    """PyTorch's computes in bfloat16, so only nearly."""
+    generator = torch.Generator().manual_seed(rows)
+    ours = torch.nn.Parameter(torch.randn(rows, columns, generator=generator))
+    theirs = [torch.nn.Parameter(part.clone()) for part in ours.detach().chunk(stack)]
+    muon = Muon({ours: stack}, lr=0.02, weight_decay=0.1)
+    settings = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    torchs = torch.optim.Muon(theirs, **settings)
+    before = ours.detach().clone()
+    for _ in range(3):
+        gradient = torch.randn(rows, columns, generator=generator)
+        ours.grad = gradient
+        for weight, part in zip(theirs, gradient.chunk(stack), strict=True):
+            weight.grad = part.contiguous()
+        muon.step()
+        torchs.step()
+    expected = torch.cat([weight.detach() for weight in theirs]) - before
+    difference = (ours.detach() - before - expected).norm() / expected.norm()
+    assert difference < 0.02
+
+
+def test_muon_moves_the_matrices_and_adamw_all_else() -> None:
+    sam = tiny_sam()
+    adamw, muon = optimizers(dict(sam.named_parameters()), lr=1.0, matrix_lr=1.0, weight_decay=0.1)
+    names = {id(weight): name for name, weight in sam.named_parameters()}
+    moved = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
+    others = {names[id(weight)]: group["weight_decay"] for group in adamw.param_groups for weight in group["params"]}
+    assert moved.isdisjoint(others) and len(moved) + len(others) == len(names)
+    linear = {f"{name}.weight" for name, module in sam.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert moved == linear
+    assert {name for name, decay in others.items() if decay} == {
+        f"{name}.weight"
+        for name, module in sam.named_modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d)
+    }
 
 
 def _stop_at_third(line: str) -> None:
@@ -80,7 +127,7 @@ def _stop_at_third(line: str) -> None:
 @pytest.mark.slow
 def test_a_short_run_on_shapes_learns_to_follow_a_box(tmp_path: Path) -> None:
     """Two minutes; an untrained model's masks are empty or full."""
-    plan = Plan(phases=(Phase(64, 24, 240),), prompts=6, warmup=50, cooldown=60, bf16=False)
+    plan = Plan(phases=(Phase(64, 24, 6, 240),), warmup=50, cooldown=120)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
