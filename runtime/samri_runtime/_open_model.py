@@ -40,8 +40,8 @@ class OpenModel:
     Attributes:
         where: As it was asked for.
         precision: That was asked for, or that `auto` took.
-        decoder: Opened from the start: it is small and always needed, and shows at once whether the provider keeps its
-            promise.
+        decoder: Its first graph is opened from the start: it is small and always needed, and shows at once whether the
+            provider keeps its promise.
         notes: Plain lines on what `auto` took.
 
     Raises:
@@ -97,19 +97,20 @@ class OpenModel:
         self.notes += chosen
 
     def _open_decoder(self) -> Decoder:
-        session = self._open("decoder")
         static = self.where.static_shapes
+        # Where the image side would travel to a device and back, the whole decoder is faster.
+        if not static and self.where.provider in ("cpu", "auto") and self._holds_two_graphs():
+            session = self._open("decoder_prompts")
+            if session.provider == "cpu":
+                return PromptDecoder(session, partial(self._open, "decoder_image"), partial(self._open, "decoder"))
+        session = self._open("decoder")
         if static is None:
             static = needs_static_shapes(session, self.where.options)
-        if static:
-            return StaticDecoder(session, partial(self._open, "decoder"))
-        precision = self._precision_with("decoder")
-        held = [self._bundle.manifest.find(role, precision) for role in ("decoder_image", "decoder_prompts")]
-        masks = next(tensor.shape[1] for tensor in session.outputs if tensor.name == "iou_predictions")
-        # Where the image side would travel to a device and back, the whole decoder is faster.
-        if session.provider == "cpu" and None not in held and isinstance(masks, int):
-            return PromptDecoder(session, masks, lambda: (self._open("decoder_image"), self._open("decoder_prompts")))
-        return FlexibleDecoder(session)
+        return StaticDecoder(session, partial(self._open, "decoder")) if static else FlexibleDecoder(session)
+
+    def _holds_two_graphs(self) -> bool:
+        manifest, precision = self._bundle.manifest, self._precision_with("decoder")
+        return None not in (manifest.find("decoder_image", precision), manifest.find("decoder_prompts", precision))
 
     def _open(self, role: GraphRole, fixed_axes: Mapping[str, int] | None = None) -> Session:
         return open_graph(

@@ -1,7 +1,7 @@
 """The decoder in two graphs: what it computes of an image alone, once an image, and the rest, once a call.
 
 Most prompts come without a mask of an earlier answer, and several of them are asked of one slice. For those the bundle
-may hold `decoder_image` and `decoder_prompts`; prompts with masks go to the whole decoder.
+may hold `decoder_image` and `decoder_prompts`. Prompts with masks go to the whole decoder, opened when one comes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from samri_runtime._decoder import FlexibleDecoder, Floats, joined, prompts_at_once
+from samri.errors import BundleError
+from samri_runtime._decoder import SINGLE, FlexibleDecoder, Floats, joined, prompts_at_once
 from samri_runtime.providers import Session
 
 
@@ -22,17 +23,16 @@ class PromptDecoder:
     """The decoder of a bundle that holds it in two graphs too; it may be called from several threads.
 
     Args:
-        session: Of the whole decoder.
-        masks: How many it has.
-        open_sides: Opens `decoder_image` and `decoder_prompts`, when first needed.
+        session: Of `decoder_prompts`.
+        open_image: Opens `decoder_image`, when first needed.
+        open_whole: Opens `decoder`, when first needed.
     """
 
-    def __init__(self, session: Session, masks: int, open_sides: Callable[[], tuple[Session, Session]]) -> None:
+    def __init__(self, session: Session, open_image: Callable[[], Session], open_whole: Callable[[], Session]) -> None:
         self.session = session
-        self._masks = masks
-        self._whole = FlexibleDecoder(session)
-        self._open_sides = open_sides
-        self._sides: tuple[Session, Session] | None = None
+        self._open_image, self._open_whole = open_image, open_whole
+        self._image: Session | None = None
+        self._whole: FlexibleDecoder | None = None
         # The image side of the features that were asked last: six times their size, so no more than one is kept.
         self._last: tuple[weakref.ref[Floats], dict[str, npt.NDArray[np.float32]]] | None = None
         self._lock = threading.Lock()
@@ -42,22 +42,36 @@ class PromptDecoder:
     ) -> tuple[Floats, Floats]:
         """See `Decoder`; the image side is computed once while the same array is asked again."""
         if masks is not None:
-            return self._whole(features, coords, labels, masks, wanted)
-        image_side, prompts = self._image_side(features)
-        feeds: dict[str, npt.NDArray[Any]] = {**image_side, "wanted_masks": np.arange(self._masks)[wanted]}
+            return self._whole_decoder()(features, coords, labels, masks, wanted)
+        feeds: dict[str, npt.NDArray[Any]] = {**self._image_side(features), "wanted_masks": self._numbers(wanted)}
         return joined(
             [
-                prompts.run({**feeds, "point_coords": coords[part], "point_labels": labels[part]})
+                self.session.run({**feeds, "point_coords": coords[part], "point_labels": labels[part]})
                 for part in prompts_at_once(len(labels))
             ]
         )
 
-    def _image_side(self, features: Floats) -> tuple[dict[str, npt.NDArray[np.float32]], Session]:
+    def _image_side(self, features: Floats) -> dict[str, npt.NDArray[np.float32]]:
         with self._lock:
-            if self._sides is None:
-                self._sides = self._open_sides()
-            image, prompts = self._sides
             if self._last is None or self._last[0]() is not features:
+                if self._image is None:
+                    self._image = self._open_image()
                 full = np.asarray(features, dtype=np.float32)
-                self._last = (weakref.ref(features), image.run({"image_embeddings": full}))
-            return self._last[1], prompts
+                self._last = (weakref.ref(features), self._image.run({"image_embeddings": full}))
+            return self._last[1]
+
+    def _whole_decoder(self) -> FlexibleDecoder:
+        with self._lock:
+            if self._whole is None:
+                self._whole = FlexibleDecoder(self._open_whole())
+            return self._whole
+
+    def _numbers(self, wanted: slice) -> npt.NDArray[np.int64]:
+        """Of the masks that are wanted; how many there are is stated by the whole decoder alone."""
+        if wanted == SINGLE:
+            return np.zeros(1, np.int64)
+        session = self._whole_decoder().session
+        masks = next(tensor.shape[1] for tensor in session.outputs if tensor.name == "iou_predictions")
+        if not isinstance(masks, int):
+            raise BundleError(f"{session.source} doesn't state how many masks it has: export the checkpoint again")
+        return np.arange(masks, dtype=np.int64)[wanted]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from parity import picture
+from samri.errors import BundleError
 from samri_runtime import Predictor
 from samri_runtime._decoder import ALL, CANDIDATES, SINGLE, FlexibleDecoder
 from samri_runtime._prompt_decoder import PromptDecoder
@@ -30,8 +32,12 @@ class Counted:
 @pytest.fixture
 def sides(bundle: Path) -> tuple[PromptDecoder, Counted, Counted]:
     image, prompts = Counted(bundle / "decoder_image.onnx"), Counted(bundle / "decoder_prompts.onnx")
-    whole = open_session(bundle / "decoder.onnx", "cpu")
-    return PromptDecoder(whole, 4, lambda: (image, prompts)), image, prompts  # type: ignore[arg-type, return-value]
+    decoder = PromptDecoder(
+        prompts,  # type: ignore[arg-type]
+        lambda: image,  # type: ignore[arg-type, return-value]
+        lambda: open_session(bundle / "decoder.onnx", "cpu"),
+    )
+    return decoder, image, prompts
 
 
 def asked(prompts: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], ...]:
@@ -95,6 +101,16 @@ def test_threads_that_ask_of_different_images_get_their_own_answers(sides: Any) 
         found = list(pool.map(lambda i: decoder(embeddings[i % 4], *asked(1), None, ALL)[0], range(32)))
     for number, answer in enumerate(found):
         np.testing.assert_array_equal(answer, alone[number % 4])
+
+
+def test_a_box_needs_no_whole_decoder(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    (copy / "decoder.onnx").write_bytes(b"damaged")
+    predictor = Predictor(copy, provider="cpu")
+    embedding = predictor.encode(picture((100, 80)))
+    answer = predictor.predict(embedding, boxes=[[10, 10, 60, 70]])
+    with pytest.raises(BundleError, match=r"decoder\.onnx"):
+        predictor.predict(embedding, boxes=[[10, 10, 60, 70]], mask_input=answer.low_res_logits)
 
 
 def test_a_predictor_on_the_cpu_uses_them(bundle: Path) -> None:
