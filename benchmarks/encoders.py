@@ -30,8 +30,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from encoder_process import OPENVINO, OURS, PLAIN, SAMEXPORTER, TORCH
-from peer_graphs import export_plain_encoder, export_samexporter, phantom_picture, samexporter_version, versions
+from encoder_process import CANDIDATES, OPENVINO, OURS, PLAIN, SAMEXPORTER, TORCH
+from peer_graphs import claim, export_plain_encoder, export_samexporter, phantom_picture, samexporter_version, versions
 
 from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri_export import export_bundle
@@ -46,19 +46,19 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the tests' small model rather than ViT-B")
     parser.add_argument("--folder", type=Path, help="keep the graphs there, and take those that an earlier run left")
     parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="of an environment with onnxruntime-openvino")
-    parser.add_argument("--only", action="append", help="a candidate beside the plain export; repeatable")
+    parser.add_argument("--only", action="append", choices=list(CANDIDATES), help="beside the plain export; repeatable")
     parser.add_argument("--json", type=Path, help="write all figures there too")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as cleanup:
         folder = arguments.folder or Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="samri-encoders-")))
         prepare(folder, arguments.small)
         candidates = {PLAIN: sys.executable, OURS: sys.executable, "samri int8": sys.executable, TORCH: sys.executable}
-        if not arguments.small and samexporter_version() is not None:
+        if (folder / "samexporter").is_dir() and samexporter_version() is not None:
             candidates[SAMEXPORTER] = sys.executable
         if arguments.openvino:
             candidates |= dict.fromkeys(OPENVINO, str(arguments.openvino))
         if arguments.only:
-            candidates = {name: candidates[name] for name in [PLAIN, *arguments.only]}
+            candidates = {name: python for name, python in candidates.items() if name in (PLAIN, *arguments.only)}
         report = {
             "machine": {**machine(), "cores": usable_cores()},
             "model": "small test model" if arguments.small else "ViT-B at 1024, seeded random weights",
@@ -72,9 +72,9 @@ def main() -> None:
 
 def prepare(folder: Path, small: bool) -> None:
     """The checkpoint, the graphs and the picture, unless an earlier run left them."""
+    claim(folder, small)
     if (folder / "plain.onnx").is_file():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     sam = seeded_sam(SMALL if small else VIT_B)
     save_checkpoint(folder / "sam.pth", sam)
     # Random weights segment nothing, so that no gate could judge int8.

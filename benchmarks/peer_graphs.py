@@ -16,6 +16,16 @@ from segment_anything.utils.onnx import SamOnnxModel
 from samri_runtime.bench import phantom_scene
 
 
+def claim(folder: Path, small: bool) -> None:
+    """Make the folder for one model's graphs, or see that it isn't another's."""
+    names = ("small", "vit_b")
+    mine, other = names if small else names[::-1]
+    if (folder / other).exists():
+        raise SystemExit(f"{folder} holds another model's graphs: name another --folder, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / mine).touch()
+
+
 def export_official_decoder(sam: Any, path: Path) -> None:
     """Meta's own module, exported as its script does."""
     channels, grid = sam.prompt_encoder.embed_dim, sam.prompt_encoder.image_embedding_size

@@ -35,7 +35,14 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from peer_graphs import export_official_decoder, export_samexporter, phantom_picture, samexporter_version, versions
+from peer_graphs import (
+    claim,
+    export_official_decoder,
+    export_samexporter,
+    phantom_picture,
+    samexporter_version,
+    versions,
+)
 
 from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri_export import export_bundle
@@ -73,8 +80,10 @@ def measure(folder: Path, rounds: int, small: bool) -> dict[str, Any]:
     peers = [OURS, META, TORCH]
     if not small and samexporter_version() is not None:
         peers.append(SAMEXPORTER)
+    claim(folder, small)
+    if SAMEXPORTER in peers and not (folder / "samexporter").is_dir():
+        (folder / "official.onnx").unlink(missing_ok=True)
     if not (folder / "official.onnx").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(folder / "sam.pth", sam)
         export_bundle(folder / "sam.pth", folder / "bundle", profile="sam", verify="off", overwrite=True)
         if SAMEXPORTER in peers:

@@ -33,9 +33,10 @@ CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_coun
 THREADS: dict[str, tuple[int, int | None]] = {
     f"{CORES} threads that spin": (CORES, None),
     f"{CORES} threads that sleep": (CORES, 0),
-    f"{CORES} threads that spin for 50 us": (CORES, 50),
     "1 thread": (1, 0),
 }
+if tuple(map(int, load_onnxruntime().__version__.split(".")[:2])) >= (1, 26):  # Older ones ignore the setting.
+    THREADS[f"{CORES} threads that spin for 50 us"] = (CORES, 50)
 """Number of threads, and microseconds for which they wait in a loop; None for ONNX Runtime's own."""
 
 MEMORY = ("default", "no patterns", "no arena", "arena given back")

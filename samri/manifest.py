@@ -113,6 +113,7 @@ class Manifest:
         profile: How a slice becomes the encoder's input, and logits become a mask.
         opset: ONNX operator set of the graphs.
         graphs: The ONNX files.
+        masks: M, what the decoder answers each prompt with: the single mask, and candidates.
         checkpoint: File names and SHA-256 of the weights it was made from.
         tools: Versions of the programs that made it.
         verification: What was compared with the original model, on what, with which result.
@@ -125,6 +126,7 @@ class Manifest:
     profile: Profile
     opset: int
     graphs: tuple[Graph, ...]
+    masks: int = 4
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, Any] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
@@ -162,6 +164,7 @@ class Manifest:
             "embedding_shape": list(self.embedding_shape),
             "profile": self.profile.to_json(),
             "opset": self.opset,
+            "masks": self.masks,
             "graphs": [graph.to_json() for graph in self.graphs],
             "checkpoint": dict(self.checkpoint),
             "tools": dict(self.tools),
@@ -202,6 +205,7 @@ class Manifest:
             profile=Profile.from_json(entry.get("profile", dict), source),
             opset=entry.positive("opset"),
             graphs=tuple(graphs),
+            masks=entry.positive("masks", default=4),
             checkpoint=entry.get("checkpoint", dict, default={}),
             tools=entry.get("tools", dict, default={}),
             verification=entry.get("verification", dict, default={}),
@@ -241,8 +245,8 @@ class _Reader:
         result: _T = value
         return result
 
-    def positive(self, key: str) -> int:
-        value = self.get(key, int)
+    def positive(self, key: str, default: int | None = None) -> int:
+        value = self.get(key, int, default)
         if value <= 0:
             raise BundleError(f"{self._where}: {key!r} must be above 0, not {value}")
         return value

@@ -252,6 +252,7 @@ def _manifest(
         profile=profile_named(profile),
         opset=OPSET,
         graphs=tuple(graphs),
+        masks=source.architecture.mask_tokens,
         checkpoint=provenance,
         tools=_tool_versions(),
         verification=report.to_json(),

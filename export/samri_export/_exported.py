@@ -65,7 +65,7 @@ class Exported:
             self._sessions["decoder_prompts"].run(
                 ["low_res_masks", "iou_predictions"], {**tensors, **prompts, "wanted_masks": wanted}
             )
-            for wanted in np.split(np.arange(self._masks), [1])
+            for wanted in np.split(np.arange(self._masks, dtype=np.int64), [1])
         ]
         low_res, scores = (np.concatenate(parts, axis=1) for parts in zip(*answers, strict=True))
         return Answer(low_res, scores, self._at_size(low_res, shape))

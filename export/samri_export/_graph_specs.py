@@ -102,7 +102,7 @@ def _image_side(architecture: Architecture) -> tuple[TensorSpec, ...]:
         TensorSpec("first_keys", (1, heads, inner // heads, positions)),
         TensorSpec("first_values", (1, heads, positions, inner // heads)),
         TensorSpec("first_queries", (1, positions, inner)),
-        TensorSpec("first_growth", (1, positions, width)),
+        TensorSpec("first_upscaled", (1, positions, width)),
     )
 
 

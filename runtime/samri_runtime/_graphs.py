@@ -58,7 +58,7 @@ def _signature(manifest: Manifest, role: GraphRole) -> tuple[_Shapes, _Shapes]:
     if role == "encoder":
         return {"image": (None, 3, size, size)}, {"image_embeddings": (None, channels, grid, grid)}
     embeddings: _Shapes = {"image_embeddings": (1, channels, grid, grid)}
-    side: _Shapes = dict.fromkeys(("positions", "places", "first_growth"), (1, grid * grid, channels))
+    side: _Shapes = dict.fromkeys(("positions", "places", "first_upscaled"), (1, grid * grid, channels))
     side |= {"first_keys": (1, None, None, grid * grid), "first_values": (1, None, grid * grid, None)}
     side |= {"first_queries": (1, grid * grid, None)}
     prompts: _Shapes = {"point_coords": (None, None, 2), "point_labels": (None, None)}

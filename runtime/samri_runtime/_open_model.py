@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,7 +14,7 @@ from samri_runtime._decoder import Decoder, FlexibleDecoder, StaticDecoder, need
 from samri_runtime._graphs import ONE_IMAGE, GraphRole, open_graph
 from samri_runtime._precision import precision_for
 from samri_runtime._prompt_decoder import PromptDecoder
-from samri_runtime.providers import BoundSession, Provider, Session
+from samri_runtime.providers import BoundSession, Provider, Session, is_cpu
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,10 @@ class OpenModel:
         self._opening = threading.Lock()
 
     def graphs(self) -> dict[str, Graph]:
-        """The graphs that run, by role; where the decoder isn't held in the encoder's precision, fp32 goes with it."""
+        """Those that may run, by role; where the decoder isn't held in the encoder's precision, fp32 goes with it."""
         roles: tuple[GraphRole, ...] = ("encoder", "decoder")
+        if isinstance(self.decoder, PromptDecoder):
+            roles = (*roles, "decoder_image", "decoder_prompts")
         return {role: self._bundle.graph(role, self._precision_with(role)) for role in roles}
 
     def encoder(self) -> Session | BoundSession:
@@ -97,16 +99,22 @@ class OpenModel:
         self.notes += chosen
 
     def _open_decoder(self) -> Decoder:
-        static = self.where.static_shapes
-        # Where the image side would travel to a device and back, the whole decoder is faster.
-        if not static and self.where.provider in ("cpu", "auto") and self._holds_two_graphs():
-            session = self._open("decoder_prompts")
-            if session.provider == "cpu":
-                return PromptDecoder(session, partial(self._open, "decoder_image"), partial(self._open, "decoder"))
+        """In two graphs on the CPU. Where the image side would travel to a device and back, the whole one is faster."""
+        static, two = self.where.static_shapes, self._holds_two_graphs()
+        if two and not static and is_cpu(self.where.provider):
+            return self._in_two_graphs(partial(self._open, "decoder"))
         session = self._open("decoder")
         if static is None:
             static = needs_static_shapes(session, self.where.options)
-        return StaticDecoder(session, partial(self._open, "decoder")) if static else FlexibleDecoder(session)
+        if static:
+            return StaticDecoder(session, partial(self._open, "decoder"))
+        if two and session.provider == "cpu":  # `auto` found no accelerator that works.
+            return self._in_two_graphs(lambda: session)
+        return FlexibleDecoder(session)
+
+    def _in_two_graphs(self, open_whole: Callable[[], Session]) -> PromptDecoder:
+        prompts = self._open("decoder_prompts")
+        return PromptDecoder(prompts, self._bundle.manifest.masks, partial(self._open, "decoder_image"), open_whole)
 
     def _holds_two_graphs(self) -> bool:
         manifest, precision = self._bundle.manifest, self._precision_with("decoder")

@@ -38,13 +38,16 @@ def precision_for(manifest: Manifest, provider: Provider) -> tuple[Precision, li
         provider: What really runs.
     """
     held = manifest.precisions("encoder")
-    by_speed = _BY_SPEED[provider] if provider != "cpu" or computes_int8_fast() else _FULL_FIRST
+    slow_int8 = provider == "cpu" and not computes_int8_fast()
+    by_speed = _FULL_FIRST if slow_int8 else _BY_SPEED[provider]
     order = [precision for precision in by_speed if precision in held]
     proven = [precision for precision in order if is_proven(manifest, precision)]
     if not proven:
         # An encoder of any kind is missing: opening it says so.
         return (order or ["fp32"])[0], []
     chosen = proven[0]
+    if slow_int8 and chosen == "fp32" and "int8" in proven:
+        return chosen, ["precision fp32: this processor has no instructions for integers, and int8 would be no faster"]
     proof = None if chosen == "fp32" else _proof(manifest, chosen)
     if proof is None:
         return chosen, []

@@ -86,7 +86,10 @@ class Predictor:
 
     @property
     def graphs(self) -> dict[str, Graph]:
-        """The bundle's graphs that this predictor runs: `encoder` and `decoder`, whose precisions may differ."""
+        """The bundle's graphs that this predictor may run, by role; their precisions may differ.
+
+        `encoder` and `decoder`; on the CPU also `decoder_image` and `decoder_prompts`, for prompts without masks.
+        """
         return self._model.graphs()
 
     @property

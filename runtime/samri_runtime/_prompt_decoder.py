@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from samri.errors import BundleError
-from samri_runtime._decoder import SINGLE, FlexibleDecoder, Floats, joined, prompts_at_once
+from samri_runtime._decoder import FlexibleDecoder, Floats, joined, prompts_at_once
 from samri_runtime.providers import Session
 
 
@@ -24,16 +23,20 @@ class PromptDecoder:
 
     Args:
         session: Of `decoder_prompts`.
+        masks: How many the decoder has.
         open_image: Opens `decoder_image`, when first needed.
         open_whole: Opens `decoder`, when first needed.
     """
 
-    def __init__(self, session: Session, open_image: Callable[[], Session], open_whole: Callable[[], Session]) -> None:
+    def __init__(
+        self, session: Session, masks: int, open_image: Callable[[], Session], open_whole: Callable[[], Session]
+    ) -> None:
         self.session = session
+        self._masks = masks
         self._open_image, self._open_whole = open_image, open_whole
         self._image: Session | None = None
         self._whole: FlexibleDecoder | None = None
-        # The image side of the features that were asked last: six times their size, so no more than one is kept.
+        # The image side of the features that were asked last: several times their size, so no more than one is kept.
         self._last: tuple[weakref.ref[Floats], dict[str, npt.NDArray[np.float32]]] | None = None
         self._lock = threading.Lock()
 
@@ -43,7 +46,8 @@ class PromptDecoder:
         """See `Decoder`; the image side is computed once while the same array is asked again."""
         if masks is not None:
             return self._whole_decoder()(features, coords, labels, masks, wanted)
-        feeds: dict[str, npt.NDArray[Any]] = {**self._image_side(features), "wanted_masks": self._numbers(wanted)}
+        numbers = np.arange(self._masks, dtype=np.int64)[wanted]
+        feeds: dict[str, npt.NDArray[Any]] = {**self._image_side(features), "wanted_masks": numbers}
         return joined(
             [
                 self.session.run({**feeds, "point_coords": coords[part], "point_labels": labels[part]})
@@ -65,13 +69,3 @@ class PromptDecoder:
             if self._whole is None:
                 self._whole = FlexibleDecoder(self._open_whole())
             return self._whole
-
-    def _numbers(self, wanted: slice) -> npt.NDArray[np.int64]:
-        """Of the masks that are wanted; how many there are is stated by the whole decoder alone."""
-        if wanted == SINGLE:
-            return np.zeros(1, np.int64)
-        session = self._whole_decoder().session
-        masks = next(tensor.shape[1] for tensor in session.outputs if tensor.name == "iou_predictions")
-        if not isinstance(masks, int):
-            raise BundleError(f"{session.source} doesn't state how many masks it has: export the checkpoint again")
-        return np.arange(masks, dtype=np.int64)[wanted]

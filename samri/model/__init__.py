@@ -4,7 +4,7 @@ Needs torch and segment-anything (`pip install 'samri[export]'`); nothing else i
 """
 
 from samri.model._architecture import Architecture, build_sam, infer_architecture
-from samri.model._checkpoint import Checkpoint, encoder_sha256, load_checkpoint
+from samri.model._checkpoint import Checkpoint, encoder_sha256, load_checkpoint, weights_sha256
 from samri.model._decoder import PromptDecoder
 from samri.model._encoder import ImageEncoder
 from samri.model._prompt_side import ImageSide, PromptSide
@@ -22,4 +22,5 @@ __all__ = [
     "infer_architecture",
     "load_checkpoint",
     "read_state_dict",
+    "weights_sha256",
 ]

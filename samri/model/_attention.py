@@ -116,8 +116,8 @@ def image_weights(attention: Attention, queries: Tensor, keys: Tensor, absent: T
 def projected_image_weights(attention: Attention, queries: Tensor, keys: Tensor, absent: Tensor) -> Tensor:
     """`image_weights` with queries that were projected already, `attention.q_proj(X)`, once for any number of prompts.
 
-    The heads' (D / h, T) keys stand on the diagonal of one (D, h*T) matrix: half the arithmetic of the folded form, in
-    a product that needs no shuffling of heads.
+    The heads' (D / h, T) keys stand on the diagonal of one (D, h*T) matrix: D rather than the folded form's C columns
+    (half of them in the published models), in a product that needs no shuffling of heads.
 
     Args:
         attention: The layer's weights.

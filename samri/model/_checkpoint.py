@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from segment_anything.modeling import Sam
+from torch import nn
 
 from samri.errors import CheckpointError
 from samri.hashing import file_sha256
@@ -64,12 +65,17 @@ def load_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpo
 
 
 def encoder_sha256(sam: Sam) -> str:
-    """SHA-256 of the image encoder's weights: sorted names, shapes, dtypes and little-endian bytes.
+    """SHA-256 of the image encoder's weights.
 
     The same for two files that hold the same encoder, however wrapped and with whatever decoder.
     """
+    return weights_sha256(sam.image_encoder)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 of a module's weights: sorted names, shapes, dtypes and little-endian bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(sam.image_encoder.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         array = tensor.detach().cpu().contiguous().numpy()
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())

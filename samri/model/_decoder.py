@@ -51,9 +51,9 @@ class PromptDecoder(nn.Module):
         queries = tokens
         for layer in self.mask_decoder.transformer.layers:
             placed = positions + places
-            queries = talked(layer, queries, tokens, absent)
+            queries = after_self_attention(layer, queries, tokens, absent)
             seen = token_to_image_attention(layer.cross_attn_token_to_image, queries + tokens, placed, positions)
-            queries = thought(layer, queries, seen)
+            queries = after_image_attention(layer, queries, seen)
             written = image_to_token_attention(
                 layer.cross_attn_image_to_token, placed, queries + tokens, queries, absent
             )
@@ -115,7 +115,7 @@ def embed_points(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor, 
     return places + kinds[labels.to(torch.int64) + 2]
 
 
-def talked(layer: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor, absent: Tensor) -> Tensor:
+def after_self_attention(layer: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor, absent: Tensor) -> Tensor:
     """The tokens after they attended to each other, (B, T, C)."""
     if layer.skip_first_layer_pe:
         queries = token_attention(layer.self_attn, queries, queries, absent)
@@ -125,7 +125,7 @@ def talked(layer: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor, absent:
     return normed
 
 
-def thought(layer: TwoWayAttentionBlock, queries: Tensor, seen: Tensor) -> Tensor:
+def after_image_attention(layer: TwoWayAttentionBlock, queries: Tensor, seen: Tensor) -> Tensor:
     """The tokens after they took in what they saw of the image, (B, T, C) both."""
     queries = layer.norm2(queries + seen)
     normed: Tensor = layer.norm3(queries + layer.mlp(queries))

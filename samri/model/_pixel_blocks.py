@@ -47,22 +47,22 @@ def mask_logits(mask_decoder: MaskDecoder, positions: Tensor, token_weights: Ten
     Returns:
         (B, M, 4G, 4G) logits.
     """
-    weight, bias = growing(mask_decoder.output_upscaling[0])
-    return grown_mask_logits(mask_decoder, functional.linear(positions, weight.t(), bias), token_weights, grid)
+    weight, bias = upscaling_matrix(mask_decoder.output_upscaling[0])
+    return upscaled_mask_logits(mask_decoder, functional.linear(positions, weight.t(), bias), token_weights, grid)
 
 
-def growing(convolution: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+def upscaling_matrix(convolution: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     """The (in, 4 * out) matrix of a transposed convolution and its (4 * out,) bias, ordered (pixel, channel)."""
     assert convolution.bias is not None
     return convolution.weight.permute(0, 2, 3, 1).flatten(1), convolution.bias.repeat(4)
 
 
-def grown_mask_logits(mask_decoder: MaskDecoder, grown: Tensor, token_weights: Tensor, grid: int) -> Tensor:
+def upscaled_mask_logits(mask_decoder: MaskDecoder, upscaled: Tensor, token_weights: Tensor, grid: int) -> Tensor:
     """`mask_logits` from what its first convolution gave, (B, P, 4 * C / 4), or any positive multiple at a position."""
     _, norm, first_act, second, second_act = mask_decoder.output_upscaling
     masks = token_weights.shape[1]
-    coarse = first_act(_layer_norm(grown.reshape(-1, second.in_channels), norm))
-    weight, bias = growing(second)
+    coarse = first_act(_layer_norm(upscaled.reshape(-1, second.in_channels), norm))
+    weight, bias = upscaling_matrix(second)
     fine = second_act(functional.linear(coarse, weight.t(), bias).view(-1, second.out_channels))
     # Pixel by pixel in the end: (B, M, C / 8)(C / 8, P * 16).
     pixels = token_weights @ fine.view(-1, grid * grid * 16, second.out_channels).transpose(-2, -1)

@@ -14,8 +14,8 @@ W_{L+1} = W and W_l = (W_{l+1})' by layer l's gain, it is
     X W_1 + sum over l of (s_1 ... s_{l-1}) A_l (V_l W_l) + sum over l of (s_1 ... s_l) b_l W_{l+1}
 
 where X is the image side that no prompt has touched. X W_1 is computed once an image; a prompt is left with a product
-of h*T rather than C columns for each layer. (h*T is 56 for a box, C is 256.) The factor s_1 ... s_L drops out: the next
-step of the upscaling is a LayerNorm itself.
+of h*T rather than C columns for each layer. (h*T is 56 for a box, C is 256.) The factor s_1 ... s_L drops out, since
+the next step of the upscaling is a LayerNorm itself (but for its `eps` of 1e-6).
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from samri.model._attention import (
 )
 from samri.model._decoder import (
     PromptDecoder,
+    after_image_attention,
+    after_self_attention,
     all_tokens,
     final_answers,
     image_places,
     image_positions,
     mask_weights,
-    talked,
-    thought,
 )
-from samri.model._pixel_blocks import growing, grown_mask_logits
+from samri.model._pixel_blocks import upscaled_mask_logits, upscaling_matrix
 
 
 class ImageSide(PromptDecoder):
@@ -76,7 +76,7 @@ class PromptSide(PromptDecoder):
         first_keys: Tensor,
         first_values: Tensor,
         first_queries: Tensor,
-        first_growth: Tensor,
+        first_upscaled: Tensor,
         point_coords: Tensor,
         point_labels: Tensor,
         wanted_masks: Tensor,
@@ -89,7 +89,7 @@ class PromptSide(PromptDecoder):
             first_keys: (1, h, d, P).
             first_values: (1, h, P, d).
             first_queries: (1, P, D).
-            first_growth: (1, P, C).
+            first_upscaled: (1, P, C).
             point_coords: (B, N, 2).
             point_labels: (B, N).
             wanted_masks: (M,) int64, numbers of masks: 0 for the single-mask answer, 1 and more for the candidates.
@@ -99,48 +99,48 @@ class PromptSide(PromptDecoder):
         """
         tokens, absent = all_tokens(self, point_coords, point_labels)
         queries = tokens
-        growth = _Growth(self.mask_decoder)
+        upscaling = _PulledUpscaling(self.mask_decoder)
         for number, layer in enumerate(self.mask_decoder.transformer.layers):
-            queries = talked(layer, queries, tokens, absent)
+            queries = after_self_attention(layer, queries, tokens, absent)
             look, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
             if number == 0:
                 seen = token_to_projected_image_attention(look, queries + tokens, first_keys, first_values)
-                queries = thought(layer, queries, seen)
+                queries = after_image_attention(layer, queries, seen)
                 weights = projected_image_weights(write, first_queries, queries + tokens, absent)
             else:
                 placed = positions + places
                 seen = token_to_image_attention(look, queries + tokens, placed, positions)
-                queries = thought(layer, queries, seen)
+                queries = after_image_attention(layer, queries, seen)
                 weights = image_weights(write, placed, queries + tokens, absent)
             values = written_values(write, queries)
             positions, inverse_deviation = _layer_norm(positions + weights @ values, layer.norm4)
-            growth.add(weights, values, inverse_deviation)
+            upscaling.add(weights, values, inverse_deviation)
         answers = final_answers(self.mask_decoder, queries, tokens, positions + places, positions, wanted_masks)
         token_weights = mask_weights(self.mask_decoder, answers[:, 1:], wanted_masks)
         grid = self.prompt_encoder.image_embedding_size[0]
-        masks = grown_mask_logits(self.mask_decoder, growth.total(first_growth), token_weights, grid)
+        masks = upscaled_mask_logits(self.mask_decoder, upscaling.total(first_upscaled), token_weights, grid)
         scores = self.mask_decoder.iou_prediction_head(answers[:, 0])
         return masks, scores.index_select(1, wanted_masks)
 
 
-class _Growth:
+class _PulledUpscaling:
     """The sums of the module's docstring, layer by layer: one product (B, P, K)(B, K, C) with K = L (h*T + 1)."""
 
     def __init__(self, mask_decoder: MaskDecoder) -> None:
         self._matrices = _pulled_through(mask_decoder)
         self._biases = [layer.norm4.bias for layer in mask_decoder.transformer.layers]
-        self._last_bias = growing(mask_decoder.output_upscaling[0])[1]
-        self._deviation: Tensor | None = None  # s_1 ... s_l, (B, P, 1)
+        self._last_bias = upscaling_matrix(mask_decoder.output_upscaling[0])[1]
+        self._deviations: list[Tensor] = []  # Of each layer l, s_1 ... s_l: (B, P, 1).
         self._columns: list[Tensor] = []  # (B, P, h*T) and (B, P, 1)
         self._rows: list[Tensor] = []  # (B, h*T, C) and (B, 1, C)
 
     def add(self, weights: Tensor, values: Tensor, inverse_deviation: Tensor) -> None:
         """Take in a layer: (B, P, h*T), (B, h*T, C), and (B, P, 1), one over the deviation that its norm found."""
-        layer = len(self._columns) // 2
-        self._columns.append(weights if self._deviation is None else weights * self._deviation)
+        layer = len(self._deviations)
+        before = self._deviations[-1] if layer else None
+        self._deviations.append((1.0 if before is None else before) / inverse_deviation)
+        self._columns += [weights if before is None else weights * before, self._deviations[-1]]
         self._rows.append(values @ self._matrices[layer])
-        self._deviation = 1 / inverse_deviation if self._deviation is None else self._deviation / inverse_deviation
-        self._columns.append(self._deviation)
         constant = self._biases[layer] @ self._matrices[layer + 1]
         if layer + 1 == len(self._biases):
             constant = constant + self._last_bias
@@ -177,7 +177,7 @@ class _LayerNorm(torch.autograd.Function):
 
 def _pulled_through(mask_decoder: MaskDecoder) -> list[Tensor]:
     """W_1 to W_{L+1} for the upscaling's first matrix, (C, C) each."""
-    matrices = [growing(mask_decoder.output_upscaling[0])[0]]
+    matrices = [upscaling_matrix(mask_decoder.output_upscaling[0])[0]]
     for layer in reversed(mask_decoder.transformer.layers):
         gained = layer.norm4.weight.unsqueeze(1) * matrices[0]
         matrices.insert(0, gained - gained.mean(dim=0, keepdim=True))

@@ -22,8 +22,8 @@ from samri.model._attention import (
     token_to_image_attention,
     token_to_projected_image_attention,
 )
-from samri.model._pixel_blocks import growing, mask_features, mask_logits
-from samri.model._prompt_side import _Growth, _layer_norm, _pulled_through
+from samri.model._pixel_blocks import mask_features, mask_logits, upscaling_matrix
+from samri.model._prompt_side import _layer_norm, _pulled_through, _PulledUpscaling
 
 ARCHITECTURES: dict[str, Architecture] = {
     "small": SMALL,
@@ -130,15 +130,15 @@ def test_a_product_pulled_through_the_layers_equals_that_behind_them(sam: Sam) -
         for number, layer in enumerate(layers):
             layer.norm4.weight += 0.3 * random(width, seed=number)
             layer.norm4.bias += 0.3 * random(width, seed=number + 10)
-        image, growth = random(1, 25, width), _Growth(decoder)
+        image, upscaling = random(1, 25, width), _PulledUpscaling(decoder)
         expected = image.expand(2, -1, -1)
         for number, layer in enumerate(layers):
             weights, values = random(2, 25, 6, seed=number + 20).softmax(-1), random(2, 6, width, seed=number + 30)
             expected, inverse_deviation = _layer_norm(expected + weights @ values, layer.norm4)
-            growth.add(weights, values, inverse_deviation)
-        matrix, bias = growing(decoder.output_upscaling[0])
+            upscaling.add(weights, values, inverse_deviation)
+        matrix, bias = upscaling_matrix(decoder.output_upscaling[0])
         expected = expected @ matrix + bias
-        found = growth.total(image @ _pulled_through(decoder)[0])
+        found = upscaling.total(image @ _pulled_through(decoder)[0])
     factor = (found * expected).sum(-1, keepdim=True) / expected.square().sum(-1, keepdim=True)
     assert factor.min() > 0
     torch.testing.assert_close(found / factor, expected, rtol=1e-4, atol=1e-4)

@@ -71,7 +71,8 @@ def test_auto_takes_fp32_on_a_cpu_that_computes_integers_no_faster(
 ) -> None:
     manifest = Bundle.open(with_proof(lower, tmp_path / "b", {"int8": []})).manifest
     monkeypatch.setattr("samri_runtime._precision.computes_int8_fast", lambda: False)
-    assert precision_for(manifest, "cpu") == ("fp32", [])
+    precision, (note,) = precision_for(manifest, "cpu")
+    assert precision == "fp32" and "no instructions for integers" in note
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,12 @@ def test_a_predictor_says_which_precision_it_took(
     predictor = Predictor(with_proof(lower, tmp_path / "b", {"int8": []}), provider=provider)
     assert predictor.precision == "int8"
     assert any(note.startswith("precision int8, which suits cpu (mean Dice 0.9912") for note in predictor.notes)
-    assert {role: graph.precision for role, graph in predictor.graphs.items()} == {"encoder": "int8", "decoder": "fp32"}
+    assert {role: graph.precision for role, graph in predictor.graphs.items()} == {
+        "encoder": "int8",
+        "decoder": "fp32",
+        "decoder_image": "fp32",
+        "decoder_prompts": "fp32",
+    }
 
 
 def test_precisions_answer_alike_and_do_not_mix(lower: Path) -> None:

@@ -4,6 +4,7 @@ import gc
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from parity import picture
 from samri.errors import BundleError
 from samri_runtime import Predictor
 from samri_runtime._decoder import ALL, CANDIDATES, SINGLE, FlexibleDecoder
+from samri_runtime._graphs import open_graph
 from samri_runtime._prompt_decoder import PromptDecoder
-from samri_runtime.providers import open_session
+from samri_runtime.providers import is_cpu, open_session
 
 
 class Counted:
@@ -34,6 +36,7 @@ def sides(bundle: Path) -> tuple[PromptDecoder, Counted, Counted]:
     image, prompts = Counted(bundle / "decoder_image.onnx"), Counted(bundle / "decoder_prompts.onnx")
     decoder = PromptDecoder(
         prompts,  # type: ignore[arg-type]
+        4,
         lambda: image,  # type: ignore[arg-type, return-value]
         lambda: open_session(bundle / "decoder.onnx", "cpu"),
     )
@@ -103,12 +106,42 @@ def test_threads_that_ask_of_different_images_get_their_own_answers(sides: Any) 
         np.testing.assert_array_equal(answer, alone[number % 4])
 
 
-def test_a_box_needs_no_whole_decoder(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cpu_is_all", "opened"), [(True, ["decoder_prompts"]), (False, ["decoder", "decoder_prompts"])]
+)
+def test_auto_tries_accelerators_with_the_graph_that_they_would_run(
+    cpu_is_all: bool, opened: list[str], bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roles = []
+
+    def spied(bundle: Any, role: Any, *arguments: Any, **named: Any) -> Any:
+        roles.append(role)
+        return open_graph(bundle, role, *arguments, **named)
+
+    monkeypatch.setattr("samri_runtime._open_model.is_cpu", lambda provider: cpu_is_all)
+    monkeypatch.setattr("samri_runtime._open_model.open_graph", spied)
+    predictor = Predictor(bundle, precision="fp32")
+    assert isinstance(predictor._model.decoder, PromptDecoder)
+    assert roles == opened
+
+
+@pytest.mark.parametrize("offered", [["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]])
+def test_only_a_wheel_without_accelerators_makes_auto_the_cpu(
+    offered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = SimpleNamespace(get_available_providers=lambda: offered)
+    monkeypatch.setattr("samri_runtime.providers._session.load_onnxruntime", lambda: wheel)
+    assert is_cpu("auto") == (offered == ["CPUExecutionProvider"])
+    assert is_cpu("cpu") and not is_cpu("cuda")
+
+
+def test_a_prompt_without_a_mask_needs_no_whole_decoder(bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     (copy / "decoder.onnx").write_bytes(b"damaged")
     predictor = Predictor(copy, provider="cpu")
     embedding = predictor.encode(picture((100, 80)))
     answer = predictor.predict(embedding, boxes=[[10, 10, 60, 70]])
+    assert predictor.predict(embedding, boxes=[[10, 10, 60, 70]], multimask=True).masks.shape == (1, 3, 100, 80)
     with pytest.raises(BundleError, match=r"decoder\.onnx"):
         predictor.predict(embedding, boxes=[[10, 10, 60, 70]], mask_input=answer.low_res_logits)
 

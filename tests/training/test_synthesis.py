@@ -19,6 +19,7 @@ from samri_training.synthesis import (
     hold_out,
     pick_targets,
     read_label_maps,
+    visible_parts,
 )
 
 
@@ -47,6 +48,23 @@ def test_labels_have_names_and_levels_and_the_picture_its_shape(head: LabelMap, 
         assert drawn.image.dtype == np.uint8
         assert drawn.image.max() > drawn.image.min()
         assert drawn.labels.max() < len(drawn.codes) == len(drawn.levels)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_parts_are_all_of_the_connected_ones_that_can_be_seen(head: LabelMap, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = draw_shapes(rng, (128, 128)) if seed % 2 else draw_slice(head, rng, (128, 128))
+    found = {target.mask.tobytes(): target.contrast for target in visible_parts(drawn, 30)}
+    expected = {}
+    for label in set(drawn.labels.flat) - {0}:
+        numbered, count = ndimage.label(drawn.labels == label)
+        for number in range(1, count + 1):
+            part = numbered == number
+            contrast = contrast_to_noise(drawn.image, part)
+            if part.sum() >= 30 and contrast >= 1:
+                expected[part.tobytes()] = contrast
+    assert expected
+    assert found == expected
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
+from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri.errors import InputError
 from samri_training.recipes.tiny import Phase, Plan, pretrain, tiny_sam
 from samri_training.recipes.tiny._frame import FrameWindow
 from samri_training.recipes.tiny._muon import Muon
 from samri_training.recipes.tiny._optimizers import optimizers
 from samri_training.recipes.tiny._rounds import corrected
+from samri_training.recipes.tiny.finetuning import finetune
 
-SHORT = Plan(phases=(Phase(64, 2, 3, 3), Phase(128, 1, 2, 1)), warmup=2, cooldown=2)
+SHORT = Plan(phases=(Phase(64, 2, 3, 3), Phase(128, 1, 2, 1)), warmup=2, cooldown=0.5)
 
 
 def test_a_window_over_the_whole_frame_is_segment_anything() -> None:
@@ -70,15 +77,41 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     with pytest.raises(InputError, match="of another plan"):
-        pretrain([], tmp_path / "parts", Plan(phases=SHORT.phases, seed=1), progress=lambda _: None)
+        pretrain([], tmp_path / "parts", dataclasses.replace(SHORT, seed=1), progress=lambda _: None)
+    with pytest.raises(InputError, match="or start"):
+        pretrain([], tmp_path / "parts", SHORT, start=tiny_sam(1).state_dict(), progress=lambda _: None)
 
 
 def test_a_training_starts_from_the_weights_that_it_is_given(tmp_path: Path) -> None:
     start = tiny_sam(77)
-    still = Plan(phases=(Phase(64, 1, 1, 1),), lr=1e-9, matrix_lr=1e-9, warmup=1, cooldown=1)
+    still = Plan(phases=(Phase(64, 1, 1, 1),), lr=1e-9, matrix_lr=1e-9, warmup=1, cooldown=1.0)
     moved = pretrain([], tmp_path, still, start=start.state_dict(), progress=lambda _: None)
     for name, weight in start.state_dict().items():
         torch.testing.assert_close(moved.state_dict()[name], weight, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--phases", "64:1:0:1"], "all numbers above 0"),
+        (["--phases", "100:1:1:1"], "sides are 64"),
+        (["--phases", "64:1"], "side:images:prompts:steps"),
+        (["--cooldown", "0"], "cooldown"),
+        (["--from", "other.pth"], "start from a samri-tiny"),
+        (["--from", "missing.pth"], "missing.pth"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_in_a_line(given: list[str], message: str, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "other.pth", seeded_sam(SMALL))
+    (tmp_path / "maps").mkdir()
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:6, 2:6, 2:6] = 1
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / "maps" / "one.nii.gz")
+    command = [sys.executable, "-m", "samri_training.recipes.tiny", "--label-maps", "maps", "--output", "out", *given]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("rows", "columns", "stack"), [(32, 96, 1), (96, 32, 1), (96, 32, 3)])
@@ -125,9 +158,20 @@ def _stop_at_third(line: str) -> None:
 
 
 @pytest.mark.slow
+def test_stage_two_trains_the_decoder_alone(tmp_path: Path) -> None:
+    first = tmp_path / "stage1.pth"
+    before = tiny_sam(5).state_dict()
+    torch.save(before, first)
+    after = torch.load(finetune([], first, tmp_path / "stage2", slices=8, epochs=1), weights_only=True)
+    moved = {name for name, weight in before.items() if not torch.equal(after[name], weight)}
+    assert moved
+    assert all(name.startswith("mask_decoder.") for name in moved)
+
+
+@pytest.mark.slow
 def test_a_short_run_on_shapes_learns_to_follow_a_box(tmp_path: Path) -> None:
     """Two minutes; an untrained model's masks are empty or full."""
-    plan = Plan(phases=(Phase(64, 24, 6, 240),), warmup=50, cooldown=120)
+    plan = Plan(phases=(Phase(64, 24, 6, 240),), warmup=50, cooldown=0.5)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from samri_runtime.providers._binding import BoundSession, put
 from samri_runtime.providers._names import PROVIDERS, Provider
 from samri_runtime.providers._options import parse_provider_options, user_cache_folder
-from samri_runtime.providers._session import Session, Tensor, open_session
+from samri_runtime.providers._session import Session, Tensor, is_cpu, open_session
 from samri_runtime.providers._wheels import load_onnxruntime
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Provider",
     "Session",
     "Tensor",
+    "is_cpu",
     "load_onnxruntime",
     "open_session",
     "parse_provider_options",

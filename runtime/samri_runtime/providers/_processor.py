@@ -26,7 +26,7 @@ def computes_int8_fast(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor has instructions for dot products of 8-bit integers.
 
     Without them integers are as slow as floats: on a CPU with AVX2 alone ViT-B's int8 encoder took 17.4 s where fp32
-    took 18.5. Where the system doesn't tell (Windows, macOS), most processors in use have them.
+    took 18.5. Where the system doesn't tell (Windows, macOS) they are taken to be there.
     """
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()

@@ -162,6 +162,15 @@ def open_session(
     return _open(path, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
 
 
+def is_cpu(provider: Provider) -> bool:
+    """Whether `provider` means the CPU here: by name, or because the wheel leaves `auto` no other choice.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime isn't installed.
+    """
+    return provider == "cpu" or (provider == "auto" and _auto_candidates() == ("cpu",))
+
+
 def open_probe(
     provider: Provider, *, provider_options: Mapping[str, str] | None = None, profile: Path | None = None
 ) -> Session:
@@ -205,8 +214,7 @@ def _open(graph: Path | bytes, provider: str, options: Mapping[str, str], settin
 def _open_first(graph: Path | bytes, settings: _Settings) -> Session:
     """The best provider that works; each one that didn't leaves a note."""
     conflict = conflict_line(installed_wheels())
-    offered = load_onnxruntime().get_available_providers()
-    *accelerators, cpu = auto_candidates([*offered, *plugin_providers(installed_wheels())])
+    *accelerators, cpu = _auto_candidates()
     failures = []
     for provider in accelerators:
         try:
@@ -220,6 +228,10 @@ def _open_first(graph: Path | bytes, settings: _Settings) -> Session:
     notes = [f"{failure}; running on {session.provider} instead" for failure in failures]
     session.notes = (*([conflict] if conflict else []), *notes, *session.notes)
     return session
+
+
+def _auto_candidates() -> tuple[Provider, ...]:
+    return auto_candidates([*load_onnxruntime().get_available_providers(), *plugin_providers(installed_wheels())])
 
 
 @functools.cache

@@ -55,6 +55,23 @@ def pick_targets(drawn: SyntheticSlice, rng: np.random.Generator, count: int, sm
     return found
 
 
+def visible_parts(drawn: SyntheticSlice, smallest: int) -> list[Target]:
+    """Every connected part of every label that can be seen, label by label; none overlap.
+
+    Args:
+        drawn: The slice.
+        smallest: Fewest pixels of a part.
+    """
+    found: list[Target] = []
+    for label in np.unique(drawn.labels[drawn.labels > 0]):
+        count, components, stats, _ = _components(drawn.labels == label)
+        for number in range(1, count):
+            if stats[number, cv2.CC_STAT_AREA] >= smallest:
+                mask = np.asarray(components == number)
+                found.append(Target(mask, contrast_to_noise(drawn.image, mask)))
+    return [target for target in found if target.contrast >= VISIBLE]
+
+
 def contrast_to_noise(image: npt.NDArray[np.uint8], mask: Mask) -> float:
     """|mean inside - mean of the surroundings| / standard deviation, pooled as sqrt((var inside + var around) / 2).
 
@@ -101,12 +118,17 @@ def _candidate(drawn: SyntheticSlice, rng: np.random.Generator, smallest: int) -
 
 def _part(mask: Mask, rng: np.random.Generator, smallest: int) -> Mask | None:
     """A connected component that is large enough, larger ones a little more often."""
-    count, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    count, components, stats, _ = _components(mask)
     areas = stats[1:, cv2.CC_STAT_AREA].astype(np.float64)
     weights = np.where(areas >= smallest, np.sqrt(areas), 0)
     if count < 2 or not weights.any():
         return None
     return np.asarray(components == 1 + rng.choice(count - 1, p=weights / weights.sum()))
+
+
+def _components(mask: Mask) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """Of pixels with a common side, as cv2.connectedComponentsWithStats returns them."""
+    return cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)  # type: ignore[return-value]
 
 
 def _filled(mask: Mask) -> Mask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import click
 import torch
 
 from samri.errors import InputError
-from samri.model import load_checkpoint
+from samri.model import infer_architecture, load_checkpoint
 from samri.staging import staged_file
 from samri_runtime._command import command, emit, say
+from samri_training.recipes.tiny.architecture import IMAGE_SIZE, tiny_sam
 from samri_training.recipes.tiny.finetuning import finetune
 from samri_training.recipes.tiny.pretraining import Phase, Plan, pretrain
 from samri_training.synthesis import hold_out, read_label_maps
@@ -24,13 +26,19 @@ _PATHS = click.Path(path_type=Path)
 @click.option("--output", type=_PATHS, metavar="FOLDER", required=True, help="For states, logs and checkpoints.")
 @click.option(
     "--phases",
-    default="64:24:8:900,128:10:16:1800,256:4:24:1800",
+    default=",".join(":".join(map(str, dataclasses.astuple(phase))) for phase in Plan.phases),
     show_default=True,
     help="Of stage 1: side:images:prompts:steps,...",
 )
 @click.option("--lr", default=Plan.lr, show_default=True, help="Of AdamW, which moves all but matrices.")
 @click.option("--matrix-lr", default=Plan.matrix_lr, show_default=True, help="Of Muon, which moves the matrices.")
-@click.option("--cooldown", default=Plan.cooldown, show_default=True, help="Last steps, in which the rates fall to 0.")
+@click.option(
+    "--cooldown",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=Plan.cooldown,
+    show_default=True,
+    help="Share of the steps in which the rates fall to 0, the last ones.",
+)
 @click.option(
     "--from", "start", type=_PATHS, metavar="FILE", help="Checkpoint to start from.  [default: random weights]"
 )
@@ -45,7 +53,7 @@ def main(
     phases: str,
     lr: float,
     matrix_lr: float,
-    cooldown: int,
+    cooldown: float,
     start: Path | None,
     bf16: bool,
     slices: int,
@@ -63,7 +71,7 @@ def main(
     used, kept = hold_out([*label_maps.glob("*.nii"), *label_maps.glob("*.nii.gz")])
     maps = read_label_maps(used)
     say(f"{len(maps)} label maps to draw from; {len(kept)} left out for the evaluation")
-    weights = None if start is None else load_checkpoint(start).sam.state_dict()
+    weights = None if start is None else _weights(start)
     plan = Plan(phases=_phases(phases), lr=lr, matrix_lr=matrix_lr, cooldown=cooldown, seed=seed, bf16=bf16)
     model = pretrain(maps, output / "stage1", plan, start=weights, progress=say)
     first = output / "stage1.pth"
@@ -72,11 +80,23 @@ def main(
     emit(f"{first}\n{finetune(maps, first, output / 'stage2', slices=slices, epochs=epochs)}")
 
 
+def _weights(start: Path) -> dict[str, torch.Tensor]:
+    checkpoint = load_checkpoint(start)
+    if checkpoint.architecture != infer_architecture(tiny_sam().state_dict(), "samri-tiny"):
+        raise InputError(f"{start} is a {checkpoint.architecture.backbone}: start from a samri-tiny")
+    weights: dict[str, torch.Tensor] = checkpoint.sam.state_dict()
+    return weights
+
+
 def _phases(text: str) -> tuple[Phase, ...]:
     try:
-        return tuple(Phase(*map(int, part.split(":"))) for part in text.split(","))
+        phases = tuple(Phase(*map(int, part.split(":"))) for part in text.split(","))
     except (TypeError, ValueError) as error:
         raise click.UsageError(f"--phases {text!r} is not side:images:prompts:steps,...") from error
+    for phase in phases:
+        if min(dataclasses.astuple(phase)) < 1 or phase.side % 64 or phase.side > IMAGE_SIZE:
+            raise click.UsageError(f"--phases {text!r}: sides are 64, 128, 192 or 256, and all numbers above 0")
+    return phases
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ class Example:
 class DrawnExamples(Dataset[Example]):
     """Example number i of a seed, drawn when it is asked for: the same one every time."""
 
-    def __init__(self, label_maps: Sequence[LabelMap], seed: int, side: int, prompts: int, count: int) -> None:
+    def __init__(
+        self, label_maps: Sequence[LabelMap], seed: tuple[int, ...], side: int, prompts: int, count: int
+    ) -> None:
         self._label_maps = label_maps
         self._seed, self._side, self._prompts, self._count = seed, side, prompts, count
 
@@ -55,7 +57,7 @@ class DrawnExamples(Dataset[Example]):
         return self._count
 
     def __getitem__(self, index: int) -> Example:
-        rng = np.random.default_rng([self._seed, self._side, index])
+        rng = np.random.default_rng([*self._seed, self._side, index])
         drawn, targets = self._drawn(rng)
         masks = np.zeros((self._prompts, self._side, self._side), np.uint8)
         image = np.zeros((self._side, self._side), np.uint8)

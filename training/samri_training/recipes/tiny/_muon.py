@@ -45,7 +45,9 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
         state = self.state[weight]
-        mean = state.setdefault("momentum", torch.zeros_like(weight))
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        mean = state["momentum"]
         mean.lerp_(gradient, 1 - group["momentum"])
         matrices = gradient.lerp(mean, group["momentum"]).view(group["stack"], -1, weight.shape[1])
         update = orthogonal(matrices) * (_RMS * max(matrices.shape[1:]) ** 0.5)

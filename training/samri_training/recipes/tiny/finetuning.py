@@ -10,13 +10,12 @@ import numpy.typing as npt
 
 from samri_training.embed import TorchEncoder, checkpoint_facts, embed, find_sources
 from samri_training.prepare import prepare_arrays
-from samri_training.recipes.tiny._examples import SMALLEST
 from samri_training.recipes.tiny.architecture import IMAGE_SIZE
-from samri_training.synthesis import LabelMap, draw_shapes, draw_slice, pick_targets
+from samri_training.synthesis import LabelMap, draw_shapes, draw_slice, visible_parts
 from samri_training.train import Settings
 
-TARGETS = 12
-"""Structures of a slice; later ones lie on earlier ones in its label map."""
+SMALLEST = 100
+"""Pixels of a structure that is asked about."""
 
 
 def finetune(label_maps: Sequence[LabelMap], checkpoint: Path, folder: Path, *, slices: int, epochs: int) -> Path:
@@ -72,7 +71,7 @@ def _draw(label_maps: Sequence[LabelMap], dataset: Path, slices: int) -> None:
 def _cases(
     label_maps: Sequence[LabelMap], count: int, seed: int
 ) -> dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
-    """Slice and label map by name."""
+    """Slice and label map by name, with a label of its own for each connected structure that can be seen."""
     cases: dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = {}
     shape = (IMAGE_SIZE, IMAGE_SIZE)
     number = 0
@@ -81,9 +80,9 @@ def _cases(
         source = label_maps[number % len(label_maps)] if label_maps else None
         drawn = draw_slice(source, rng, shape) if source else draw_shapes(rng, shape)
         labels = np.zeros(shape, np.uint8)
-        for label, target in enumerate(pick_targets(drawn, rng, TARGETS, SMALLEST), start=1):
-            labels[target.mask] = label
+        for label, part in enumerate(visible_parts(drawn, SMALLEST)[:255], start=1):
+            labels[part.mask] = label
         if labels.any():
-            cases[f"{source.name if source else 'shapes'}_{number:05d}"] = drawn.image, labels
+            cases[f"{source.name if source else 'shapes'}_{seed}_{number:05d}"] = drawn.image, labels
         number += 1
     return cases

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from samri.errors import InputError
+from samri.model import weights_sha256
 from samri.staging import staged_file
 from samri_training.recipes.tiny._examples import Batch, DrawnExamples, collate, one_thread
 from samri_training.recipes.tiny._frame import FrameWindow, corners
@@ -53,10 +54,10 @@ class Plan:
 
     Attributes:
         phases: In order.
-        lr: AdamW's, after `warmup` steps; constant, then falling linearly to zero over the last `cooldown` steps.
+        lr: AdamW's, after `warmup` steps; constant, then falling linearly to zero.
         matrix_lr: Muon's, with the same course.
         warmup: Steps.
-        cooldown: Steps.
+        cooldown: Share of the steps over which the rates fall, above 0.
         weight_decay: Of both.
         clip_norm: Of the gradient.
         ema: Decay of the weights' moving average, which is the result.
@@ -68,7 +69,7 @@ class Plan:
     lr: float = 2e-3
     matrix_lr: float = 1e-2
     warmup: int = 100
-    cooldown: int = 2700
+    cooldown: float = 0.6
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     ema: float = 0.998
@@ -82,7 +83,7 @@ class Plan:
 
     def pace(self, step: int) -> float:
         """Of the learning rates, the share in step `step`, counted from 0."""
-        return min((step + 1) / self.warmup, 1.0, (self.steps - step) / self.cooldown)
+        return min((step + 1) / self.warmup, 1.0, (self.steps - step) / (self.cooldown * self.steps))
 
 
 def pretrain(
@@ -101,7 +102,7 @@ def pretrain(
         label_maps: Subjects to draw from; none means shapes alone.
         folder: Gets `last.pt` (the state to go on from) and `log.jsonl`.
         plan: How.
-        start: Weights to start from, a state dict; None for random ones.
+        start: Weights to start from, a state dict of `tiny_sam`; None for random ones.
         save_every: Steps between two states.
         log_every: Steps between two lines of the log.
         progress: Called with a line now and then.
@@ -110,7 +111,7 @@ def pretrain(
         The model with its averaged weights.
 
     Raises:
-        InputError: `folder` holds the state of another plan.
+        InputError: `folder` holds the state of another plan or start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(plan, start)
@@ -132,8 +133,10 @@ class _Run:
         self.plan = plan
         self.step = 0
         self.sam = tiny_sam(plan.seed)
+        self._start: str | None = None
         if start is not None:
             self.sam.load_state_dict(start)
+            self._start = weights_sha256(self.sam)
         self.sam.train()
         parameters = dict(self.sam.named_parameters())
         self._optimizers = optimizers(parameters, lr=plan.lr, matrix_lr=plan.matrix_lr, weight_decay=plan.weight_decay)
@@ -146,9 +149,9 @@ class _Run:
             last = first + phase.steps
             if self.step < last:
                 window = FrameWindow(self.sam, phase.side)
-                examples = DrawnExamples(
-                    label_maps, self.plan.seed, phase.side, phase.prompts, phase.images * phase.steps
-                )
+                # Neither an earlier phase nor the training that a start comes from drew the same slices.
+                seed = (self.plan.seed, first, int((self._start or "0")[:8], 16))
+                examples = DrawnExamples(label_maps, seed, phase.side, phase.prompts, phase.images * phase.steps)
                 rest = range((self.step - first) * phase.images, phase.images * phase.steps)
                 loader = DataLoader(
                     examples,
@@ -214,6 +217,7 @@ class _Run:
         state = {
             "step": self.step,
             "plan": _identity(self.plan),
+            "start": self._start,
             "model": self.sam.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "average": self._average.weights,
@@ -227,8 +231,8 @@ class _Run:
         if not file.exists():
             return
         state = torch.load(file, weights_only=True)
-        if state["plan"] != _identity(self.plan):
-            raise InputError(f"{file} is of another plan: name another folder, or remove it to start anew")
+        if (state["plan"], state["start"]) != (_identity(self.plan), self._start):
+            raise InputError(f"{file} is of another plan or start: name another folder, or remove it to start anew")
         self.sam.load_state_dict(state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
