@@ -102,6 +102,8 @@ class OpenModel:
         """In two graphs on the CPU. Where the image side would travel to a device and back, the whole one is faster."""
         static, two = self.where.static_shapes, self._holds_two_graphs()
         if two and not static and is_cpu(self.where.provider):
+            # Opened when a prompt with a mask comes; a damaged one is refused now.
+            self._bundle.graph_path("decoder", self._precision_with("decoder"))
             return self._in_two_graphs(partial(self._open, "decoder"))
         session = self._open("decoder")
         if static is None:
