@@ -77,6 +77,8 @@ def test_a_bundle_is_run_and_its_nodes_are_counted(bundle: Path) -> None:
     assert [(run["role"], run["provider"], run["kept"]) for run in found["graphs"]] == [
         ("encoder", "cpu", True),
         ("decoder", "cpu", True),
+        ("decoder_image", "cpu", True),
+        ("decoder_prompts", "cpu", True),
     ]
     for run in found["graphs"]:
         (share,) = run["shares"]

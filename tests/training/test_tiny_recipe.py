@@ -21,7 +21,9 @@ from samri_training.recipes.tiny._muon import Muon
 from samri_training.recipes.tiny._optimizers import optimizers
 from samri_training.recipes.tiny._rounds import corrected
 from samri_training.recipes.tiny.finetuning import finetune
+from samri_training.recipes.tiny.pretraining import FREQUENCIES
 
+STILL = Plan(phases=(Phase(64, 1, 1, 1),), lr=1e-9, matrix_lr=1e-9, warmup=1, cooldown=1.0)
 SHORT = Plan(phases=(Phase(64, 2, 3, 3), Phase(128, 1, 2, 1)), warmup=2, cooldown=0.5)
 
 
@@ -84,10 +86,29 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 def test_a_training_starts_from_the_weights_that_it_is_given(tmp_path: Path) -> None:
     start = tiny_sam(77)
-    still = Plan(phases=(Phase(64, 1, 1, 1),), lr=1e-9, matrix_lr=1e-9, warmup=1, cooldown=1.0)
-    moved = pretrain([], tmp_path, still, start=start.state_dict(), progress=lambda _: None)
+    moved = pretrain([], tmp_path, STILL, start=start.state_dict(), progress=lambda _: None)
     for name, weight in start.state_dict().items():
         torch.testing.assert_close(moved.state_dict()[name], weight, rtol=1e-6, atol=1e-7)
+
+
+def test_a_start_with_other_frequencies_gets_the_recipes_own(tmp_path: Path) -> None:
+    start = tiny_sam(77).state_dict()
+    start[FREQUENCIES] = torch.randn_like(start[FREQUENCIES])
+    moved = pretrain([], tmp_path, STILL, start=start, progress=lambda _: None)
+    torch.testing.assert_close(moved.state_dict()[FREQUENCIES], tiny_sam().state_dict()[FREQUENCIES])
+
+
+def test_places_are_compared_axis_by_axis() -> None:
+    """The product of two encodings is a term in x and one in y: swapping the y of two pairs keeps the sum."""
+    encoding = tiny_sam().prompt_encoder.pe_layer
+    x, y, u, v = torch.rand(4, 2, 50, generator=torch.Generator().manual_seed(1))
+
+    def alike(columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        first, second = encoding._pe_encoding(torch.stack([columns, rows], dim=-1))
+        return (first * second).sum(-1)
+
+    torch.testing.assert_close(alike(x, y) + alike(u, v), alike(x, v) + alike(u, y), rtol=1e-4, atol=1e-3)
+    assert (alike(x, y) - alike(x, v)).abs().max() > 1
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,8 @@ def _strays(case: Case, model: str) -> list[str]:
         return []
     from samri_runtime.doctor._trial import broken_promises, trial_graphs, try_graph
 
-    return broken_promises(
-        [try_graph(graph, case.provider, case.options) for graph in trial_graphs(model, case.precision)]
-    )
+    graphs = [graph for graph in trial_graphs(model, case.precision) if graph.runs_on(case.provider)]
+    return broken_promises([try_graph(graph, case.provider, case.options) for graph in graphs])
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:

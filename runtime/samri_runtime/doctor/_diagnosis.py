@@ -68,7 +68,7 @@ def diagnose(
     precision: Precision = "fp32",
     provider_options: Mapping[str, str] | None = None,
 ) -> Diagnosis:
-    """Examine the machine, the wheels and, given a bundle, one run of its encoder and its decoder.
+    """Examine the machine, the wheels and, given a bundle, one run of each graph that it would use.
 
     Args:
         provider: What to use; `auto` takes the first that works.
@@ -92,7 +92,8 @@ def diagnose(
     notes: list[str] = []
     try:
         session, placement = try_probe(provider, provider_options or {})
-        trials = [try_graph(graph, provider, provider_options or {}) for graph in graphs]
+        tried = [graph for graph in graphs if graph.runs_on(session.provider)]
+        trials = [try_graph(graph, provider, provider_options or {}) for graph in tried]
         runs_on = session.provider
         notes = [*session.notes, *(note for trial in trials for note in trial.notes)]
         problems = broken_promises(trials) if trials else _broken_promise(session.provider, placement)

@@ -20,7 +20,7 @@ from samri_runtime.providers._names import Provider
 from samri_runtime.providers._probe_graph import probe_feeds
 from samri_runtime.providers._session import Session, open_probe
 
-_Feeds = dict[str, NDArray[np.float32]]
+_Feeds = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class TrialGraph:
     role: GraphRole
     precision: Precision
     make_feeds: Callable[[], _Feeds]
+
+    def runs_on(self, provider: Provider) -> bool:
+        """Predictors open the decoder's two graphs on the CPU alone."""
+        return provider == "cpu" or self.role in ("encoder", "decoder")
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,24 @@ class Trial:
 
 
 def trial_graphs(model: str | Path, precision: Precision = "fp32") -> list[TrialGraph]:
-    """Encoder and decoder of a bundle, checked, with a made-up image and one box to run them on.
+    """The graphs that a predictor may open, checked, with a made-up image and one box to run them on.
 
     Raises:
-        BundleError: The bundle can't be used, or has no such graphs.
+        BundleError: The bundle can't be used, or has no encoder or decoder.
     """
     bundle = Bundle.open(locate(model))
-    feeds: dict[GraphRole, Callable[[Manifest], _Feeds]] = {"encoder": _image, "decoder": _one_box}
     manifest = bundle.manifest
+    feeds: dict[GraphRole, Callable[[], _Feeds]] = {
+        "encoder": partial(_image, manifest),
+        "decoder": partial(_decoder_feeds, manifest),
+        "decoder_image": partial(_embedding, manifest),
+        "decoder_prompts": partial(_prompt_feeds, bundle, precision),
+    }
     held = {role: manifest.precision_with(role, precision) for role in feeds}
-    for role in feeds:
+    needed = [role for role in feeds if role in ("encoder", "decoder") or manifest.find(role, held[role])]
+    for role in needed:
         bundle.graph_path(role, held[role])
-    return [TrialGraph(bundle, role, held[role], partial(make, manifest)) for role, make in feeds.items()]
+    return [TrialGraph(bundle, role, held[role], feeds[role]) for role in needed]
 
 
 def try_graph(graph: TrialGraph, provider: Provider, options: Mapping[str, str]) -> Trial:
@@ -116,14 +126,30 @@ def _image(manifest: Manifest) -> _Feeds:
     return {"image": waves.reshape(1, 3, side, side)}
 
 
-def _one_box(manifest: Manifest) -> _Feeds:
+def _embedding(manifest: Manifest) -> _Feeds:
     channels, grid, _ = manifest.embedding_shape
-    side = manifest.image_size
     waves = np.sin(np.linspace(0, 40, channels * grid * grid, dtype=np.float32))
+    return {"image_embeddings": waves.reshape(1, channels, grid, grid)}
+
+
+def _one_box(manifest: Manifest) -> _Feeds:
+    side = manifest.image_size
     return {
-        "image_embeddings": waves.reshape(1, channels, grid, grid),
         "point_coords": np.array([[[side / 4, side / 4], [side / 2, side / 2]]], dtype=np.float32),
         "point_labels": np.array([[2, 3]], dtype=np.float32),
+    }
+
+
+def _decoder_feeds(manifest: Manifest) -> _Feeds:
+    grid = manifest.embedding_shape[1]
+    no_mask = {
         "mask_input": np.zeros((1, 1, 4 * grid, 4 * grid), dtype=np.float32),
         "has_mask_input": np.zeros(1, dtype=np.float32),
     }
+    return _embedding(manifest) | _one_box(manifest) | no_mask
+
+
+def _prompt_feeds(bundle: Bundle, precision: Precision) -> _Feeds:
+    """What `decoder_image` makes of the embedding goes into `decoder_prompts`."""
+    image_side = open_graph(bundle, "decoder_image", precision, "cpu").run(_embedding(bundle.manifest))
+    return {**image_side, **_one_box(bundle.manifest), "wanted_masks": np.zeros(1, dtype=np.int64)}

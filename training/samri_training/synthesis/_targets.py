@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -43,10 +44,11 @@ def pick_targets(drawn: SyntheticSlice, rng: np.random.Generator, count: int, sm
         smallest: Fewest pixels of a target.
     """
     found: list[Target] = []
+    parts = list(_parts(drawn.labels, smallest))
     for _ in range(3 * count):
         if len(found) == count:
             break
-        mask = _candidate(drawn, rng, smallest)
+        mask = _candidate(drawn, parts, rng, smallest)
         if mask is None or not smallest <= np.count_nonzero(mask) <= LARGEST * mask.size:
             continue
         contrast = contrast_to_noise(drawn.image, mask)
@@ -62,13 +64,7 @@ def visible_parts(drawn: SyntheticSlice, smallest: int) -> list[Target]:
         drawn: The slice.
         smallest: Fewest pixels of a part.
     """
-    found: list[Target] = []
-    for label in np.unique(drawn.labels[drawn.labels > 0]):
-        count, components, stats, _ = _components(drawn.labels == label)
-        for number in range(1, count):
-            if stats[number, cv2.CC_STAT_AREA] >= smallest:
-                mask = np.asarray(components == number)
-                found.append(Target(mask, contrast_to_noise(drawn.image, mask)))
+    found = [Target(mask, contrast_to_noise(drawn.image, mask)) for mask in _parts(drawn.labels, smallest)]
     return [target for target in found if target.contrast >= VISIBLE]
 
 
@@ -93,7 +89,8 @@ def contrast_to_noise(image: npt.NDArray[np.uint8], mask: Mask) -> float:
     return float(abs(own.mean() - other.mean()) / max(np.sqrt((own.var() + other.var()) / 2), 1e-6))
 
 
-def _candidate(drawn: SyntheticSlice, rng: np.random.Generator, smallest: int) -> Mask | None:
+def _candidate(drawn: SyntheticSlice, parts: Sequence[Mask], rng: np.random.Generator, smallest: int) -> Mask | None:
+    """Labels with few parts and those with many (fluid, cortex, muscles) both get their share."""
     labels = drawn.labels
     present = np.unique(labels)
     present = present[present > 0]
@@ -101,9 +98,11 @@ def _candidate(drawn: SyntheticSlice, rng: np.random.Generator, smallest: int) -
         return None
     label = rng.choice(present)
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.3:
         return _part(labels == label, rng, smallest)
-    if kind < 0.62:
+    if kind < 0.6:
+        return _one_of(parts, rng)
+    if kind < 0.65:
         return np.asarray(labels == label)
     if kind < 0.8:  # Whatever looks the same.
         alike = np.isclose(drawn.levels, drawn.levels[label], atol=0.02)
@@ -116,14 +115,26 @@ def _candidate(drawn: SyntheticSlice, rng: np.random.Generator, smallest: int) -
     return None if mask is None else _filled(mask)
 
 
+def _parts(labels: npt.NDArray[np.uint8], smallest: int) -> Iterator[Mask]:
+    """Every connected part of every label, label by label."""
+    for label in np.unique(labels[labels > 0]):
+        count, components, stats, _ = _components(labels == label)
+        for number in range(1, count):
+            if stats[number, cv2.CC_STAT_AREA] >= smallest:
+                yield np.asarray(components == number)
+
+
 def _part(mask: Mask, rng: np.random.Generator, smallest: int) -> Mask | None:
-    """A connected component that is large enough, larger ones a little more often."""
-    count, components, stats, _ = _components(mask)
-    areas = stats[1:, cv2.CC_STAT_AREA].astype(np.float64)
-    weights = np.where(areas >= smallest, np.sqrt(areas), 0)
-    if count < 2 or not weights.any():
+    """A connected component that is large enough."""
+    return _one_of(list(_parts(mask.astype(np.uint8), smallest)), rng)
+
+
+def _one_of(parts: Sequence[Mask], rng: np.random.Generator) -> Mask | None:
+    """Any, larger ones a little more often."""
+    if not parts:
         return None
-    return np.asarray(components == 1 + rng.choice(count - 1, p=weights / weights.sum()))
+    weights = np.sqrt([np.count_nonzero(part) for part in parts])
+    return parts[rng.choice(len(parts), p=weights / weights.sum())]
 
 
 def _components(mask: Mask) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float64]]:

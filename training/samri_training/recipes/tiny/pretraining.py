@@ -27,6 +27,7 @@ from samri_training.recipes.tiny.architecture import tiny_sam
 from samri_training.synthesis import LabelMap
 from samri_training.train._average import MovingAverage
 
+FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 AGAIN = 1 / 3
 """Share of prompts that are asked a second time, with a correction."""
 
@@ -72,7 +73,7 @@ class Plan:
     cooldown: float = 0.6
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    ema: float = 0.998
+    ema: float = 0.995
     seed: int = 2026
     bf16: bool = False
 
@@ -102,7 +103,8 @@ def pretrain(
         label_maps: Subjects to draw from; none means shapes alone.
         folder: Gets `last.pt` (the state to go on from) and `log.jsonl`.
         plan: How.
-        start: Weights to start from, a state dict of `tiny_sam`; None for random ones.
+        start: Weights to start from, a state dict of `tiny_sam`; None for random ones. The frequencies of places, which
+            aren't learnt, are those of today's `tiny_sam` all the same.
         save_every: Steps between two states.
         log_every: Steps between two lines of the log.
         progress: Called with a line now and then.
@@ -135,7 +137,7 @@ class _Run:
         self.sam = tiny_sam(plan.seed)
         self._start: str | None = None
         if start is not None:
-            self.sam.load_state_dict(start)
+            self.sam.load_state_dict({**start, FREQUENCIES: self.sam.state_dict()[FREQUENCIES]})
             self._start = weights_sha256(self.sam)
         self.sam.train()
         parameters = dict(self.sam.named_parameters())
