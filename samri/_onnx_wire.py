@@ -96,6 +96,8 @@ def _length_delimited_fields(data: mmap.mmap, start: int, end: int) -> Iterator[
 
 def _number(data: mmap.mmap, position: int, largest: int) -> tuple[int, int]:
     """A tag or a length, and the position after it."""
+    if data[position] < 0x80:  # Nearly all of them; none is larger than `largest`.
+        return data[position], position + 1
     end = _after_varint(data, position)
     value = sum((data[at] & 0x7F) << (7 * (at - position)) for at in range(position, end))
     if value > largest or (end - position > 1 and data[end - 1] == 0):
