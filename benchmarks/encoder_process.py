@@ -44,9 +44,12 @@ def with_plain(folder: Path) -> tuple[Encode, Callable[[], str]]:
 
     from samri.bundle import Bundle
     from samri.preprocessing import preprocess
+    from samri_runtime.providers._processor import usable_cores
 
     manifest = Bundle.open(folder / "bundle").manifest
-    session = onnxruntime.InferenceSession(str(folder / "plain.onnx"), providers=["CPUExecutionProvider"])
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = usable_cores()  # Its default, but for a process that may use some cores only.
+    session = onnxruntime.InferenceSession(str(folder / "plain.onnx"), settings, providers=["CPUExecutionProvider"])
 
     def encode(picture: Any) -> Any:
         return session.run(None, {"image": preprocess(picture, manifest.profile, manifest.image_size)})[0]

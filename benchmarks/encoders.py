@@ -101,6 +101,7 @@ def measure(folder: Path, candidates: dict[str, str], rounds: int, images: int) 
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr.strip()}")
+            print(f"{name}: {done.stdout.strip()}", file=sys.stderr, flush=True)  # For who stops it halfway.
             result = json.loads(done.stdout)
             found[name]["first"].append(result["opening"] + result["seconds"][0])
             found[name]["later"] += result["seconds"][1:]
@@ -126,10 +127,14 @@ def as_markdown(report: dict[str, Any]) -> str:
     for name, figures in report["encoders"].items():
         cells = [name, figures["ran on"]]
         for key in ("first", "later"):
-            cells += [spread(figures[key]), f"{np.median(plain[key]) / np.median(figures[key]):.2f}"]
+            cells += [spread(figures[key]), times(plain[key], figures[key])]
         peak = max(figures["peak"]) / 1e9 if all(figures["peak"]) else float("nan")
         lines.append(f"| {' | '.join([*cells, f'{peak:.2f}', format(figures['embedding off'], '.1e')])} |")
     return "\n".join(lines) + "\n"
+
+
+def times(plain: list[float], ours: list[float]) -> str:
+    return f"{np.median(plain) / np.median(ours):.2f}" if ours else "-"
 
 
 def spread(seconds: list[float]) -> str:

@@ -17,6 +17,17 @@ from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri_export import export_bundle
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--provider cuda` asks a GPU, where tests are written for one."""
+    parser.addoption("--provider", default="cpu", help="what the tests of static shapes run on: cpu, cuda, ...")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A GPU that nobody asked for stays hidden: the tests say what must happen where none works."""
+    if config.getoption("provider") == "cpu":
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """The models of these tests are so small that sharing a layer among threads costs more than computing it."""

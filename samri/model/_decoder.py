@@ -86,7 +86,8 @@ def image_positions(
 
 def image_places(prompt_encoder: PromptEncoder) -> Tensor:
     """The encoding of every position of the grid, (1, P, C)."""
-    places: Tensor = prompt_encoder.get_dense_pe()
+    with _all_digits(prompt_encoder):
+        places: Tensor = prompt_encoder.get_dense_pe()
     return places.flatten(2).transpose(1, 2)
 
 
@@ -110,9 +111,15 @@ def embed_points(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor, 
         ]
     )
     # segment-anything's own encoding of places, of which absent and -1 tokens have none.
-    places = prompt_encoder.pe_layer._pe_encoding((coords + 0.5) / image_size)
+    with _all_digits(prompt_encoder):
+        places = prompt_encoder.pe_layer._pe_encoding((coords + 0.5) / image_size)
     places = torch.where(labels.unsqueeze(-1) >= 0, places, 0.0)
     return places + kinds[labels.to(torch.int64) + 2]
+
+
+def _all_digits(prompt_encoder: PromptEncoder) -> torch.autocast:
+    """No mixed precision: in bfloat16 two places of a 1024-pixel frame are up to 4 pixels apart, or the same."""
+    return torch.autocast(prompt_encoder.not_a_point_embed.weight.device.type, enabled=False)
 
 
 def after_self_attention(layer: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor, absent: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from samri.model._attention import (
     token_to_image_attention,
     token_to_projected_image_attention,
 )
+from samri.model._decoder import embed_points, image_places
 from samri.model._pixel_blocks import mask_features, mask_logits, upscaling_matrix
 from samri.model._prompt_side import _layer_norm, _pulled_through, _PulledUpscaling
 
@@ -201,6 +202,15 @@ def test_absent_tokens_change_nothing_wherever_they_stand(
         padded = decoder(embedding, torch.tensor([padded_coords]), torch.tensor([padded_labels]))
     torch.testing.assert_close(padded[0], plain[0], rtol=0, atol=2e-4)
     torch.testing.assert_close(padded[1], plain[1], rtol=0, atol=1e-5)
+
+
+def test_places_are_exact_in_mixed_precision(small: Sam) -> None:
+    coords, labels = torch.tensor([[[250.3, 17.0], [251.3, 18.0]]]), torch.tensor([[2.0, 3.0]])
+    with torch.no_grad():
+        points, places = embed_points(small.prompt_encoder, coords, labels, 256), image_places(small.prompt_encoder)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(embed_points(small.prompt_encoder, coords, labels, 256), points)
+            assert torch.equal(image_places(small.prompt_encoder), places)
 
 
 def test_gradients_reach_the_parameters_of_the_sam_and_equal_segment_anythings() -> None:

@@ -18,6 +18,7 @@ from sklearn.metrics import f1_score
 from samri.bundle import Bundle
 from samri.errors import InputError, MissingDependencyError, ProviderError
 from samri_runtime.bench import Case, Effort, Report, Sample, measure, phantom_scene, scan_scene
+from samri_runtime.bench import _case as bench_case
 from samri_runtime.bench import _command as bench_command
 from samri_runtime.bench import _measure as bench_measure
 from samri_runtime.bench._command import main
@@ -193,6 +194,14 @@ def test_a_provider_asked_for_by_name_must_run(bundle: Path) -> None:
     assert code == 1
     assert "failed" in out
     assert "samri-bench: error: cuda fp32: cuda can't be used: " in err
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_tensorrt_is_measured_only_where_it_works(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_case, "usable_providers", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr(bench_case, "_works", lambda provider: works)
+    measured = {case.provider for case in bench_case.accelerator_cases(["fp32"])}
+    assert measured == ({"cuda", "tensorrt"} if works else {"cuda"})
 
 
 def test_a_machine_without_accelerators_is_told_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

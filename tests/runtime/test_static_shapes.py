@@ -1,4 +1,7 @@
-"""Static shapes and bound tensors, as GPU providers get them, run on the CPU: the answers stay what they are."""
+"""Static shapes and bound tensors, as GPU providers get them: the answers stay those of free shapes on the CPU.
+
+Run on the CPU, unless `--provider cuda` is given: then on the GPU, with CUDA graphs and with free shapes too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -20,7 +24,7 @@ from samri.manifest import BundleFile, Graph, Manifest
 from samri.prompts import Prompt
 from samri_runtime import Predictor
 from samri_runtime._decoder import needs_static_shapes, static_size
-from samri_runtime.providers import Session, open_session
+from samri_runtime.providers import Provider, Session, open_session
 
 SHAPE = (90, 70)
 
@@ -30,14 +34,32 @@ def flexible(bundle: Path) -> Predictor:
     return Predictor(bundle, provider="cpu")
 
 
-@pytest.fixture(scope="module")
-def static(bundle: Path) -> Predictor:
-    return Predictor(bundle, provider="cpu", static_shapes=True)
+WAYS: dict[str, dict[str, Any]] = {
+    "static": {"static_shapes": True},
+    "graphs": {"provider_options": {"enable_cuda_graph": "1"}},
+    "free": {},
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "static" in metafunc.fixturenames:
+        ways = {"cpu": ["static"], "cuda": list(WAYS)}.get(metafunc.config.getoption("provider"), ["static", "free"])
+        metafunc.parametrize("static", ways, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
-def decoder(bundle: Path) -> Session:
-    return open_session(bundle / "decoder.onnx", "cpu", fixed_axes={"prompts": 2, "points": 4})
+def provider(request: pytest.FixtureRequest) -> Provider:
+    return cast(Provider, request.config.getoption("provider"))
+
+
+@pytest.fixture(scope="module")
+def static(bundle: Path, provider: Provider, request: pytest.FixtureRequest) -> Predictor:
+    return Predictor(bundle, provider=provider, **WAYS[request.param])
+
+
+@pytest.fixture(scope="module")
+def decoder(bundle: Path, provider: Provider) -> Session:
+    return open_session(bundle / "decoder.onnx", provider, fixed_axes={"prompts": 2, "points": 4})
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -183,7 +205,7 @@ def test_a_graph_whose_axes_have_other_names_is_refused_static_shapes(bundle: Pa
 
 
 @pytest.mark.parametrize(
-    ("provider", "options", "static"),
+    ("name", "options", "wanted"),
     [
         ("cpu", {}, False),
         ("cuda", {}, False),
@@ -196,8 +218,6 @@ def test_a_graph_whose_axes_have_other_names_is_refused_static_shapes(bundle: Pa
         ("openvino", {"device_type": "NPU"}, True),
     ],
 )
-def test_providers_that_compile_each_shape_get_static_ones(
-    provider: str, options: dict[str, str], static: bool
-) -> None:
-    session = types.SimpleNamespace(provider=provider)
-    assert needs_static_shapes(session, options) is static  # type: ignore[arg-type]
+def test_providers_that_compile_each_shape_get_static_ones(name: str, options: dict[str, str], wanted: bool) -> None:
+    session = types.SimpleNamespace(provider=name)
+    assert needs_static_shapes(session, options) is wanted  # type: ignore[arg-type]

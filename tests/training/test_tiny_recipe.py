@@ -16,6 +16,7 @@ import torch
 from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri.errors import InputError
 from samri_training.recipes.tiny import Phase, Plan, pretrain, tiny_sam
+from samri_training.recipes.tiny._examples import DrawnExamples, collate
 from samri_training.recipes.tiny._frame import FrameWindow
 from samri_training.recipes.tiny._muon import Muon
 from samri_training.recipes.tiny._optimizers import optimizers
@@ -25,6 +26,20 @@ from samri_training.recipes.tiny.pretraining import FREQUENCIES
 
 STILL = Plan(phases=(Phase(64, 1, 1, 1),), lr=1e-9, matrix_lr=1e-9, warmup=1, cooldown=1.0)
 SHORT = Plan(phases=(Phase(64, 2, 3, 3), Phase(128, 1, 2, 1)), warmup=2, cooldown=0.5)
+
+
+def test_a_batch_is_what_segment_anything_is_given() -> None:
+    examples = DrawnExamples([], (1, 2), 128, 3, 12)
+    drawn = [examples[number] for number in range(12)]
+    batch = collate(drawn)
+    sam = tiny_sam(side=128)
+    for example, image in zip(drawn, batch.images(), strict=True):
+        height, width = example.shape
+        grey = torch.from_numpy(example.image[:height, :width])
+        torch.testing.assert_close(image, sam.preprocess(grey.expand(3, -1, -1)), rtol=0, atol=1e-6)
+    masks = torch.from_numpy(np.concatenate([example.masks for example in drawn])).float()
+    torch.testing.assert_close(batch.targets()[:, 0], torch.nn.functional.avg_pool2d(masks, 2))
+    assert {example.shape == (128, 128) for example in drawn} == {True, False}
 
 
 def test_a_window_over_the_whole_frame_is_segment_anything() -> None:
@@ -73,7 +88,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         pretrain([], tmp_path / "parts", SHORT, save_every=2, log_every=1, progress=_stop_at_third)
     assert torch.load(state, weights_only=True)["step"] == 2
-    parts = pretrain([], tmp_path / "parts", SHORT, log_every=1, progress=lambda _: None)
+    parts = pretrain([], tmp_path / "parts", SHORT, workers=2, log_every=1, progress=lambda _: None)
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
@@ -118,6 +133,7 @@ def test_places_are_compared_axis_by_axis() -> None:
         (["--phases", "100:1:1:1"], "sides are 64"),
         (["--phases", "64:1"], "side:images:prompts:steps"),
         (["--cooldown", "0"], "cooldown"),
+        (["--device", "tpu"], "no torch device 'tpu'"),
         (["--from", "other.pth"], "start from a samri-tiny"),
         (["--from", "missing.pth"], "missing.pth"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def read_label_maps(files: Sequence[Path]) -> list[LabelMap]:
     """
     if not files:
         raise InputError("no label maps to draw slices from: name a folder that holds .nii or .nii.gz files")
-    return [_read(file) for file in files]
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(_read, files))
 
 
 def hold_out(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from samri_training.synthesis._draw import SyntheticSlice
 
@@ -44,8 +45,8 @@ def pick_targets(drawn: SyntheticSlice, rng: np.random.Generator, count: int, sm
         smallest: Fewest pixels of a target.
     """
     found: list[Target] = []
-    parts = list(_parts(drawn.labels, smallest))
-    for _ in range(3 * count):
+    parts = _parts_by_label(drawn.labels, smallest)
+    for _ in range(3 * count if parts else 0):
         if len(found) == count:
             break
         mask = _candidate(drawn, parts, rng, smallest)
@@ -64,7 +65,9 @@ def visible_parts(drawn: SyntheticSlice, smallest: int) -> list[Target]:
         drawn: The slice.
         smallest: Fewest pixels of a part.
     """
-    found = [Target(mask, contrast_to_noise(drawn.image, mask)) for mask in _parts(drawn.labels, smallest)]
+    parts = [part for of_label in _parts_by_label(drawn.labels, smallest).values() for part in of_label]
+    masks = [part.mask(drawn.labels.shape) for part in parts]
+    found = [Target(mask, contrast_to_noise(drawn.image, mask)) for mask in masks]
     return [target for target in found if target.contrast >= VISIBLE]
 
 
@@ -89,57 +92,66 @@ def contrast_to_noise(image: npt.NDArray[np.uint8], mask: Mask) -> float:
     return float(abs(own.mean() - other.mean()) / max(np.sqrt((own.var() + other.var()) / 2), 1e-6))
 
 
-def _candidate(drawn: SyntheticSlice, parts: Sequence[Mask], rng: np.random.Generator, smallest: int) -> Mask | None:
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A connected part: where `components`, numbers of parts in a window of the picture, is `number`."""
+
+    window: tuple[slice, slice]
+    components: npt.NDArray[np.int32]
+    number: int
+    pixels: int
+
+    def mask(self, shape: tuple[int, ...]) -> Mask:
+        mask = np.zeros(shape, bool)
+        mask[self.window] = self.components == self.number
+        return mask
+
+
+def _candidate(
+    drawn: SyntheticSlice, parts: Mapping[int, Sequence[_Part]], rng: np.random.Generator, smallest: int
+) -> Mask | None:
     """Labels with few parts and those with many (fluid, cortex, muscles) both get their share."""
-    labels = drawn.labels
-    present = np.unique(labels)
-    present = present[present > 0]
-    if not len(present):
-        return None
-    label = rng.choice(present)
+    labels, present = drawn.labels, list(parts)
+    label = int(rng.choice(present))
     kind = rng.random()
     if kind < 0.3:
-        return _part(labels == label, rng, smallest)
+        return _one_of(parts[label], labels.shape, rng)
     if kind < 0.6:
-        return _one_of(parts, rng)
+        return _one_of([part for of_label in parts.values() for part in of_label], labels.shape, rng)
     if kind < 0.65:
         return np.asarray(labels == label)
     if kind < 0.8:  # Whatever looks the same.
         alike = np.isclose(drawn.levels, drawn.levels[label], atol=0.02)
-        return _part(alike[labels], rng, smallest)
+        return _one_of(_parts(alike[labels], smallest), labels.shape, rng)
     if kind < 0.92:  # A few labels together.
         others = rng.choice(present, min(int(rng.integers(1, 5)), len(present)), replace=False)
-        mask = _part(np.isin(labels, [label, *others]), rng, smallest)
+        together = np.isin(np.arange(len(drawn.levels)), [label, *others])
+        mask = _one_of(_parts(together[labels], smallest), labels.shape, rng)
         return _filled(mask) if mask is not None and rng.random() < 0.5 else mask
-    mask = _part(labels == label, rng, smallest)
+    mask = _one_of(parts[label], labels.shape, rng)
     return None if mask is None else _filled(mask)
 
 
-def _parts(labels: npt.NDArray[np.uint8], smallest: int) -> Iterator[Mask]:
-    """Every connected part of every label, label by label."""
-    for label in np.unique(labels[labels > 0]):
-        count, components, stats, _ = _components(labels == label)
-        for number in range(1, count):
-            if stats[number, cv2.CC_STAT_AREA] >= smallest:
-                yield np.asarray(components == number)
+def _parts_by_label(labels: npt.NDArray[np.uint8], smallest: int) -> dict[int, list[_Part]]:
+    """Of every label that is there, its connected parts that are large enough."""
+    windows = enumerate(ndimage.find_objects(labels), start=1)
+    return {label: _parts(labels == label, smallest, window) for label, window in windows if window is not None}
 
 
-def _part(mask: Mask, rng: np.random.Generator, smallest: int) -> Mask | None:
-    """A connected component that is large enough."""
-    return _one_of(list(_parts(mask.astype(np.uint8), smallest)), rng)
+def _parts(mask: Mask, smallest: int, window: tuple[slice, slice] = np.s_[:, :]) -> list[_Part]:
+    """The connected parts of a mask that are large enough; nothing of it is outside the window."""
+    # Pixels are connected by their sides.
+    count, components, stats, _ = cv2.connectedComponentsWithStats(mask[window].astype(np.uint8), connectivity=4)
+    numbered, sizes = np.asarray(components, np.int32), stats[:, cv2.CC_STAT_AREA].tolist()
+    return [_Part(window, numbered, number, sizes[number]) for number in range(1, count) if sizes[number] >= smallest]
 
 
-def _one_of(parts: Sequence[Mask], rng: np.random.Generator) -> Mask | None:
+def _one_of(parts: Sequence[_Part], shape: tuple[int, ...], rng: np.random.Generator) -> Mask | None:
     """Any, larger ones a little more often."""
     if not parts:
         return None
-    weights = np.sqrt([np.count_nonzero(part) for part in parts])
-    return parts[rng.choice(len(parts), p=weights / weights.sum())]
-
-
-def _components(mask: Mask) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """Of pixels with a common side, as cv2.connectedComponentsWithStats returns them."""
-    return cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)  # type: ignore[return-value]
+    weights = np.sqrt([part.pixels for part in parts])
+    return parts[rng.choice(len(parts), p=weights / weights.sum())].mask(shape)
 
 
 def _filled(mask: Mask) -> Mask:

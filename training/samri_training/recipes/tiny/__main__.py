@@ -13,6 +13,7 @@ from samri.errors import InputError
 from samri.model import infer_architecture, load_checkpoint
 from samri.staging import staged_file
 from samri_runtime._command import command, emit, say
+from samri_training.devices import torch_device
 from samri_training.recipes.tiny.architecture import IMAGE_SIZE, tiny_sam
 from samri_training.recipes.tiny.finetuning import finetune
 from samri_training.recipes.tiny.pretraining import Phase, Plan, pretrain
@@ -42,11 +43,17 @@ _PATHS = click.Path(path_type=Path)
 @click.option(
     "--from", "start", type=_PATHS, metavar="FILE", help="Checkpoint to start from.  [default: random weights]"
 )
-@click.option("--bf16", is_flag=True, help="For processors made for it; others are ten times slower so.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
+@click.option("--bf16", is_flag=True, help="For GPUs and processors made for it; others are ten times slower so.")
 @click.option("--slices", default=1500, show_default=True, help="Drawn for stage 2.")
-@click.option("--epochs", default=10, show_default=True, help="Of stage 2.")
+@click.option("--epochs", type=click.IntRange(0), default=10, show_default=True, help="Of stage 2; 0: without it.")
 @click.option("--seed", default=2026, show_default=True, help="Of everything in stage 1.")
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True, help="Of PyTorch.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes that draw slices.  [default: 1; beside a GPU, as many as there are cores]",
+)
 def main(
     label_maps: Path,
     output: Path,
@@ -55,29 +62,37 @@ def main(
     matrix_lr: float,
     cooldown: float,
     start: Path | None,
+    device: str,
     bf16: bool,
     slices: int,
     epochs: int,
     seed: int,
     threads: int,
+    workers: int | None,
 ) -> None:
     """Train samri-tiny: stage 1 on drawn slices, then SAMRI's own fine-tuning of the decoder.
 
     Every fifth label map is left out, for the evaluation. Stopped, it goes on where it was when started again.
     """
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it.
+    runs_on = torch_device(device)
+    if workers is None:
+        workers = 1 if runs_on.type == "cpu" else os.cpu_count() or 1
     if not label_maps.is_dir():
         raise InputError(f"{label_maps} is no folder: name one that holds .nii or .nii.gz label maps")
     used, kept = hold_out([*label_maps.glob("*.nii"), *label_maps.glob("*.nii.gz")])
     maps = read_label_maps(used)
-    say(f"{len(maps)} label maps to draw from; {len(kept)} left out for the evaluation")
+    say(f"{len(maps)} label maps to draw from; {len(kept)} left out for the evaluation; training on {runs_on}")
     weights = None if start is None else _weights(start)
     plan = Plan(phases=_phases(phases), lr=lr, matrix_lr=matrix_lr, cooldown=cooldown, seed=seed, bf16=bf16)
-    model = pretrain(maps, output / "stage1", plan, start=weights, progress=say)
+    model = pretrain(maps, output / "stage1", plan, start=weights, device=runs_on, workers=workers, progress=say)
     first = output / "stage1.pth"
     with staged_file(first) as path:
         torch.save(model.state_dict(), path)
-    emit(f"{first}\n{finetune(maps, first, output / 'stage2', slices=slices, epochs=epochs)}")
+    emit(str(first))
+    if epochs:
+        emit(str(finetune(maps, first, output / "stage2", slices=slices, epochs=epochs, device=str(runs_on))))
 
 
 def _weights(start: Path) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -91,41 +91,56 @@ class DrawnExamples(Dataset[Example]):
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples together: B prompts in all, those of an image one after the other.
+    """Examples together, in small types for their way from a worker to a device: B prompts, an image's together.
 
     Attributes:
-        images: (N, 3, S, S) float32, preprocessed.
-        targets: (B, 1, S / 2, S / 2) float32, the share of each low-resolution pixel that belongs to the mask.
+        slices: (N, S, S) uint8.
+        shapes: (N, 2) int64, (height, width) of what isn't padding.
+        quarters: (B, 1, S / 2, S / 2) uint8, how many of the 2 x 2 pixels belong to the mask.
         coords: (B, 3, 2) float32.
         labels: (B, 3) float32.
     """
 
-    images: Tensor
-    targets: Tensor
+    slices: Tensor
+    shapes: Tensor
+    quarters: Tensor
     coords: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def images(self) -> Tensor:
+        """(N, 3, S, S) float32, preprocessed as SAM does: normalised, then padded with zeros."""
+        samri = profile("samri")
+        mean, std = (self.slices.new_tensor(values, dtype=torch.float32) for values in (samri.mean, samri.std))
+        normalised = (self.slices[:, None].float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        place = torch.arange(self.slices.shape[1], device=self.slices.device)
+        rows, columns = (place < sides[:, None] for sides in self.shapes.unbind(1))
+        return normalised * (rows[:, :, None] & columns[:, None, :])[:, None]
+
+    def targets(self) -> Tensor:
+        """(B, 1, S / 2, S / 2) float32, the share of each low-resolution pixel that belongs to the mask."""
+        return self.quarters.float() / 4
+
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Examples as tensors, preprocessed as SAM does: normalised, then padded with zeros."""
-    images = torch.zeros(len(examples), 3, *examples[0].image.shape)
-    samri = profile("samri")
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (samri.mean, samri.std))
-    for number, example in enumerate(examples):
-        height, width = example.shape
-        grey = torch.from_numpy(example.image[:height, :width]).float()
-        images[number, :, :height, :width] = (grey - mean) / std
-    masks = torch.from_numpy(np.concatenate([example.masks for example in examples])).float()
+    """Examples as tensors."""
+    masks = np.concatenate([example.masks for example in examples])
+    half = masks.shape[1] // 2
+    quarters = masks.reshape(-1, half, 2, half, 2).sum((2, 4), dtype=np.uint8)
     return Batch(
-        images,
-        torch.nn.functional.avg_pool2d(masks[:, None], 2),
+        torch.from_numpy(np.stack([example.image for example in examples])),
+        torch.tensor([example.shape for example in examples]),
+        torch.from_numpy(quarters[:, None]),
         torch.from_numpy(np.concatenate([example.coords for example in examples])),
         torch.from_numpy(np.concatenate([example.labels for example in examples])),
     )
 
 
 def one_thread(worker: int) -> None:
-    """The drawing worker leaves the cores to the training."""
+    """A drawing worker leaves the other cores to the training."""
     del worker
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

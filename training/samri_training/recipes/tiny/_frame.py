@@ -32,7 +32,7 @@ class FrameWindow(nn.Module):
         self._grid = side // PATCH
         self._sam = sam
         self._full = ImageEncoder(sam.image_encoder, query_rows=GRID)
-        self._encoder = ImageEncoder(tiny_sam(side=side).image_encoder, query_rows=self._grid)
+        self._encoder = ImageEncoder(tiny_sam(side=side).image_encoder, query_rows=self._grid).to(sam.device)
         self._decoder = PromptDecoder(sam)
         self._decoder.prompt_encoder = self._window_prompts()
 

@@ -7,8 +7,9 @@ times as long on processors without such arithmetic; this one computes in the we
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,22 +37,34 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every weight that has a gradient."""
+        """Update every weight that has a gradient; matrices of a shape together, which takes a GPU fewer launches."""
         assert closure is None
+        alike: dict[tuple[int, int], list[_Move]] = defaultdict(list)
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, weight.grad, group)
+                    matrices = self._direction(weight, weight.grad, group)
+                    alike[matrices.shape[1], matrices.shape[2]].append(_Move(weight, matrices, group))
+        for shape, moves in alike.items():
+            updates = orthogonal(torch.cat([move.matrices for move in moves])) * (_RMS * max(shape) ** 0.5)
+            for move, update in zip(moves, updates.split([len(move.matrices) for move in moves]), strict=True):
+                move.weight.mul_(1 - move.group["lr"] * move.group["weight_decay"])
+                move.weight.add_(update.view_as(move.weight), alpha=-move.group["lr"])
 
-    def _update(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+    def _direction(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
+        """(stack, m, n): the gradient with its momentum, as separate matrices."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         mean = state["momentum"]
         mean.lerp_(gradient, 1 - group["momentum"])
-        matrices = gradient.lerp(mean, group["momentum"]).view(group["stack"], -1, weight.shape[1])
-        update = orthogonal(matrices) * (_RMS * max(matrices.shape[1:]) ** 0.5)
-        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(weight), alpha=-group["lr"])
+        return gradient.lerp(mean, group["momentum"]).view(group["stack"], -1, weight.shape[1])
+
+
+class _Move(NamedTuple):
+    weight: Tensor
+    matrices: Tensor
+    group: Mapping[str, Any]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def corrected(
         labels: (B, N).
         logits: (B, 1, L, L), the answer.
         targets: (B, 1, L, L), 0 to 1.
-        generator: Where the randomness comes from.
+        generator: Where the randomness comes from, on the tensors' device.
 
     Returns:
         (B, N + 1, 2) and (B, N + 1); the point is absent where nothing was wrong.

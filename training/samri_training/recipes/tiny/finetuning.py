@@ -18,7 +18,9 @@ SMALLEST = 100
 """Pixels of a structure that is asked about."""
 
 
-def finetune(label_maps: Sequence[LabelMap], checkpoint: Path, folder: Path, *, slices: int, epochs: int) -> Path:
+def finetune(
+    label_maps: Sequence[LabelMap], checkpoint: Path, folder: Path, *, slices: int, epochs: int, device: str = "auto"
+) -> Path:
     """Draw slices, embed them with the checkpoint's encoder, and fine-tune its decoder on them.
 
     The last fifth of the subjects validates. What is there from an earlier run is used again.
@@ -29,6 +31,7 @@ def finetune(label_maps: Sequence[LabelMap], checkpoint: Path, folder: Path, *, 
         folder: Gets `slices/`, `store/` and `run/`.
         slices: To draw.
         epochs: Passes over them.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
 
     Returns:
         The checkpoint with the fine-tuned decoder.
@@ -38,11 +41,14 @@ def finetune(label_maps: Sequence[LabelMap], checkpoint: Path, folder: Path, *, 
     dataset, store, run = (folder / name for name in ("slices", "store", "run"))
     if not dataset.exists():
         _draw(label_maps, dataset, slices)
-    embed(find_sources(dataset), store, checkpoint_facts(checkpoint, "samri"), TorchEncoder(checkpoint, "samri"))
+    embed(
+        find_sources(dataset), store, checkpoint_facts(checkpoint, "samri"), TorchEncoder(checkpoint, "samri", device)
+    )
     settings = {
         "embedding_dir": str(store),
         "checkpoint": str(checkpoint),
         "save_dir": str(run),
+        "device": device,
         "epochs": epochs,
         "lr": 1e-4,
         "scheduler": "cosine",

@@ -28,6 +28,7 @@ from samri_training.synthesis import LabelMap
 from samri_training.train._average import MovingAverage
 
 FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+CPU = torch.device("cpu")
 AGAIN = 1 / 3
 """Share of prompts that are asked a second time, with a correction."""
 
@@ -63,7 +64,7 @@ class Plan:
         clip_norm: Of the gradient.
         ema: Decay of the weights' moving average, which is the result.
         seed: Of weights, slices and prompts.
-        bf16: Matrix products in bfloat16: twice as fast on processors made for it, ten times slower on others.
+        bf16: Matrix products in bfloat16: twice as fast on GPUs and processors made for it, ten times slower on others.
     """
 
     phases: tuple[Phase, ...] = (Phase(64, 24, 8, 900), Phase(128, 10, 16, 1800), Phase(256, 4, 24, 1800))
@@ -93,6 +94,8 @@ def pretrain(
     plan: Plan,
     *,
     start: Mapping[str, Tensor] | None = None,
+    device: torch.device = CPU,
+    workers: int = 1,
     save_every: int = 250,
     log_every: int = 25,
     progress: Callable[[str], None] = print,
@@ -105,21 +108,23 @@ def pretrain(
         plan: How.
         start: Weights to start from, a state dict of `tiny_sam`; None for random ones. The frequencies of places, which
             aren't learnt, are those of today's `tiny_sam` all the same.
+        device: To train on.
+        workers: Processes that draw; what they draw doesn't depend on how many there are.
         save_every: Steps between two states.
         log_every: Steps between two lines of the log.
         progress: Called with a line now and then.
 
     Returns:
-        The model with its averaged weights.
+        The model with its averaged weights, on the CPU.
 
     Raises:
         InputError: `folder` holds the state of another plan or start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(plan, start)
+    run = _Run(plan, start, device)
     run.resume(folder / "last.pt")
     log = Log(folder / "log.jsonl", run.step, log_every, progress)
-    for batch, window in run.batches(label_maps):
+    for batch, window in run.batches(label_maps, workers):
         rate = plan.lr * plan.pace(run.step)
         said = run.learn(batch, window)
         log.add(run.step, window.side, rate, said)
@@ -131,7 +136,7 @@ def pretrain(
 class _Run:
     """The state that steps change."""
 
-    def __init__(self, plan: Plan, start: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, plan: Plan, start: Mapping[str, Tensor] | None, device: torch.device) -> None:
         self.plan = plan
         self.step = 0
         self.sam = tiny_sam(plan.seed)
@@ -139,12 +144,13 @@ class _Run:
         if start is not None:
             self.sam.load_state_dict({**start, FREQUENCIES: self.sam.state_dict()[FREQUENCIES]})
             self._start = weights_sha256(self.sam)
-        self.sam.train()
+        self.sam.to(device).train()
+        self._device = device
         parameters = dict(self.sam.named_parameters())
         self._optimizers = optimizers(parameters, lr=plan.lr, matrix_lr=plan.matrix_lr, weight_decay=plan.weight_decay)
         self._average = MovingAverage(parameters, plan.ema)
 
-    def batches(self, label_maps: Sequence[LabelMap]) -> Iterator[tuple[Batch, FrameWindow]]:
+    def batches(self, label_maps: Sequence[LabelMap], workers: int) -> Iterator[tuple[Batch, FrameWindow]]:
         """What is left to learn from, and the window to do it in."""
         first = 0
         for phase in self.plan.phases:
@@ -159,7 +165,7 @@ class _Run:
                     examples,
                     batch_size=phase.images,
                     sampler=rest,
-                    num_workers=1,
+                    num_workers=workers,
                     prefetch_factor=6,
                     collate_fn=collate,
                     worker_init_fn=one_thread,
@@ -170,19 +176,22 @@ class _Run:
 
     def learn(self, batch: Batch, window: FrameWindow) -> dict[str, float]:
         """One step: every prompt is asked, and some of them a second time with a correction."""
-        generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step)
+        batch = batch.to(self._device)
+        seed = self.plan.seed * 1_000_003 + self.step
+        generator = torch.Generator().manual_seed(seed)
         choices = corners(window.side)
         row, column = torch.randint(choices, (2,), generator=generator).tolist()
         window.corner = (row, column)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
-            prompts = len(batch.labels) // len(batch.images)
-            embeddings = window.encode(batch.images).repeat_interleave(prompts, 0)
+        images, targets = batch.images(), batch.targets()
+        with self._autocast():
+            embeddings = window.encode(images).repeat_interleave(len(targets) // len(images), 0)
             logits, scores = window.decode(embeddings, batch.coords, batch.labels)
-        again = torch.randperm(len(logits), generator=generator)[: max(round(AGAIN * len(logits)), 1)]
+        again = torch.randperm(len(logits), generator=generator)[: max(round(AGAIN * len(logits)), 1)].to(self._device)
         kept = logits[again, :1].detach().float()
-        targets = batch.targets
+        if self._device != CPU:
+            generator = torch.Generator(self._device).manual_seed(seed)
         coords, labels = corrected(batch.coords[again], batch.labels[again], kept, targets[again], generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
+        with self._autocast():
             second, second_scores = window.decode(embeddings[again], coords, labels, kept)
         first_losses = prompt_losses(logits, scores, targets)
         second_losses = prompt_losses(second, second_scores, targets[again])
@@ -191,6 +200,9 @@ class _Run:
         return {"loss": float(loss.detach())} | _dice_by_prompt(
             logits[:, :1].detach(), second[:, :1].detach(), targets, again, batch.labels
         )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.plan.bf16)
 
     def _move(self, loss: Tensor) -> None:
         if not math.isfinite(float(loss.detach())):
@@ -209,7 +221,7 @@ class _Run:
     def averaged(self) -> Sam:
         """The model with its averaged weights, for good."""
         with self._average.in_place():
-            state = {name: value.clone() for name, value in self.sam.state_dict().items()}
+            state = {name: value.to(CPU, copy=True) for name, value in self.sam.state_dict().items()}
         result = tiny_sam(self.plan.seed)
         result.load_state_dict(state)
         return result.eval()
@@ -232,7 +244,7 @@ class _Run:
         """Go on from a saved state, if there is one."""
         if not file.exists():
             return
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, weights_only=True, map_location=self._device)
         if (state["plan"], state["start"]) != (_identity(self.plan), self._start):
             raise InputError(f"{file} is of another plan or start: name another folder, or remove it to start anew")
         self.sam.load_state_dict(state["model"])
