@@ -78,15 +78,18 @@ def export_samexporter(folder: Path) -> None:
 
 
 def samexporter_version() -> str | None:
-    try:
-        return importlib.metadata.version("samexporter")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return versions()["samexporter"]
 
 
 def versions() -> dict[str, str | None]:
-    names = ("samri", "torch", "onnxruntime", "segment-anything", "numpy")
-    return {**{name: importlib.metadata.version(name) for name in names}, "samexporter": samexporter_version()}
+    """Of what is installed of what matters; None for the rest."""
+    found: dict[str, str | None] = {}
+    for name in ("samri", "torch", "onnxruntime", "onnxruntime-gpu", "segment-anything", "numpy", "samexporter"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def phantom_picture() -> np.ndarray[Any, Any]:

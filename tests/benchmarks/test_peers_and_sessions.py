@@ -30,6 +30,18 @@ def test_peers_answer_with_the_same_masks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_gpus_candidates_give_the_same_masks_on_the_cpu(tmp_path: Path) -> None:
+    table = run("gpu_peers.py", "--small", "--device", "cpu", "--rounds", 1, "--json", tmp_path / "gpu.json")
+    report = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert set(report["candidates"]) == {"torch fp32", "torch bf16", "samri fp32", "samri fp16"}
+    assert min(report["candidates"]["samri fp32"]["dice"]) > 0.999
+    assert report["candidates"]["samri fp32"]["embedding off"] < 1e-4
+    for name, figures in report["candidates"].items():
+        assert [len(figures[key]) for key in ("image", "one box", "16 boxes")] == [1, 1, 1]
+        assert f"| {name} |" in table
+
+
+@pytest.mark.slow
 def test_encoders_give_the_same_embedding(tmp_path: Path) -> None:
     table = run("encoders.py", "--small", "--rounds", 1, "--images", 2, "--json", tmp_path / "encoders.json")
     report = json.loads((tmp_path / "encoders.json").read_text(encoding="utf-8"))

@@ -57,6 +57,15 @@ def test_two_wheels_that_share_a_folder_are_found_with_the_lines_to_mend_it(
     )
 
 
+def test_the_first_folder_of_the_path_is_imported_and_no_wheel_elsewhere_is_in_its_way(tmp_path: Path) -> None:
+    install(tmp_path / "first", "onnxruntime-gpu", "1.31.1")
+    install(tmp_path / "second", "onnxruntime", "1.30.0")
+    install(tmp_path / "second", "onnxruntime-extensions", "0.15.2", ("onnxruntime_extensions/__init__.py",))
+    wheels = wheels_on([str(tmp_path / name) for name in ("first", "second")])
+    assert [wheel.name for wheel in wheels] == ["onnxruntime-extensions", "onnxruntime-gpu"]
+    assert conflict_line(wheels) is None
+
+
 @pytest.mark.parametrize("files", [("onnxruntime_extensions/__init__.py",), None])
 @pytest.mark.parametrize("name", ["onnxruntime-extensions", "onnxruntime-genai", "onnxruntime-ep-openvino"])
 def test_companions_share_no_folder_and_are_no_conflict(

@@ -62,15 +62,24 @@ def installed_wheels() -> tuple[Wheel, ...]:
 
 
 def wheels_on(path: Sequence[str]) -> tuple[Wheel, ...]:
-    """The ONNX Runtime wheels found on `path`, by name."""
+    """The ONNX Runtime wheels found on `path`, by name.
+
+    A runtime in a later folder than another isn't imported, and nothing was installed over it: it doesn't count.
+    """
     wheels: dict[str, Wheel] = {}
+    imported: Path | None = None
     for folder in _metadata_folders(path):
         distribution = importlib.metadata.Distribution.at(folder)
         if "Name" not in distribution.metadata:  # What an interrupted pip left behind.
             continue
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
         if name.startswith(("onnxruntime", "ort-")) and name not in wheels:
-            wheels[name] = Wheel(name, distribution.version, _holds_runtime(distribution, name))
+            holds_runtime = _holds_runtime(distribution, name)
+            if holds_runtime:
+                imported = imported or folder.parent
+                if imported != folder.parent:
+                    continue
+            wheels[name] = Wheel(name, distribution.version, holds_runtime)
     return tuple(wheels[name] for name in sorted(wheels))
 
 
