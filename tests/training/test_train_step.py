@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from monai.losses.dice import DiceFocalLoss
@@ -34,6 +35,24 @@ def test_the_mask_loss_is_monais_dice_focal_loss() -> None:
     targets = torch.rand(5, 1, 64, 64, generator=generator) > 0.7
     monai = DiceFocalLoss(sigmoid=True, squared_pred=True, lambda_dice=1, lambda_focal=10, gamma=2)
     assert torch.allclose(mask_losses(logits, targets).mean(), monai(logits, targets.float()), rtol=1e-6)
+
+
+def test_the_balanced_loss_weighs_the_targets_box_and_the_rest_alike() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = 2 * torch.randn(3, 2, 32, 32, generator=generator, dtype=torch.float64)
+    targets = torch.zeros(3, 1, 32, 32, dtype=torch.float64)
+    for at, (top, left) in enumerate([(0, 0), (4, 9), (20, 24)]):
+        targets[at, 0, top : top + 6, left : left + 8] = torch.rand(6, 8, generator=generator, dtype=torch.float64)
+    losses = mask_losses(logits, targets, "balanced")
+    for at, mask in np.ndindex(3, 2):
+        p, t = (1 / (1 + np.exp(-logits[at, mask].numpy()))), targets[at, 0].numpy()
+        entropy = -(t * np.log(p) + (1 - t) * np.log(1 - p))
+        rows, columns = np.nonzero(t)
+        near = np.zeros((32, 32), bool)
+        near[max(rows.min() - 1, 0) : rows.max() + 2, max(columns.min() - 1, 0) : columns.max() + 2] = True
+        overlap = (p.sum() + t.sum() - np.abs(p - t).sum()) / (p.sum() + t.sum())
+        expected = 1 - overlap + entropy[near].mean() + entropy[~near].mean()
+        assert losses[at, mask].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_true_iou_counts_pixels() -> None:

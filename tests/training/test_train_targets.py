@@ -30,6 +30,7 @@ def test_an_area_target_agrees_with_counting_subpixels(shape: tuple[int, int]) -
     inside = (rows[:, None] < shape[0]) & (columns[None] < shape[1])
     picked = mask[np.minimum(rows.astype(int), shape[0] - 1)[:, None], np.minimum(columns.astype(int), shape[1] - 1)]
     share = (picked & inside).reshape(256, 16, 256, 16).mean((1, 3))
+    assert np.abs(low_res_target(mask, SAMRI, 1024, 256, "coverage") - share).max() < 0.1
     unsure = np.abs(share - 0.5) < 0.04  # Sixteen samples don't tell so near the threshold.
     assert np.array_equal(target[~unsure], (share > 0.5)[~unsure])
     assert unsure.mean() < 0.005
@@ -44,6 +45,15 @@ def test_an_area_target_of_a_square_slice_agrees_with_pillows_box_filter() -> No
     assert np.array_equal(target[sure], (shrunk > 0.5)[sure])
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_coverage_target_is_the_mean_of_the_pixels_that_it_covers(times: int) -> None:
+    mask = blob(256 * times, 256 * times)
+    wanted = torch.nn.functional.avg_pool2d(torch.from_numpy(mask).float()[None], times)[0]
+    target = low_res_target(mask, SAMRI, 1024, 256, "coverage")
+    assert target.dtype == np.float32
+    np.testing.assert_allclose(target, wanted, atol=1e-6)
+
+
 def test_a_nearest_target_agrees_with_torchs_nearest_exact() -> None:
     mask = blob(600, 600)
     wanted = torch.nn.functional.interpolate(
@@ -52,7 +62,7 @@ def test_a_nearest_target_agrees_with_torchs_nearest_exact() -> None:
     assert np.array_equal(low_res_target(mask, SAMRI, 1024, 256, "nearest-exact"), wanted > 0)
 
 
-@pytest.mark.parametrize("method", ["area", "nearest-exact"])
+@pytest.mark.parametrize("method", ["area", "coverage", "nearest-exact"])
 def test_a_target_is_not_shifted(method: str) -> None:
     mask = np.zeros((1024, 1024), dtype=bool)
     mask[400:560, 300:700] = True
@@ -75,6 +85,7 @@ def test_a_line_thinner_than_half_a_low_resolution_pixel_vanishes() -> None:
     mask = np.zeros((1024, 1024), dtype=bool)
     mask[:, 500:502] = True
     assert not low_res_target(mask, SAMRI, 1024, 256, "area").any()
+    assert low_res_target(mask, SAMRI, 1024, 256, "coverage").max() == 0.5
     mask[:, 500:503] = True
     assert low_res_target(mask, SAMRI, 1024, 256, "area").any()
 

@@ -1,4 +1,4 @@
-"""The loss of a sample: Dice + 10 focal on the decoder's own logits, and what teaches the scores."""
+"""The loss of a sample: that of its mask, on the decoder's own logits, and what teaches the scores."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import torch
 from monai.losses.dice import DiceLoss
 from monai.losses.focal_loss import FocalLoss
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, max_pool1d
+
+from samri_training.train._settings import Loss
 
 FOCAL_WEIGHT = 10.0
+MARGIN = 1
+"""Low-resolution pixels around the target's box that count as near, for the balanced loss."""
 
 _dice = DiceLoss(sigmoid=True, squared_pred=True, reduction="none")
 _focal = FocalLoss(gamma=2.0, reduction="none")
+_soft_dice = DiceLoss(sigmoid=True, soft_label=True, reduction="none")
 
 
-def mask_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice + 10 * focal of each mask by itself: (B, M, L, L) logits and (B, 1, L, L) targets 0 or 1 -> (B, M).
-
-    The mean of column 0 is MONAI's `DiceFocalLoss(sigmoid=True, squared_pred=True, lambda_dice=1, lambda_focal=10)`.
-    Nothing is averaged over the batch here, so that a sample's loss does not depend on its company.
-    """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()  # Sums over 65536 pixels.
-    wanted = targets.to(logits.dtype).expand_as(logits)
-    dice: Tensor = _dice(logits, wanted)[:, :, 0, 0]
-    focal: Tensor = _focal(logits, wanted).mean((2, 3))
-    return dice + FOCAL_WEIGHT * focal
-
-
-def sample_losses(logits: Tensor, scores: Tensor, targets: Tensor, train_scores: bool) -> Tensor:
+def sample_losses(
+    logits: Tensor, scores: Tensor, targets: Tensor, train_scores: bool, loss: Loss = "dice-focal"
+) -> Tensor:
     """The loss of each sample, (B,).
 
     That of mask 0, the answer to an unambiguous prompt. With `train_scores` also, as SAM was trained: that of the best
@@ -37,18 +31,70 @@ def sample_losses(logits: Tensor, scores: Tensor, targets: Tensor, train_scores:
     Args:
         logits: (B, M, L, L) float.
         scores: (B, M) float, predicted IoU.
-        targets: (B, 1, L, L), 0 or 1.
+        targets: (B, 1, L, L), 0 to 1.
         train_scores: Teach the other masks and the scores too.
+        loss: Which, of the masks.
     """
     if not train_scores:
-        return mask_losses(logits[:, :1], targets)[:, 0]
-    losses = mask_losses(logits, targets)
+        return mask_losses(logits[:, :1], targets, loss)[:, 0]
+    losses = mask_losses(logits, targets, loss)
     error = (scores.to(losses.dtype) - true_iou(logits, targets).to(losses.dtype)).square().mean(1)
     return losses[:, 0] + losses[:, 1:].min(1).values + error
 
 
+def mask_losses(logits: Tensor, targets: Tensor, loss: Loss = "dice-focal") -> Tensor:
+    """The chosen loss of each mask by itself: (B, M, L, L) logits and (B, 1, L, L) targets 0 to 1 -> (B, M)."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()  # Sums over 65536 pixels.
+    wanted = targets.to(logits.dtype)
+    return dice_focal_losses(logits, wanted) if loss == "dice-focal" else balanced_losses(logits, wanted)
+
+
+def dice_focal_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice + 10 * focal of each mask by itself: (B, M, L, L) logits and (B, 1, L, L) targets 0 to 1 -> (B, M).
+
+    The mean of column 0 is MONAI's `DiceFocalLoss(sigmoid=True, squared_pred=True, lambda_dice=1, lambda_focal=10)`.
+    Nothing is averaged over the batch here, so that a sample's loss does not depend on its company.
+    """
+    wanted = targets.expand_as(logits)
+    dice: Tensor = _dice(logits, wanted)[:, :, 0, 0]
+    focal: Tensor = _focal(logits, wanted).mean((2, 3))
+    return dice + FOCAL_WEIGHT * focal
+
+
+def balanced_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice, and the mean cross entropy near the target and far from it, of each mask: shapes as in `dice_focal_losses`.
+
+    Most of a picture is background. Averaged over all of it, a cross entropy (and a focal loss more so) is soon content
+    with empty masks, and a training from nothing stays there for long. In the target's own box about half of the pixels
+    belong to it: averaged there and outside separately, being right about the structure always pays.
+    """
+    wanted = targets.expand_as(logits)
+    dice: Tensor = _soft_dice(logits, wanted)[:, :, 0, 0]
+    entropy = binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    near = _near(targets)
+    inside = (entropy * near).sum((2, 3)) / near.sum((2, 3))
+    outside = (entropy * (1 - near)).sum((2, 3)) / (1 - near).sum((2, 3)).clamp(min=1)
+    return dice + inside + outside
+
+
+def _near(targets: Tensor) -> Tensor:
+    """(B, 1, L, L), 1 in the target's box and `MARGIN` pixels around it, else 0."""
+    used = targets > 0
+    rows, columns = (_span(used.any(axis)[:, 0].float()) for axis in (3, 2))
+    return (rows[:, :, None] * columns[:, None, :])[:, None]
+
+
+def _span(used: Tensor) -> Tensor:
+    """(B, L): 1 from the first to the last used place and `MARGIN` beyond, else 0."""
+    widened = max_pool1d(used, 2 * MARGIN + 1, stride=1, padding=MARGIN)
+    return widened.cummax(1).values * widened.flip(1).cummax(1).values.flip(1)
+
+
 def true_iou(logits: Tensor, targets: Tensor) -> Tensor:
-    """IoU of each mask (logits above 0) with its target: (B, M, L, L) and (B, 1, L, L) -> (B, M) float, no gradient."""
-    found, wanted = logits.detach() > 0, targets > 0
+    """IoU of each mask (logits above 0) with its target (above a half): (B, M, L, L) and (B, 1, L, L) -> (B, M) float,
+    no gradient.
+    """
+    found, wanted = logits.detach() > 0, targets > 0.5
     common = (found & wanted).sum((2, 3))
     return common / (found | wanted).sum((2, 3)).clamp(min=1)

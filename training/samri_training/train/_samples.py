@@ -21,7 +21,7 @@ from samri.preprocessing import Profile
 from samri.prompts import Prompt, pack, to_model_frame
 from samri_training.prompting import PromptKind, sample_prompt
 from samri_training.train._settings import Settings, Targets, TrainingPrompts
-from samri_training.train._targets import low_res_target
+from samri_training.train._targets import LowRes, low_res_target
 
 
 class StoredSlice(Protocol):
@@ -203,7 +203,7 @@ def labels_of(mask: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 
 def drawn_target(
     mask: npt.NDArray[Any], labels: npt.NDArray[np.intp], frame: Frame
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], int] | None:
+) -> tuple[npt.NDArray[np.bool_], LowRes, int] | None:
     """The first of `labels` that is left at low resolution: its (H, W) mask, (L, L) target, how many were tried."""
     for tries, label in enumerate(labels, start=1):
         binary = mask == label
@@ -233,7 +233,7 @@ def empty_batch(frame: Frame) -> Batch:
 def assembled(
     features: Sequence[npt.NDArray[Any]],
     prompts: Sequence[Prompt],
-    targets: Sequence[npt.NDArray[np.bool_]],
+    targets: Sequence[LowRes],
     shapes: Sequence[tuple[int, int]],
     frame: Frame,
 ) -> Batch:

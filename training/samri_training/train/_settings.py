@@ -17,7 +17,8 @@ from samri_training.devices import is_torch_device
 TrainingPrompts = Literal["box", "point", "mixed", "alternate"]
 Amp = Literal["off", "bf16", "fp16"]
 Scheduler = Literal["constant", "cosine"]
-Targets = Literal["area", "nearest-exact"]
+Loss = Literal["dice-focal", "balanced"]
+Targets = Literal["area", "coverage", "nearest-exact"]
 BadSteps = Literal["skip", "stop"]
 
 
@@ -61,6 +62,9 @@ class Settings:
     ] = "box"
     jitter: Annotated[bool, About("Move the sides of training boxes by up to 10 px of 256.")] = True
     targets: Annotated[Targets, About("How masks become targets of the decoder's resolution.")] = "area"
+    loss: Annotated[
+        Loss, About("Of a mask: Dice + 10 focal, as published; or Dice and a cross entropy balanced around the target.")
+    ] = "dice-focal"
     train_scores: Annotated[bool, About("Train the other masks and the score head too, so that scores tell IoU.")] = (
         False
     )
@@ -118,7 +122,7 @@ def described() -> dict[str, tuple[Any, About]]:
 
 CURVE = (
     "accumulate", "batch_size", "lr", "weight_decay", "scheduler", "warmup_steps", "min_lr", "clip_norm", "prompts",
-    "jitter", "targets", "train_scores", "ema", "amp", "seed", "val_fraction",
+    "jitter", "targets", "loss", "train_scores", "ema", "amp", "seed", "val_fraction",
 )  # fmt: skip
 """What must stay for a resumed run to go on with the same curve; batch_size and accumulate: their product."""
 

@@ -117,7 +117,7 @@ class Training:
         )
         with autocast(self.settings, device):
             logits, scores = self.decoder(features.to(dtype), coords.to(dtype), labels.to(dtype))
-        return sample_losses(logits, scores, targets, self.settings.train_scores)
+        return sample_losses(logits, scores, targets, self.settings.train_scores, self.settings.loss)
 
     def _gradient_buffer(self) -> Tensor:
         """A flat buffer of which every parameter's `.grad` is a view; backward adds into it in place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -10,35 +11,41 @@ import numpy.typing as npt
 from samri.preprocessing import Profile, input_shape
 from samri_training.train._settings import Targets
 
+LowRes: TypeAlias = npt.NDArray[np.bool_] | npt.NDArray[np.float32]
+"""(L, L): bool, or with `coverage` 0 to 1."""
+
 _EPSILON = 1e-9  # Coverage is a sum of fractions; one half must not exceed one half by a rounding error.
 
 
 def low_res_target(
     mask: npt.NDArray[np.bool_], profile: Profile, image_size: int, low_res: int, method: Targets
-) -> npt.NDArray[np.bool_]:
-    """The target of one mask: (H, W) bool -> (L, L) bool, False in the padding. It can come out empty.
+) -> LowRes:
+    """The target of one mask: (H, W) bool -> (L, L), False or 0 in the padding. It can come out empty.
 
     A pixel of the L x L logits covers a rectangle of the slice (S / L pixels of the model frame, scaled as inference
-    scales). `area`: more than half of that rectangle is mask. `nearest-exact`: the mask's pixel under its centre;
-    PyTorch's `nearest` takes the one under its corner, which shifts targets.
+    scales). `area`: more than half of that rectangle is mask. `coverage`: the share of it that is, in float32, so that
+    outlines finer than the logits' grid are learnt. `nearest-exact`: the mask's pixel under its centre; PyTorch's
+    `nearest` takes the one under its corner, which shifts targets.
 
     Args:
         mask: (H, W) bool.
         profile: Decides how the slice lies in the model frame.
         image_size: S.
         low_res: L, four times the embedding's grid.
-        method: `area` or `nearest-exact`.
+        method: `area`, `coverage` or `nearest-exact`.
     """
-    target = np.zeros((low_res, low_res), dtype=bool)
+    target: LowRes = np.zeros((low_res, low_res), dtype=np.float32 if method == "coverage" else np.bool_)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return target
     inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     filled = input_shape((mask.shape[0], mask.shape[1]), profile, image_size)
-    weigh = _coverage if method == "area" else _centres
+    weigh = _centres if method == "nearest-exact" else _coverage
     down = weigh(mask.shape[0], filled[0], image_size, low_res)[:, inside[0]]
     across = weigh(mask.shape[1], filled[1], image_size, low_res)[:, inside[1]]
     covered = down @ mask[inside].astype(np.float64) @ across.T
+    if method == "coverage":
+        return np.asarray(covered, dtype=np.float32)
     return np.asarray(covered > 0.5 + _EPSILON)
 
 

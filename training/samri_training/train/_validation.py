@@ -31,7 +31,7 @@ class Validation:
     dice: float
     """At the slice's own size, logits above 0, as inference computes masks; an empty prediction counts as 0."""
     loss: float
-    """Dice + 10 focal at low resolution, without the labels that vanish there."""
+    """That of the training, of mask 0, without the labels that vanish at low resolution."""
     score_error: float
     """|predicted IoU - real IoU|."""
     masks: int
@@ -156,7 +156,7 @@ def _measured(
             logits, scores = decoder(
                 features[batch.rows[some].to(processes.device)], coords.to(weights.dtype), labels.to(weights.dtype)
             )
-        losses = mask_losses(logits[:, :1], targets)[:, 0].tolist()
+        losses = mask_losses(logits[:, :1], targets, settings.loss)[:, 0].tolist()
         seen = targets.flatten(1).any(1).tolist()
         low_res = logits[:, 0].float().cpu().numpy()
         for at, (row, wanted, score) in enumerate(
