@@ -9,6 +9,7 @@ the embedding in the folder. Needs no PyTorch, but for the candidates that are m
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -48,7 +49,10 @@ def with_plain(folder: Path) -> tuple[Encode, Callable[[], str]]:
 
     manifest = Bundle.open(folder / "bundle").manifest
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = usable_cores()  # Its default, but for a process that may use some cores only.
+    if usable_cores() < (
+        os.cpu_count() or 1
+    ):  # Its default counts the machine's cores, also those that it may not use.
+        settings.intra_op_num_threads = usable_cores()
     session = onnxruntime.InferenceSession(str(folder / "plain.onnx"), settings, providers=["CPUExecutionProvider"])
 
     def encode(picture: Any) -> Any:

@@ -20,6 +20,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from sam_factory import save_checkpoint, with_other_decoder
+from samri.hashing import file_sha256
 from samri_export import export_bundle
 from samri_runtime import Predictor
 from samri_training.recipes.tiny.evaluate import (
@@ -33,6 +34,7 @@ from samri_training.recipes.tiny.evaluate import (
     template_slices,
 )
 from samri_training.recipes.tiny.evaluate._answers import WAYS
+from samri_training.recipes.tiny.evaluate._command import measured_on
 from samri_training.recipes.tiny.evaluate._frozen import PUBLISHED, read_list
 from samri_training.recipes.tiny.evaluate._slices import MRICROP_NAMES
 
@@ -271,6 +273,14 @@ def test_models_are_compared_by_slice(finished: SimpleNamespace) -> None:
 
 def test_only_held_out_subjects_are_drawn(finished: SimpleNamespace) -> None:
     assert {row["subject"] for row in of(finished.rows, set="synthetic")} == {"head_4"}
+
+
+def test_the_published_card_is_about_the_shipped_weights() -> None:
+    card = (Path(__file__).resolve().parents[2] / "docs" / "samri-tiny.md").read_text(encoding="utf-8")
+    figures = card.partition("<!-- figures:start -->")[2].partition("<!-- figures:end -->")[0]
+    assert measured_on({"samri-tiny": Predictor("samri-tiny")}) in figures
+    checkpoint = Path(__file__).resolve().parents[1] / "weights" / "samri-tiny.pth"
+    assert f"`{file_sha256(checkpoint)}`" in card
 
 
 def test_the_model_card_gets_the_tables_between_its_markers(finished: SimpleNamespace) -> None:

@@ -151,26 +151,26 @@ def test_a_mistake_on_the_command_line_is_told_in_a_line(given: list[str], messa
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("rows", "columns", "stack"), [(32, 96, 1), (96, 32, 1), (96, 32, 3)])
-def test_muon_steps_as_pytorchs_own_does(rows: int, columns: int, stack: int) -> None:
-    """PyTorch's computes in bfloat16, so only nearly."""
-    generator = torch.Generator().manual_seed(rows)
-    ours = torch.nn.Parameter(torch.randn(rows, columns, generator=generator))
-    theirs = [torch.nn.Parameter(part.clone()) for part in ours.detach().chunk(stack)]
-    muon = Muon({ours: stack}, lr=0.02, weight_decay=0.1)
+def test_muon_steps_as_pytorchs_own_does() -> None:
+    """Also where matrices of one shape are made orthogonal together. PyTorch's computes in bfloat16, so only nearly."""
+    generator = torch.Generator().manual_seed(5)
+    stacks = [(32, 96, 1), (96, 32, 1), (96, 32, 3), (32, 32, 1), (96, 32, 1)]  # Four of 32 x 32: a stack, one alone.
+    ours = {torch.nn.Parameter(torch.randn(r, c, generator=generator)): count for r, c, count in stacks}
+    theirs = [[torch.nn.Parameter(part.clone()) for part in weight.detach().chunk(n)] for weight, n in ours.items()]
+    before = [weight.detach().clone() for weight in ours]
+    muon = Muon(dict(ours), lr=0.02, weight_decay=0.1)
     settings = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    torchs = torch.optim.Muon(theirs, **settings)
-    before = ours.detach().clone()
+    torchs = torch.optim.Muon([part for parts in theirs for part in parts], **settings)
     for _ in range(3):
-        gradient = torch.randn(rows, columns, generator=generator)
-        ours.grad = gradient
-        for weight, part in zip(theirs, gradient.chunk(stack), strict=True):
-            weight.grad = part.contiguous()
+        for weight, parts in zip(ours, theirs, strict=True):
+            weight.grad = torch.randn(weight.shape, generator=generator)
+            for part, gradient in zip(parts, weight.grad.chunk(len(parts)), strict=True):
+                part.grad = gradient.contiguous()
         muon.step()
         torchs.step()
-    expected = torch.cat([weight.detach() for weight in theirs]) - before
-    difference = (ours.detach() - before - expected).norm() / expected.norm()
-    assert difference < 0.02
+    for weight, parts, start in zip(ours, theirs, before, strict=True):
+        expected = torch.cat([part.detach() for part in parts]) - start
+        assert (weight.detach() - start - expected).norm() / expected.norm() < 0.02
 
 
 def test_muon_moves_the_matrices_and_adamw_all_else() -> None:
@@ -203,6 +203,8 @@ def test_stage_two_trains_the_decoder_alone(tmp_path: Path) -> None:
     moved = {name for name, weight in before.items() if not torch.equal(after[name], weight)}
     assert moved
     assert all(name.startswith("mask_decoder.") for name in moved)
+    settings = json.loads((tmp_path / "stage2" / "run" / "args.json").read_text())["settings"]
+    assert (settings["targets"], settings["loss"]) == ("coverage", "balanced")
 
 
 @pytest.mark.slow

@@ -104,7 +104,10 @@ def not_offered(
     conflict = conflict_line(wheels, EXTRAS[provider])
     if conflict:
         return ProviderError(f"{provider} can't be used: {conflict}")
-    runtimes = ", ".join(str(wheel) for wheel in wheels if wheel.holds_runtime) or "the installed ONNX Runtime"
+    runtimes = (
+        ", ".join(str(wheel) for wheel in wheels if wheel.holds_runtime and not wheel.shadowed)
+        or "the installed ONNX Runtime"
+    )
     has = ", ".join(name for name in PROVIDERS if name != "auto" and EXECUTION_PROVIDERS[name][0] in offered)
     mend = replace_line(wheels, EXTRAS[provider])
     return ProviderError(f"{provider} can't be used: {runtimes} has no such provider (only {has}): {mend}")

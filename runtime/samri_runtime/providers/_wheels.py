@@ -40,11 +40,13 @@ class Wheel:
         name: Normalised distribution name, such as `onnxruntime-gpu`.
         version: Its version.
         holds_runtime: It installs the import package `onnxruntime`, which only one wheel can.
+        shadowed: Its runtime lies in a later folder of the path than another's, which is imported instead.
     """
 
     name: str
     version: str
     holds_runtime: bool
+    shadowed: bool = False
 
     @property
     def is_plugin(self) -> bool:
@@ -62,10 +64,7 @@ def installed_wheels() -> tuple[Wheel, ...]:
 
 
 def wheels_on(path: Sequence[str]) -> tuple[Wheel, ...]:
-    """The ONNX Runtime wheels found on `path`, by name.
-
-    A runtime in a later folder than another isn't imported, and nothing was installed over it: it doesn't count.
-    """
+    """The ONNX Runtime wheels found on `path`, by name."""
     wheels: dict[str, Wheel] = {}
     imported: Path | None = None
     for folder in _metadata_folders(path):
@@ -77,9 +76,8 @@ def wheels_on(path: Sequence[str]) -> tuple[Wheel, ...]:
             holds_runtime = _holds_runtime(distribution, name)
             if holds_runtime:
                 imported = imported or folder.parent
-                if imported != folder.parent:
-                    continue
-            wheels[name] = Wheel(name, distribution.version, holds_runtime)
+            shadowed = holds_runtime and imported != folder.parent
+            wheels[name] = Wheel(name, distribution.version, holds_runtime, shadowed)
     return tuple(wheels[name] for name in sorted(wheels))
 
 
@@ -101,7 +99,7 @@ def _metadata_folders(path: Sequence[str]) -> Iterator[Path]:
 
 def conflicting(wheels: Sequence[Wheel]) -> tuple[Wheel, ...]:
     """The wheels that overwrite each other: none, or two and more."""
-    runtimes = tuple(wheel for wheel in wheels if wheel.holds_runtime)
+    runtimes = tuple(wheel for wheel in wheels if wheel.holds_runtime and not wheel.shadowed)
     return runtimes if len(runtimes) > 1 else ()
 
 

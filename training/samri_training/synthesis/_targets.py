@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from samri_training.synthesis._draw import SyntheticSlice
 
@@ -134,6 +133,8 @@ def _candidate(
 
 def _parts_by_label(labels: npt.NDArray[np.uint8], smallest: int) -> dict[int, list[_Part]]:
     """Of every label that is there, its connected parts that are large enough."""
+    from scipy import ndimage
+
     windows = enumerate(ndimage.find_objects(labels), start=1)
     return {label: _parts(labels == label, smallest, window) for label, window in windows if window is not None}
 

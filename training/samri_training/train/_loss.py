@@ -31,7 +31,7 @@ def sample_losses(
     Args:
         logits: (B, M, L, L) float.
         scores: (B, M) float, predicted IoU.
-        targets: (B, 1, L, L), 0 to 1.
+        targets: (B, 1, L, L), 0 or 1; for the balanced loss 0 to 1.
         train_scores: Teach the other masks and the scores too.
         loss: Which, of the masks.
     """
@@ -39,7 +39,9 @@ def sample_losses(
         return mask_losses(logits[:, :1], targets, loss)[:, 0]
     losses = mask_losses(logits, targets, loss)
     error = (scores.to(losses.dtype) - true_iou(logits, targets).to(losses.dtype)).square().mean(1)
-    return losses[:, 0] + losses[:, 1:].min(1).values + error
+    # A structure that covers no pixel by more than half has no IoU at this resolution.
+    told = (targets > 0.5).flatten(1).any(1)
+    return losses[:, 0] + losses[:, 1:].min(1).values + error * told
 
 
 def mask_losses(logits: Tensor, targets: Tensor, loss: Loss = "dice-focal") -> Tensor:
@@ -51,7 +53,7 @@ def mask_losses(logits: Tensor, targets: Tensor, loss: Loss = "dice-focal") -> T
 
 
 def dice_focal_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice + 10 * focal of each mask by itself: (B, M, L, L) logits and (B, 1, L, L) targets 0 to 1 -> (B, M).
+    """Dice + 10 * focal of each mask by itself: (B, M, L, L) logits and (B, 1, L, L) targets 0 or 1 -> (B, M).
 
     The mean of column 0 is MONAI's `DiceFocalLoss(sigmoid=True, squared_pred=True, lambda_dice=1, lambda_focal=10)`.
     Nothing is averaged over the batch here, so that a sample's loss does not depend on its company.

@@ -163,7 +163,7 @@ class _Run:
             return f"no step of epoch {self._epoch} was finite: look at the embeddings in {where}, or lower --lr"
         return (
             f"{where}: no slice has a label that is left at the decoder's resolution: check its masks, "
-            "or keep thin structures with --targets nearest-exact"
+            "or keep thin structures with --targets nearest-exact, or with --targets coverage --loss balanced"
         )
 
     def _validate(self) -> Validation:

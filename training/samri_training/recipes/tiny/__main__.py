@@ -13,6 +13,7 @@ from samri.errors import InputError
 from samri.model import infer_architecture, load_checkpoint
 from samri.staging import staged_file
 from samri_runtime._command import command, emit, say
+from samri_runtime.providers._processor import usable_cores
 from samri_training.devices import torch_device
 from samri_training.recipes.tiny.architecture import IMAGE_SIZE, tiny_sam
 from samri_training.recipes.tiny.finetuning import finetune
@@ -52,7 +53,7 @@ _PATHS = click.Path(path_type=Path)
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Processes that draw slices.  [default: 1; beside a GPU, as many as there are cores]",
+    help="Processes that draw slices.  [default: 1; beside a GPU, one a core]",
 )
 def main(
     label_maps: Path,
@@ -75,10 +76,9 @@ def main(
     Every fifth label map is left out, for the evaluation. Stopped, it goes on where it was when started again.
     """
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it.
     runs_on = torch_device(device)
     if workers is None:
-        workers = 1 if runs_on.type == "cpu" else os.cpu_count() or 1
+        workers = 1 if runs_on.type == "cpu" else usable_cores()
     if not label_maps.is_dir():
         raise InputError(f"{label_maps} is no folder: name one that holds .nii or .nii.gz label maps")
     used, kept = hold_out([*label_maps.glob("*.nii"), *label_maps.glob("*.nii.gz")])

@@ -52,9 +52,11 @@ def finetune(
         "epochs": epochs,
         "lr": 1e-4,
         "scheduler": "cosine",
-        "prompts": "alternate",
+        "warmup_steps": 100,
+        "prompts": "box",
         "jitter": False,
         "targets": "coverage",  # Logits are half as fine as these slices: outlines lie between their pixels.
+        "loss": "balanced",
         "ema": 0.99,
         "train_scores": True,
         "val_every": max(epochs // 5, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,13 +125,25 @@ def pretrain(
     run = _Run(plan, start, device)
     run.resume(folder / "last.pt")
     log = Log(folder / "log.jsonl", run.step, log_every, progress)
-    for batch, window in run.batches(label_maps, workers):
-        rate = plan.lr * plan.pace(run.step)
-        said = run.learn(batch, window)
-        log.add(run.step, window.side, rate, said)
-        if run.step % save_every == 0 or run.step == plan.steps:
-            run.save(folder / "last.pt")
+    with _tensor_float32():
+        for batch, window in run.batches(label_maps, workers):
+            rate = plan.lr * plan.pace(run.step)
+            said = run.learn(batch, window)
+            log.add(run.step, window.side, rate, said)
+            if run.step % save_every == 0 or run.step == plan.steps:
+                run.save(folder / "last.pt")
     return run.averaged()
+
+
+@contextlib.contextmanager
+def _tensor_float32() -> Iterator[None]:
+    """While this lasts, GPUs that have it multiply float32 matrices with 10 bits of mantissa."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _Run:
@@ -160,6 +173,8 @@ class _Run:
                 # Neither an earlier phase nor the training that a start comes from drew the same slices.
                 seed = (self.plan.seed, first, int((self._start or "0")[:8], 16))
                 examples = DrawnExamples(label_maps, seed, phase.side, phase.prompts, phase.images * phase.steps)
+                # Forked, also beside a GPU: spawned workers would import PyTorch anew, a quarter minute in each phase,
+                # and these draw with numpy and OpenCV alone.
                 rest = range((self.step - first) * phase.images, phase.images * phase.steps)
                 loader = DataLoader(
                     examples,
@@ -244,7 +259,7 @@ class _Run:
         """Go on from a saved state, if there is one."""
         if not file.exists():
             return
-        state = torch.load(file, weights_only=True, map_location=self._device)
+        state = torch.load(file, weights_only=True, map_location=CPU)
         if (state["plan"], state["start"]) != (_identity(self.plan), self._start):
             raise InputError(f"{file} is of another plan or start: name another folder, or remove it to start anew")
         self.sam.load_state_dict(state["model"])

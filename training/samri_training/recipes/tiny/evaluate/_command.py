@@ -126,7 +126,7 @@ def main(
                 found = evaluate_set(of, of_slices, predictors, seed, on_slice=bar.update)
             results.append(found)
             lists[of.name] = compared(of.name, found.digests, seed, known)
-        text = tables(results, lists)
+        text = f"{tables(results, lists)}\n{measured_on(predictors)}\n"
         files = write_files(stage, results, text, _provenance(predictors, seed, quick, lists), pictures=not no_pictures)
     if new_list is not None:
         write_list(new_list, seed, {each.of.name: each.digests for each in results if each.of.published})
@@ -139,6 +139,15 @@ def main(
     for each in results:
         say(f"{each.of.name}: {lists[each.of.name]}")
     say(f"{output}: {', '.join(files)}")
+
+
+def measured_on(predictors: Mapping[str, Predictor]) -> str:
+    """A line with the first digits of the SHA-256 of each model's graphs: which weights the tables are about."""
+    lines = []
+    for name, predictor in predictors.items():
+        graphs = {graph.file.path: graph.file.sha256[:12] for graph in predictor.manifest.graphs}
+        lines.append(f"{name}: {', '.join(f'{path} {digest}' for path, digest in sorted(graphs.items()))}")
+    return f"Graphs, SHA-256: {'; '.join(lines)}."
 
 
 def _named(models: Iterable[str]) -> dict[str, str]:
