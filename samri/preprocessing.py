@@ -160,13 +160,15 @@ def preprocess(
         resized = _spline_resize(rgb, height, width)
     else:
         resized = pillow_bilinear(rgb, height, width)
+    padded = np.zeros((1, 3, image_size, image_size), dtype=np.float32)
+    filled = padded[0, :, :height, :width]
     if profile.normalize == "minmax":
         low, high = int(resized.min()), int(resized.max())
-        values = (resized.astype(np.float64) - low) / max(high - low, 1e-8)
+        filled[:] = np.moveaxis((resized.astype(np.float64) - low) / max(high - low, 1e-8), 2, 0)
     else:
-        values = (resized - np.array(profile.mean, np.float32)) / np.array(profile.std, np.float32)
-    padded = np.zeros((1, 3, image_size, image_size), dtype=np.float32)
-    padded[0, :, :height, :width] = np.moveaxis(values, 2, 0)
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (profile.mean, profile.std))
+        np.subtract(np.moveaxis(resized, 2, 0), mean, out=filled)
+        filled /= std
     return padded
 
 
