@@ -49,9 +49,8 @@ def with_plain(folder: Path) -> tuple[Encode, Callable[[], str]]:
 
     manifest = Bundle.open(folder / "bundle").manifest
     settings = onnxruntime.SessionOptions()
-    if usable_cores() < (
-        os.cpu_count() or 1
-    ):  # Its default counts the machine's cores, also those that it may not use.
+    # Its default counts the machine's cores, also those that this process may not use.
+    if usable_cores() < (os.cpu_count() or 1):
         settings.intra_op_num_threads = usable_cores()
     session = onnxruntime.InferenceSession(str(folder / "plain.onnx"), settings, providers=["CPUExecutionProvider"])
 

@@ -31,7 +31,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from encoder_process import CANDIDATES, OPENVINO, OURS, PLAIN, SAMEXPORTER, TORCH
-from peer_graphs import claim, export_plain_encoder, export_samexporter, phantom_picture, samexporter_version, versions
+from peer_graphs import (
+    claim,
+    export_plain_encoder,
+    export_samexporter,
+    phantom_picture,
+    samexporter_version,
+    spread,
+    versions,
+)
 
 from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri_export import export_bundle
@@ -135,13 +143,6 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 def times(plain: list[float], ours: list[float]) -> str:
     return f"{np.median(plain) / np.median(ours):.2f}" if ours else "-"
-
-
-def spread(seconds: list[float]) -> str:
-    if not seconds:
-        return "-"
-    middle, low, high = (float(np.percentile(seconds, percent)) for percent in (50, 10, 90))
-    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from segment_anything import SamPredictor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from peer_graphs import claim, phantom_picture, versions
+from peer_graphs import claim, phantom_picture, spread, versions
 
 from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri_export import export_bundle
@@ -201,15 +201,10 @@ def as_markdown(report: dict[str, Any]) -> str:
     ]
     for name, figures in report["candidates"].items():
         cells = [name, figures["ran on"], f"{figures['first image']:.2f}"]
-        cells += [spread(figures[key]) for key in ("image", "one box", "16 boxes")]
+        cells += [spread(figures[key], 1e3) for key in ("image", "one box", "16 boxes")]
         cells += [f"{np.mean(figures['dice']):.4f} ({min(figures['dice']):.4f})", f"{figures['embedding off']:.1e}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def spread(seconds: list[float]) -> str:
-    middle, low, high = (float(np.percentile(seconds, percent)) * 1e3 for percent in (50, 10, 90))
-    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
 
 
 if __name__ == "__main__":

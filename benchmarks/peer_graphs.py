@@ -1,4 +1,4 @@
-"""The graphs of SAMRI's peers, exported as their own programs do it, and the picture that all are asked about."""
+"""What the comparisons share: the peers' graphs, exported as their own programs do it, the picture, a table's cell."""
 
 from __future__ import annotations
 
@@ -97,6 +97,14 @@ def phantom_picture() -> np.ndarray[Any, Any]:
     image = phantom_scene().image
     grey = np.rint((image - image.min()) / (image.max() - image.min()) * 255).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def spread(seconds: list[float], unit: float = 1.0) -> str:
+    """Median and, in brackets, the 10th and 90th percentile, times `unit`."""
+    if not seconds:
+        return "-"
+    middle, low, high = (float(np.percentile(seconds, percent)) * unit for percent in (50, 10, 90))
+    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
 
 
 @contextlib.contextmanager

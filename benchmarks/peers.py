@@ -41,6 +41,7 @@ from peer_graphs import (
     export_samexporter,
     phantom_picture,
     samexporter_version,
+    spread,
     versions,
 )
 
@@ -222,11 +223,6 @@ def as_markdown(report: dict[str, Any]) -> str:
             cells += [spread(figures[key], 1e3), f"{ratio:.2f}"]
         lines.append(f"| {' | '.join(cells)} | {figures['dice']:.4f} | {figures['logits off']:.1e} |")
     return "\n".join(lines) + "\n"
-
-
-def spread(seconds: list[float], unit: float = 1.0) -> str:
-    middle, low, high = (float(np.percentile(seconds, percent)) * unit for percent in (50, 10, 90))
-    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
 
 
 if __name__ == "__main__":

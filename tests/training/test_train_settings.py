@@ -38,6 +38,7 @@ def test_settings_come_back_from_json_as_they_were() -> None:
         ({"jitter": "yes"}, "jitter is true or false, not 'yes'"),
         ({"val_fraction": 1.0}, "below 1"),
         ({"ema": 1.0}, "below 1"),
+        ({"targets": "coverage"}, "coverage needs loss balanced"),
         ({"checkpoint": 3}, "checkpoint is a path, not 3"),
     ],
 )
