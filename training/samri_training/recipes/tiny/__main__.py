@@ -45,7 +45,7 @@ _PATHS = click.Path(path_type=Path)
     "--from", "start", type=_PATHS, metavar="FILE", help="Checkpoint to start from.  [default: random weights]"
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
-@click.option("--bf16", is_flag=True, help="For GPUs and processors made for it; others are ten times slower so.")
+@click.option("--bf16", is_flag=True, help="For processors made for it; others are ten times slower so.")
 @click.option("--slices", default=1500, show_default=True, help="Drawn for stage 2.")
 @click.option("--epochs", type=click.IntRange(0), default=10, show_default=True, help="Of stage 2; 0: without it.")
 @click.option("--seed", default=2026, show_default=True, help="Of everything in stage 1.")
