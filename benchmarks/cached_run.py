@@ -187,8 +187,10 @@ def samri_run() -> list[str]:
 
 def run(command: list[str]) -> float:
     """Seconds from before the process starts until it has ended."""
+    # pip compiles what it installs. A source tree is compiled at its first import, unless this variable forbids it.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     lasted = time.perf_counter() - start
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")

@@ -95,7 +95,7 @@ class SliceView:
         """
         if mask.shape != self.shape:
             raise InputError(f"a mask of shape {mask.shape} doesn't fit a slice of shape {self.shape}")
-        volume = np.zeros(self.grid, dtype)
+        volume = np.zeros(self.grid, dtype, order="F")  # As NIfTI stores it.
         self._show(volume[self._selection])[...] = mask
         return volume
 

@@ -52,7 +52,7 @@ class Prompt:
             raise PromptError(f"points are (N, 2) pairs of x and y, not {points.shape}")
         if labels.shape != (len(points),):
             raise PromptError(f"{len(points)} points need {len(points)} labels, not an array of shape {labels.shape}")
-        if not np.isin(labels, (FOREGROUND, BACKGROUND)).all():
+        if not ((labels == FOREGROUND) | (labels == BACKGROUND)).all():
             raise PromptError("a point's label is 1 (belongs to the object) or 0 (doesn't)")
         box = None if self.box is None else _floats(self.box, "box")
         if box is not None and box.shape != (4,):

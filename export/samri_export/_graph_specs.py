@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from samri.manifest import Role
-from samri.model import Architecture
+from samri.model import Architecture, image_side_shapes
 
 OPSET = 17
 
@@ -94,16 +94,7 @@ def prompt_side_spec(architecture: Architecture) -> GraphSpec:
 
 
 def _image_side(architecture: Architecture) -> tuple[TensorSpec, ...]:
-    positions, width, heads = architecture.grid**2, architecture.decoder_width, architecture.decoder_heads
-    inner = width // architecture.attention_downsample
-    return (
-        TensorSpec("positions", (1, positions, width)),
-        TensorSpec("places", (1, positions, width)),
-        TensorSpec("first_keys", (1, heads, inner // heads, positions)),
-        TensorSpec("first_values", (1, heads, positions, inner // heads)),
-        TensorSpec("first_queries", (1, positions, inner)),
-        TensorSpec("first_upscaled", (1, positions, width)),
-    )
+    return tuple(TensorSpec(name, shape) for name, shape in image_side_shapes(architecture).items())
 
 
 def sam_contract_spec(architecture: Architecture, role: Role) -> GraphSpec:

@@ -163,6 +163,8 @@ def _parts(count: int, most: int) -> list[slice]:
 
 def joined(answers: list[dict[str, Floats]]) -> tuple[Floats, Floats]:
     """The logits and scores of several runs, one after the other."""
+    if len(answers) == 1:
+        return answers[0]["low_res_masks"], answers[0]["iou_predictions"]
     low_res, scores = (
         np.concatenate([answer[name] for answer in answers]) for name in ("low_res_masks", "iou_predictions")
     )

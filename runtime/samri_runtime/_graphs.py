@@ -44,7 +44,9 @@ def open_graph(
         path, provider, provider_options=provider_options, threads=threads, fixed_axes=fixed_axes, profile=profile
     )
     inputs, outputs = _signature(bundle.manifest, role)
-    if not (_fits(session.inputs, inputs) and _fits(session.outputs, outputs)):
+    # What passes between the decoder's two graphs is theirs alone; `PromptDecoder` sees that it fits.
+    between_in, between_out = role == "decoder_prompts", role == "decoder_image"
+    if not (_fits(session.inputs, inputs, between_in) and _fits(session.outputs, outputs, between_out)):
         raise BundleError(f"{path} isn't the {role} that its manifest describes: export the checkpoint again")
     if fixed_axes and not all(isinstance(size, int) for tensor in session.inputs for size in tensor.shape):
         named = ", ".join(fixed_axes)
@@ -58,22 +60,20 @@ def _signature(manifest: Manifest, role: GraphRole) -> tuple[_Shapes, _Shapes]:
     if role == "encoder":
         return {"image": (None, 3, size, size)}, {"image_embeddings": (None, channels, grid, grid)}
     embeddings: _Shapes = {"image_embeddings": (1, channels, grid, grid)}
-    side: _Shapes = dict.fromkeys(("positions", "places", "first_upscaled"), (1, grid * grid, channels))
-    side |= {"first_keys": (1, None, None, grid * grid), "first_values": (1, None, grid * grid, None)}
-    side |= {"first_queries": (1, grid * grid, None)}
     prompts: _Shapes = {"point_coords": (None, None, 2), "point_labels": (None, None)}
     answers: _Shapes = {"low_res_masks": (None, None, 4 * grid, 4 * grid), "iou_predictions": (None, None)}
     if role == "decoder_image":
-        return embeddings, side
+        return embeddings, {}
     if role == "decoder_prompts":
-        return {**side, **prompts, "wanted_masks": (None,)}, answers
+        return {**prompts, "wanted_masks": (None,)}, answers
     masks: _Shapes = {"mask_input": (None, 1, 4 * grid, 4 * grid), "has_mask_input": (None,)}
     return {**embeddings, **prompts, **masks}, answers
 
 
-def _fits(tensors: Sequence[Tensor], expected: _Shapes) -> bool:
+def _fits(tensors: Sequence[Tensor], expected: _Shapes, more: bool) -> bool:
+    """Whether these are the expected tensors, or, with `more`, hold them."""
     given = {tensor.name: tensor.shape for tensor in tensors}
-    return given.keys() == expected.keys() and all(
+    return (given.keys() >= expected.keys() if more else given.keys() == expected.keys()) and all(
         len(given[name]) == len(shape)
         and all(size is None or size == taken for size, taken in zip(shape, given[name], strict=True))
         for name, shape in expected.items()

@@ -16,6 +16,9 @@ from samri_runtime._precision import precision_for
 from samri_runtime._prompt_decoder import PromptDecoder
 from samri_runtime.providers import BoundSession, Provider, Session, is_cpu
 
+# Preparing an image takes as long as two prompts more cost in the whole decoder (docs/precision.md).
+_WORTH_PREPARING = 3
+
 
 @dataclass(frozen=True)
 class Where:
@@ -26,12 +29,14 @@ class Where:
         options: Passed to the provider, over SAMRI's defaults.
         threads: CPU threads of an operator; None for one a core.
         static_shapes: Pad prompts to a few sizes; None for providers that gain by it.
+        prompts_per_image: How many will be asked of an image, where that is known.
     """
 
     provider: Provider
     options: Mapping[str, str]
     threads: int | None
     static_shapes: bool | None
+    prompts_per_image: int | None = None
 
 
 class OpenModel:
@@ -100,7 +105,7 @@ class OpenModel:
 
     def _open_decoder(self) -> Decoder:
         """In two graphs on the CPU. Where the image side would travel to a device and back, the whole one is faster."""
-        static, two = self.where.static_shapes, self._holds_two_graphs()
+        static, two = self.where.static_shapes, self._pays_to_prepare() and self._holds_two_graphs()
         if two and not static and is_cpu(self.where.provider):
             # Opened when a prompt with a mask comes; a damaged one is refused now.
             self._bundle.graph_path("decoder", self._precision_with("decoder"))
@@ -117,6 +122,11 @@ class OpenModel:
     def _in_two_graphs(self, open_whole: Callable[[], Session]) -> PromptDecoder:
         prompts = self._open("decoder_prompts")
         return PromptDecoder(prompts, self._bundle.manifest.masks, partial(self._open, "decoder_image"), open_whole)
+
+    def _pays_to_prepare(self) -> bool:
+        """Whether an image is asked often enough for the graph that computes its share of the decoder beforehand."""
+        asked = self.where.prompts_per_image
+        return asked is None or asked >= _WORTH_PREPARING
 
     def _holds_two_graphs(self) -> bool:
         manifest, precision = self._bundle.manifest, self._precision_with("decoder")

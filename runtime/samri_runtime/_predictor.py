@@ -43,6 +43,8 @@ class Predictor:
         cache: Where embeddings are kept on disk: an `EmbeddingCache`, or a folder. None keeps none. With a cached
             embedding the encoder's graph isn't opened.
         static_shapes: Pad prompts to a few sizes, with tensors bound on the device; None for providers that gain by it.
+        prompts_per_image: How many prompts will be asked of each embedding, if you know: one or two don't pay on the
+            CPU for what makes the next ones faster. Any number may be asked all the same.
 
     Raises:
         BundleError: No bundle there, or it is damaged or unsafe.
@@ -61,6 +63,7 @@ class Predictor:
         expect_sha256: str | None = None,
         cache: EmbeddingCache | str | Path | None = None,
         static_shapes: bool | None = None,
+        prompts_per_image: int | None = None,
     ) -> None:
         self.bundle = Bundle.open(models.locate(model), expect_sha256=expect_sha256)
         self._model_notes = list(models.notes_on(model))
@@ -70,7 +73,7 @@ class Predictor:
             if tuned is not None:
                 provider, precision, threads = tuned.provider, tuned.precision, tuned.threads
                 provider_options = tuned.options
-        where = Where(provider, dict(provider_options or {}), threads, static_shapes)
+        where = Where(provider, dict(provider_options or {}), threads, static_shapes, prompts_per_image)
         self._model = OpenModel(self.bundle, where, precision)
         self.cache = EmbeddingCache(cache) if isinstance(cache, (str, Path)) else cache
 

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from samri.errors import BundleError
 from samri_runtime._decoder import FlexibleDecoder, Floats, joined, prompts_at_once
 from samri_runtime.providers import Session
+
+_PROMPTS = ("point_coords", "point_labels", "wanted_masks")
 
 
 class PromptDecoder:
@@ -59,7 +62,7 @@ class PromptDecoder:
         with self._lock:
             if self._last is None or self._last[0]() is not features:
                 if self._image is None:
-                    self._image = self._open_image()
+                    self._image = _fitting(self._open_image(), self.session)
                 full = np.asarray(features, dtype=np.float32)
                 self._last = (weakref.ref(features), self._image.run({"image_embeddings": full}))
             return self._last[1]
@@ -69,3 +72,16 @@ class PromptDecoder:
             if self._whole is None:
                 self._whole = FlexibleDecoder(self._open_whole())
             return self._whole
+
+
+def _fitting(image: Session, prompts: Session) -> Session:
+    """The session of `decoder_image`, which gives `decoder_prompts` all it takes but for the prompts.
+
+    Raises:
+        BundleError: They are of two bundles.
+    """
+    given = {tensor.name: tensor.shape for tensor in image.outputs}
+    taken = {tensor.name: tensor.shape for tensor in prompts.inputs if tensor.name not in _PROMPTS}
+    if given != taken:
+        raise BundleError(f"{image.source} and {prompts.source} don't fit together: export the checkpoint again")
+    return image

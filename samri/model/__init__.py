@@ -7,7 +7,7 @@ from samri.model._architecture import Architecture, build_sam, infer_architectur
 from samri.model._checkpoint import Checkpoint, encoder_sha256, load_checkpoint, weights_sha256
 from samri.model._decoder import PromptDecoder
 from samri.model._encoder import ImageEncoder
-from samri.model._prompt_side import ImageSide, PromptSide
+from samri.model._prompt_side import ImageSide, PromptSide, image_side_shapes
 from samri.model._state_dict import read_state_dict
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "PromptSide",
     "build_sam",
     "encoder_sha256",
+    "image_side_shapes",
     "infer_architecture",
     "load_checkpoint",
     "read_state_dict",

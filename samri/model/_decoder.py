@@ -140,12 +140,7 @@ def after_image_attention(layer: TwoWayAttentionBlock, queries: Tensor, seen: Te
 
 
 def final_answers(
-    mask_decoder: MaskDecoder,
-    queries: Tensor,
-    tokens: Tensor,
-    placed: Tensor,
-    positions: Tensor,
-    wanted: Tensor | None = None,
+    mask_decoder: MaskDecoder, queries: Tensor, tokens: Tensor, placed: Tensor, positions: Tensor
 ) -> Tensor:
     """The decoder's own tokens after their last look at the image, (B, 1 + M, C): the score's, then the masks'.
 
@@ -157,13 +152,9 @@ def final_answers(
         tokens: (B, T, C), as they were in the beginning.
         placed: (B, P, C) positions with their places.
         positions: (B, P, C).
-        wanted: (M,) int64, numbers of masks; None for all.
     """
     transformer, own = mask_decoder.transformer, 1 + mask_decoder.num_mask_tokens
     queries, tokens = queries[:, :own], tokens[:, :own]
-    if wanted is not None:
-        rows = torch.cat([torch.zeros_like(wanted[:1]), wanted + 1])
-        queries, tokens = queries.index_select(1, rows), tokens.index_select(1, rows)
     seen = token_to_image_attention(transformer.final_attn_token_to_image, queries + tokens, placed, positions)
     answers: Tensor = transformer.norm_final_attn(queries + seen)
     return answers

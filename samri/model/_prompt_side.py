@@ -1,184 +1,170 @@
 """The decoder in two parts: what depends on the image alone, once an image, and the rest, once a call.
 
-Without mask prompts the image side is the same for all prompts until the tokens of a prompt first write into it. What
-the first layer reads of it is projected once; and so is its share of the upscaling, the dearest product of a prompt:
-
-A layer turns the image side x into LN(x + A V), with A the (P, h*T) weights of the image's look at the tokens and V the
-(h*T, C) values that they write. At each position LayerNorm is affine but for one number, the standard deviation s:
-
-    LN(x) W = (x - mean(x)) (g * W) / s + b W = x W' / s + b W,        W' = (g * W) minus its mean over the C rows
-
-with gain g and bias b. So a product with W behind L layers can be pulled through all of them. Times s_1 ... s_L, with
-W_{L+1} = W and W_l = (W_{l+1})' by layer l's gain, it is
-
-    X W_1 + sum over l of (s_1 ... s_{l-1}) A_l (V_l W_l) + sum over l of (s_1 ... s_l) b_l W_{l+1}
-
-where X is the image side that no prompt has touched. X W_1 is computed once an image; a prompt is left with a product
-of h*T rather than C columns for each layer. (h*T is 56 for a box, C is 256.) The factor s_1 ... s_L drops out, since
-the next step of the upscaling is a LayerNorm itself (but for its `eps` of 1e-6).
+Without mask prompts the image side is the same for all prompts until the tokens of a prompt write into it, and even
+then it need not be computed: `samri.model._written_image` has the algebra. All products of (P, C) with (C, D) are in
+the first part; between the second's (h*T, P) scores and the upscaling there is none.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from segment_anything.modeling import MaskDecoder
-from torch import Tensor, nn
+from segment_anything.modeling.transformer import TwoWayAttentionBlock
+from torch import Tensor
 
-from samri.model._attention import (
-    image_weights,
-    projected_image,
-    projected_image_weights,
-    token_to_image_attention,
-    token_to_projected_image_attention,
-    written_values,
-)
+from samri.model._architecture import Architecture
 from samri.model._decoder import (
     PromptDecoder,
     after_image_attention,
     after_self_attention,
     all_tokens,
-    final_answers,
     image_places,
     image_positions,
     mask_weights,
 )
 from samri.model._pixel_blocks import upscaled_mask_logits, upscaling_matrix
+from samri.model._written_image import LookSide, WriteSide, WrittenImage, centred, pulled_through, through
+
+
+def image_side_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of what `ImageSide` returns and `PromptSide` takes, in order.
+
+    A layer n's `LookSide` (`samri.model._written_image`): keys_n, values_n, place_keys_n; n = depth is the last look.
+    Its `WriteSide`: queries_n, place_queries_n, squares_n, written_n_m (the meetings), biases_n_m. Last, `upscaled`:
+    the image's share of the upscaling's first step, (1, P, C).
+    """
+    positions, width, heads = architecture.grid**2, architecture.decoder_width, architecture.decoder_heads
+    depth = width // architecture.attention_downsample // heads
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in _names(architecture.decoder_depth):
+        if name.startswith(("squares", "biases")):
+            shapes[name] = (1, 1, positions)
+        else:
+            shapes[name] = (1, heads, depth + name.startswith(("queries_0", "place_queries")), positions)
+    shapes["upscaled"] = (1, positions, width)
+    return shapes
+
+
+def _names(depth: int) -> list[str]:
+    names = []
+    for n in range(depth + 1):
+        names += [f"keys_{n}", f"values_{n}"] + ([f"place_keys_{n}"] if n else [])
+        if n < depth:
+            names += [f"queries_{n}"] + ([f"place_queries_{n}"] if n else [])
+            names += [f"squares_{n}", *(f"written_{n}_{m}" for m in range(n + 1))]
+            names += [f"biases_{n}_{m}" for m in range(1, n + 1)]
+    return [*names, "upscaled"]
 
 
 class ImageSide(PromptDecoder):
     """What the decoder computes of an image alone, for prompts without masks: a bundle's `decoder_image.onnx`."""
 
     def forward(self, image_embeddings: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """(1, C, G, G) -> what `PromptSide` takes, in its order.
+        """(1, C, G, G) -> the tensors of `image_side_shapes`."""
+        image = image_positions(self.prompt_encoder, image_embeddings).transpose(1, 2)  # X, (1, C, P).
+        places = image_places(self.prompt_encoder).transpose(1, 2)
+        transformer = self.mask_decoder.transformer
+        layers = list(transformer.layers)
+        looks = [*(layer.cross_attn_token_to_image for layer in layers), transformer.final_attn_token_to_image]
+        side: dict[str, Tensor] = {}
+        for n in range(len(layers) + 1):
+            look, before = looks[n], layers[:n]
+            side[f"values_{n}"] = self._by_head(look.v_proj.weight, before, image)
+            side |= self._placed(f"keys_{n}", look.k_proj.weight, before, image, places)
+            if n < len(layers):
+                weight = layers[n].cross_attn_image_to_token.q_proj.weight
+                queries = self._placed(f"queries_{n}", weight, before, image, places)
+                last = list(queries)[-1]
+                side |= queries | {last: torch.cat([queries[last], torch.ones_like(queries[last][:, :, :1])], dim=2)}
+                side |= self._met(layers[: n + 1], image)
+        matrix, _ = upscaling_matrix(self.mask_decoder.output_upscaling[0])
+        side["upscaled"] = image.transpose(1, 2) @ pulled_through(layers, matrix)
+        return tuple(side[name] for name in _names(len(layers)))
 
-        Returns:
-            positions and places, (1, P, C) each; the first layer's keys (1, h, d, P), values (1, h, P, d) and queries
-            (1, P, D); and the share of the upscaling's first step, (1, P, C), that no prompt changes.
-        """
-        positions = image_positions(self.prompt_encoder, image_embeddings)
-        places = image_places(self.prompt_encoder)
-        placed = positions + places
-        layer = self.mask_decoder.transformer.layers[0]
-        keys, values = projected_image(layer.cross_attn_token_to_image, placed, positions)
-        queries = layer.cross_attn_image_to_token.q_proj(placed)
-        return positions, places, keys, values, queries, positions @ _pulled_through(self.mask_decoder)[0]
+    def _placed(
+        self, name: str, weight: Tensor, before: list[TwoWayAttentionBlock], image: Tensor, places: Tensor
+    ) -> dict[str, Tensor]:
+        """Keys or queries, which hold places too: apart from each other once layers have divided by their deviation."""
+        if not before:
+            return {name: self._by_head(weight, before, image + places)}
+        return {name: self._by_head(weight, before, image), f"place_{name}": self._by_head(weight, [], places)}
+
+    def _by_head(self, weight: Tensor, before: list[TwoWayAttentionBlock], image: Tensor) -> Tensor:
+        """X M W^T of a (D, C) weight W behind some layers, (1, C, P) -> (1, h, d, P)."""
+        heads = self.mask_decoder.transformer.num_heads
+        return (pulled_through(before, weight.t()).t() @ image).view(1, heads, -1, image.shape[2])
+
+    def _met(self, layers: list[TwoWayAttentionBlock], image: Tensor) -> dict[str, Tensor]:
+        """What the last of `layers` needs for its deviations, of (1, C, P)."""
+        n, width = len(layers) - 1, image.shape[1]
+        ones = torch.ones(1, 1, width)
+        if n == 0:
+            spread = image - ones @ image / width  # c(X M), (1, C, P).
+        else:
+            spread = pulled_through(layers[:n], centred(torch.eye(width))).t() @ image
+        met = {f"squares_{n}": ones @ spread.square()}
+        for m in range(n + 1):
+            attention = layers[m].cross_attn_image_to_token
+            met[f"written_{n}_{m}"] = self._by_head(through(layers[m:n], attention.out_proj.weight.t()), [], spread)
+            bias = attention.out_proj.bias + (layers[m - 1].norm4.bias if m else 0.0)
+            # The weights of a head sum to 1, so the output's bias comes out whole, times t: 1 before the first layer.
+            of_biases = 2 * through(layers[m:n], bias).view(1, 1, -1) @ spread
+            if m == 0:
+                met[f"squares_{n}"] = met[f"squares_{n}"] + of_biases
+            else:
+                met[f"biases_{n}_{m}"] = of_biases
+        return met
 
 
 class PromptSide(PromptDecoder):
     """The rest of the decoder: B prompts on an image side that is computed already: `decoder_prompts.onnx`."""
 
-    def forward(  # type: ignore[override]
-        self,
-        positions: Tensor,
-        places: Tensor,
-        first_keys: Tensor,
-        first_values: Tensor,
-        first_queries: Tensor,
-        first_upscaled: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        wanted_masks: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Decode B prompts of N points each; see `ImageSide.forward` and `PromptDecoder.forward`.
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Decode B prompts of N points each; see `PromptDecoder.forward`.
 
         Args:
-            positions: And the five that follow it, from `ImageSide`.
-            places: (1, P, C).
-            first_keys: (1, h, d, P).
-            first_values: (1, h, P, d).
-            first_queries: (1, P, D).
-            first_upscaled: (1, P, C).
-            point_coords: (B, N, 2).
-            point_labels: (B, N).
-            wanted_masks: (M,) int64, numbers of masks: 0 for the single-mask answer, 1 and more for the candidates.
+            inputs: The tensors of `image_side_shapes`; then `point_coords` (B, N, 2), `point_labels` (B, N), and
+                `wanted_masks` (M,) int64, numbers of masks: 0 for the single-mask answer, 1 and more for the
+                candidates.
 
         Returns:
             low_res_masks (B, M, 4G, 4G) logits and iou_predictions (B, M).
         """
+        *given, point_coords, point_labels, wanted_masks = inputs
+        layers = list(self.mask_decoder.transformer.layers)
+        side = dict(zip(_names(len(layers)), given, strict=True))
         tokens, absent = all_tokens(self, point_coords, point_labels)
-        queries = tokens
-        upscaling = _PulledUpscaling(self.mask_decoder)
-        for number, layer in enumerate(self.mask_decoder.transformer.layers):
+        queries, image = tokens, WrittenImage()
+        for n, layer in enumerate(layers):
             queries = after_self_attention(layer, queries, tokens, absent)
-            look, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-            if number == 0:
-                seen = token_to_projected_image_attention(look, queries + tokens, first_keys, first_values)
-                queries = after_image_attention(layer, queries, seen)
-                weights = projected_image_weights(write, first_queries, queries + tokens, absent)
-            else:
-                placed = positions + places
-                seen = token_to_image_attention(look, queries + tokens, placed, positions)
-                queries = after_image_attention(layer, queries, seen)
-                weights = image_weights(write, placed, queries + tokens, absent)
-            values = written_values(write, queries)
-            positions, inverse_deviation = _layer_norm(positions + weights @ values, layer.norm4)
-            upscaling.add(weights, values, inverse_deviation)
-        answers = final_answers(self.mask_decoder, queries, tokens, positions + places, positions, wanted_masks)
+            seen = image.look(layer.cross_attn_token_to_image, queries + tokens, _look_side(side, n))
+            queries = after_image_attention(layer, queries, seen)
+            image.write(layer, queries + tokens, queries, absent, _write_side(side, n))
+        queries, tokens = _wanted(queries, wanted_masks), _wanted(tokens, wanted_masks)
+        last = self.mask_decoder.transformer.final_attn_token_to_image
+        seen = image.look(last, queries + tokens, _look_side(side, len(layers)))
+        answers = self.mask_decoder.transformer.norm_final_attn(queries + seen)
         token_weights = mask_weights(self.mask_decoder, answers[:, 1:], wanted_masks)
+        matrix, bias = upscaling_matrix(self.mask_decoder.output_upscaling[0])
         grid = self.prompt_encoder.image_embedding_size[0]
-        masks = upscaled_mask_logits(self.mask_decoder, upscaling.total(first_upscaled), token_weights, grid)
+        # The factor t at each position drops out: the next step is a LayerNorm (but for its `eps` of 1e-6).
+        upscaled = image.upscaled(matrix, bias, side["upscaled"])
+        masks = upscaled_mask_logits(self.mask_decoder, upscaled, token_weights, grid)
         scores = self.mask_decoder.iou_prediction_head(answers[:, 0])
         return masks, scores.index_select(1, wanted_masks)
 
 
-class _PulledUpscaling:
-    """The sums of the module's docstring, layer by layer: one product (B, P, K)(B, K, C) with K = L (h*T + 1)."""
-
-    def __init__(self, mask_decoder: MaskDecoder) -> None:
-        self._matrices = _pulled_through(mask_decoder)
-        self._biases = [layer.norm4.bias for layer in mask_decoder.transformer.layers]
-        self._last_bias = upscaling_matrix(mask_decoder.output_upscaling[0])[1]
-        self._deviations: list[Tensor] = []  # Of each layer l, s_1 ... s_l: (B, P, 1).
-        self._columns: list[Tensor] = []  # (B, P, h*T) and (B, P, 1)
-        self._rows: list[Tensor] = []  # (B, h*T, C) and (B, 1, C)
-
-    def add(self, weights: Tensor, values: Tensor, inverse_deviation: Tensor) -> None:
-        """Take in a layer: (B, P, h*T), (B, h*T, C), and (B, P, 1), one over the deviation that its norm found."""
-        layer = len(self._deviations)
-        before = self._deviations[-1] if layer else None
-        self._deviations.append((1.0 if before is None else before) / inverse_deviation)
-        self._columns += [weights if before is None else weights * before, self._deviations[-1]]
-        self._rows.append(values @ self._matrices[layer])
-        constant = self._biases[layer] @ self._matrices[layer + 1]
-        if layer + 1 == len(self._biases):
-            constant = constant + self._last_bias
-        self._rows.append(constant.view(1, 1, -1).expand(values.shape[0], -1, -1))
-
-    def total(self, first: Tensor) -> Tensor:
-        """With X W_1, (1, P, C): (B, P, C), the upscaling's first product times s_1 ... s_L."""
-        return torch.cat(self._columns, dim=2) @ torch.cat(self._rows, dim=1) + first
+def _look_side(side: Mapping[str, Tensor], n: int) -> LookSide:
+    return LookSide(side[f"keys_{n}"], side[f"values_{n}"], side.get(f"place_keys_{n}"))
 
 
-def _layer_norm(rows: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """The normed (..., C) rows, and one over the deviation of each, (..., 1)."""
-    normed: tuple[Tensor, Tensor] = _LayerNorm.apply(rows, norm.weight, norm.bias, norm.eps)
-    return normed
+def _write_side(side: Mapping[str, Tensor], n: int) -> WriteSide:
+    meetings = tuple(side[f"written_{n}_{m}"] for m in range(n + 1))
+    biases = tuple(side[f"biases_{n}_{m}"] for m in range(1, n + 1))
+    return WriteSide(side[f"queries_{n}"], side.get(f"place_queries_{n}"), side[f"squares_{n}"], meetings, biases)
 
 
-class _LayerNorm(torch.autograd.Function):
-    """PyTorch's own; a function of ours since its exporter would compute the deviation a second time in four steps."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        del ctx
-        normed, _, inverse_deviation = torch.native_layer_norm(rows, weight.shape, weight, bias, eps)
-        return normed, inverse_deviation
-
-    @staticmethod
-    def symbolic(graph: Any, rows: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
-        """The one ONNX operator that gives both."""
-        normed, _, inverse_deviation = graph.op(
-            "LayerNormalization", rows, weight, bias, axis_i=-1, epsilon_f=eps, outputs=3
-        )
-        return normed, inverse_deviation
-
-
-def _pulled_through(mask_decoder: MaskDecoder) -> list[Tensor]:
-    """W_1 to W_{L+1} for the upscaling's first matrix, (C, C) each."""
-    matrices = [upscaling_matrix(mask_decoder.output_upscaling[0])[0]]
-    for layer in reversed(mask_decoder.transformer.layers):
-        gained = layer.norm4.weight.unsqueeze(1) * matrices[0]
-        matrices.insert(0, gained - gained.mean(dim=0, keepdim=True))
-    return matrices
+def _wanted(tokens: Tensor, masks: Tensor) -> Tensor:
+    """The decoder's own tokens that are still read, (B, 1 + M, C): the score's, which is the first, and M masks'."""
+    return tokens.index_select(1, torch.cat([torch.zeros_like(masks[:1]), masks + 1]))

@@ -62,7 +62,7 @@ def picture(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def predictor(bundle: Path) -> Predictor:
-    return Predictor(bundle, "cpu")
+    return Predictor(bundle, "cpu", prompts_per_image=1)  # As the command has it, to the last bit.
 
 
 @pytest.fixture(scope="module")

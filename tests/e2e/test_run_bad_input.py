@@ -226,6 +226,10 @@ def test_a_checkpoint_is_pointed_to_the_export(tmp_path):
     )
 
 
+def test_of_a_scan_and_a_model_that_are_both_missing_the_scan_is_named(tmp_path):
+    refused(tmp_path / "no-model", tmp_path / "no.nii.gz", tmp_path, *BOX, code=1, words="does not exist")
+
+
 def test_another_bundle_than_the_expected_one_is_refused(bundle, tmp_path):
     source = save_nifti(tmp_path / "scan.nii.gz", SLICE)
     refused(bundle, source, tmp_path, *BOX, "--expect-sha256", "0" * 64, code=1, words="not the expected", names=bundle)

@@ -136,6 +136,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(
         "decoder.onnx",
         "decoder.onnx.data",
         "decoder_image.onnx",
+        "decoder_image.onnx.data",
         "decoder_prompts.onnx",
         "decoder_prompts.onnx.data",
         "encoder.onnx",

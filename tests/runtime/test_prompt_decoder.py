@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from parity import picture
-from samri_runtime import Predictor
+from samri.errors import BundleError
+from samri_runtime import Predictor, models
 from samri_runtime._decoder import ALL, CANDIDATES, SINGLE, FlexibleDecoder
 from samri_runtime._graphs import open_graph
 from samri_runtime._prompt_decoder import PromptDecoder
@@ -22,6 +23,7 @@ class Counted:
 
     def __init__(self, path: Path) -> None:
         self.session = open_session(path, "cpu")
+        self.source, self.inputs, self.outputs = self.session.source, self.session.inputs, self.session.outputs
         self.runs = 0
 
     def run(self, feeds: Any) -> Any:
@@ -74,6 +76,17 @@ def test_the_image_side_runs_once_an_image(sides: Any) -> None:
     assert image.runs == 2
     assert not np.allclose(other, answers[0])
     np.testing.assert_array_equal(decoder(first, *asked(2), None, ALL)[0], answers[0])
+
+
+def test_an_image_side_of_another_model_is_refused(bundle: Path) -> None:
+    decoder = PromptDecoder(
+        open_session(bundle / "decoder_prompts.onnx", "cpu"),
+        4,
+        lambda: open_session(models.locate("samri-tiny") / "decoder_image.onnx", "cpu"),
+        lambda: open_session(bundle / "decoder.onnx", "cpu"),
+    )
+    with pytest.raises(BundleError, match=r"decoder_image\.onnx and .*decoder_prompts\.onnx don't fit together"):
+        decoder(features(), *asked(1), None, ALL)
 
 
 def test_an_array_at_the_place_of_a_dead_one_is_another_image(sides: Any) -> None:
@@ -148,6 +161,16 @@ def test_a_prompt_without_a_mask_opens_no_whole_decoder(bundle: Path, monkeypatc
     assert set(roles) == {"encoder", "decoder_image", "decoder_prompts"}
     predictor.predict(embedding, boxes=[[10, 10, 60, 70]], mask_input=answer.low_res_logits)
     assert "decoder" in roles
+
+
+@pytest.mark.parametrize(("prompts", "decoder"), [(1, FlexibleDecoder), (2, FlexibleDecoder), (3, PromptDecoder)])
+def test_an_image_that_is_asked_little_is_not_prepared(prompts: int, decoder: type, bundle: Path) -> None:
+    predictor = Predictor(bundle, provider="cpu", precision="fp32", prompts_per_image=prompts)
+    assert isinstance(predictor._model.decoder, decoder)
+    embedding, boxes = predictor.encode(picture((100, 80))), [[10, 10, 60, 70], [5, 9, 40, 40], [20, 30, 70, 90]]
+    given, expected = (each.predict(embedding, boxes=boxes) for each in (predictor, Predictor(bundle, provider="cpu")))
+    spread = float(np.ptp(expected.low_res_logits))
+    np.testing.assert_allclose(given.low_res_logits, expected.low_res_logits, rtol=0, atol=1e-5 * spread)
 
 
 def test_a_predictor_on_the_cpu_uses_them(bundle: Path) -> None:

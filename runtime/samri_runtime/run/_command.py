@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -154,23 +155,28 @@ def main(
     NAME_overlay.png (what to look at first), and prints their paths.
     """
     asked = build_prompts(boxes, points, negative_points)
-    check_output(output, source, 3 if multimask else 1, png=not no_png)
     provider, options = _choose_provider(provider, device, provider_options)
     cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
-    scan = _read(source, frame)
-    view = choose_view(scan, index, axis, plane)
-    checked = [prompt.validate(view.shape) for prompt in asked]
-    prompts = [prompt for prompt, _ in checked]
     started = time.perf_counter()
-    predictor = Predictor(
-        model,
-        provider,
-        precision=precision,
-        provider_options=options,
-        threads=threads,
-        expect_sha256=expect_sha256,
-        cache=cache,
-    )
+    # The model opens while the scan is read. Where the scan is at fault, its error is the one that is told.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        opening = pool.submit(
+            Predictor,
+            model,
+            provider,
+            precision=precision,
+            provider_options=options,
+            threads=threads,
+            expect_sha256=expect_sha256,
+            cache=cache,
+            prompts_per_image=len(asked),
+        )
+        check_output(output, source, 3 if multimask else 1, png=not no_png)
+        scan = _read(source, frame)
+        view = choose_view(scan, index, axis, plane)
+        checked = [prompt.validate(view.shape) for prompt in asked]
+        prompts = [prompt for prompt, _ in checked]
+        predictor = opening.result()
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
     segmentation = segment(predictor, scan, view, prompts, multimask=multimask)

@@ -1,0 +1,216 @@
+"""The image side of the decoder while tokens write into it, without its (P, C) numbers ever being computed.
+
+A layer turns the image side x, C numbers at each of P positions, into LN(x + A V): A are the (P, h*T) weights of the
+image's look at the T tokens of a prompt, V the (h*T, C) rows that they write. At each position LayerNorm is affine but
+for one number, the standard deviation s:
+
+    LN(y) = c(y) * g / s + b,        c(y) = y minus its mean over the C channels
+
+with gain g and bias b. So with t, the product of the deviations so far, x stays a sum of few terms,
+
+    x = (X M + sum over layers l of Z_l R_l) / t + b
+
+with X the image side that no prompt has touched, and M a (C, C) matrix of weights alone. A layer adds the (P, h*T)
+columns Z = t A and the (h*T, C) rows R = V, whose weights sum to 1 in each head, so that V takes in the b of the norm
+before. h*T is 56 for a box, where C is 256; and R is small. M and R take the step c(row) * g of every later norm
+(`through`), which for a matrix W that x is multiplied with can be taken from the other side (`pulled_through`).
+
+Whatever reads the image side reads a product x W with some projection:
+
+    x W = (X M W + sum of Z_l (R_l W)) / t + b W
+
+X M W is computed once an image, (P, C)(C, D), R W is small, and b W is the same at all positions. The next deviation
+is as cheap. With y the sum that layer n norms, and c(R) for the rows:
+
+    (t s)^2 = t^2 |c(y)|^2 / C + eps t^2
+    t^2 |c(y)|^2 = |c(X M)|^2 + sum over k of Z_k (2 c(X M) . R_k + sum over l of (R_k . R_l) Z_l)
+
+at each position. The first term is computed once an image. Of c(X M) . R_k too, since a row that a token writes is a
+head's d values times d rows of the output projection, what an image decides are (P, d) numbers a head.
+
+Positions stand in the last axis here: Z is (B, h*T, P) for B prompts, an image's projections are (1, h, d, P).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
+from torch import Tensor
+
+from samri.model._attention import flat_heads, heads_of, merged_heads, scaled_heads, unflat_heads, value_heads
+
+
+def through(layers: Sequence[TwoWayAttentionBlock], rows: Tensor) -> Tensor:
+    """Rows (..., C) that were written before the norms of `layers`, behind them: times t."""
+    for layer in layers:
+        rows = centred(rows) * layer.norm4.weight
+    return rows
+
+
+def pulled_through(layers: Sequence[TwoWayAttentionBlock], matrix: Tensor) -> Tensor:
+    """W' of shape (C, D) for W: `through(layers, rows) @ W` is `rows @ W'`."""
+    for layer in reversed(layers):
+        gained = layer.norm4.weight.unsqueeze(1) * matrix
+        matrix = gained - gained.mean(dim=0, keepdim=True)
+    return matrix
+
+
+def centred(rows: Tensor) -> Tensor:
+    """Rows (..., C) without their mean."""
+    return rows - rows.mean(dim=-1, keepdim=True)
+
+
+class LookSide(NamedTuple):
+    """What an image decides of a look of tokens at it, with the weights Wk and Wv.
+
+    Attributes:
+        keys: X M Wk^T, (1, h, d, P).
+        values: X M Wv^T, (1, h, d, P).
+        places: Of the places Wk^T, (1, h, d, P); None where `keys` holds them too: before the first write.
+    """
+
+    keys: Tensor
+    values: Tensor
+    places: Tensor | None
+
+
+class WriteSide(NamedTuple):
+    """What an image decides of its own look at tokens, with the weight Wq, and of the norm behind it.
+
+    Attributes:
+        queries: X M Wq^T, (1, h, d, P); without `places` as they are.
+        places: Of the places Wq^T with one row more, of ones, (1, h, d + 1, P). None before the first write: then
+            `queries` holds them and that row.
+        squares: |c(X M)|^2, and twice what the first layer's output bias meets of c(X M): (1, 1, P).
+        meetings: For each layer so far and this one, what its tokens' values meet of c(X M): (1, h, d, P).
+        biases: For each layer but the first, up to this one: twice what the bias of the norm before it and its own
+            output bias meet of c(X M), (1, 1, P).
+    """
+
+    queries: Tensor
+    places: Tensor | None
+    squares: Tensor
+    meetings: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+
+
+class WrittenImage:
+    """The image side of B prompts behind the layers that have written so far: none at first."""
+
+    def __init__(self) -> None:
+        self._layers: list[TwoWayAttentionBlock] = []
+        self._scales: list[Tensor] = []  # t behind each layer, (B, 1, P).
+        self._columns: list[Tensor] = []  # Z of each layer, (B, h*T, P).
+        self._rows: list[Tensor] = []  # R of each layer, (B, h*T, C).
+        self._values: list[Tensor] = []  # What its tokens wrote, before the output projection: (B, h, T, d).
+
+    def look(self, attention: Attention, queries: Tensor, side: LookSide) -> Tensor:
+        """Tokens look at the image, (B, T, C) -> (B, T, C)."""
+        weight, bias = attention.v_proj.weight, attention.v_proj.bias
+        # What is the same for all positions, as the keys' bias is, softmax doesn't see.
+        q = scaled_heads(attention.q_proj(queries), attention)
+        scores = self._products(q, attention.k_proj.weight, side.keys)
+        weights = (scores if side.places is None else scores + q @ side.places).softmax(dim=-1)
+        if self._layers:
+            bias = bias + weight @ self._layers[-1].norm4.bias
+            weights = weights / self._scales[-1].unsqueeze(1)
+        seen = weights @ side.values.transpose(-2, -1)
+        for columns, rows in zip(self._columns, self._rows, strict=True):
+            of_rows = unflat_heads(flat_heads(weights) @ columns.transpose(-2, -1), attention.num_heads)
+            seen = seen + of_rows @ heads_of(rows @ weight.t(), attention.num_heads)
+        attended: Tensor = attention.out_proj(merged_heads(seen) + bias)
+        return attended
+
+    def write(self, layer: TwoWayAttentionBlock, keys: Tensor, values: Tensor, absent: Tensor, side: WriteSide) -> None:
+        """Go through a layer's last attention, in which the image looks at tokens, and its last norm.
+
+        Args:
+            layer: Its weights.
+            keys: (B, T, C).
+            values: (B, T, C).
+            absent: (B, 1, 1, T), 0 for a token and -inf for padding.
+            side: Of this layer.
+        """
+        attention = layer.cross_attn_image_to_token
+        k = scaled_heads(attention.k_proj(keys), attention)
+        # What is the same at all positions goes with the row of ones.
+        constant = attention.q_proj.bias
+        if self._layers:
+            constant = constant + attention.q_proj.weight @ self._layers[-1].norm4.bias
+        constant = k @ constant.view(attention.num_heads, -1, 1) + absent.transpose(-2, -1)
+        with_constant = torch.cat([k, constant], dim=-1)
+        if side.places is None:
+            scores = with_constant @ side.queries
+        else:
+            scores = self._products(k, attention.q_proj.weight, side.queries) + with_constant @ side.places
+        self._values.append(value_heads(attention, values))
+        self._columns.append(self._weights(scores))
+        self._rows.append(self._written(attention))
+        self._rows = [centred(rows) for rows in self._rows]
+        self._scales.append(self._next_scale(layer, side))
+        self._rows = [rows * layer.norm4.weight for rows in self._rows]
+        self._layers.append(layer)
+
+    def upscaled(self, matrix: Tensor, bias: Tensor, image: Tensor) -> Tensor:
+        """Of a (C, D) matrix W and its (D,) bias, t (x W + bias), (B, P, D); `image` is X M W, (1, P, D).
+
+        All layers must have written.
+        """
+        last = (self._layers[-1].norm4.bias @ matrix + bias).expand(self._rows[0].shape[0], 1, -1)
+        columns = torch.cat([*self._columns, self._scales[-1]], dim=1)
+        return columns.transpose(-2, -1) @ torch.cat([*(rows @ matrix for rows in self._rows), last], dim=1) + image
+
+    def _products(self, tokens: Tensor, projection: Tensor, image: Tensor) -> Tensor:
+        """(B, h, T, d) queries or keys times all positions' x W^T, but for b: (B, h, T, P).
+
+        Args:
+            tokens: The queries or keys.
+            projection: W, (D, C).
+            image: X M W^T, (1, h, d, P).
+        """
+        products = tokens @ image
+        for columns, rows in zip(self._columns, self._rows, strict=True):
+            of_rows = tokens @ heads_of(rows @ projection.t(), tokens.shape[1]).transpose(-2, -1)
+            products = products + unflat_heads(flat_heads(of_rows) @ columns, tokens.shape[1])
+        return products / self._scales[-1].unsqueeze(1) if self._scales else products
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        """Z of a layer, t A: softmax over the tokens of each head, (B, h, T, P) -> (B, h*T, P), times t.
+
+        In single steps, since ONNX Runtime turns the axes for a softmax that isn't over the last one.
+        """
+        powers = (scores - scores.amax(dim=2, keepdim=True)).exp()
+        total = powers.sum(dim=2, keepdim=True)
+        return flat_heads(powers * (self._scales[-1].unsqueeze(1) / total) if self._scales else powers / total)
+
+    def _written(self, attention: Attention) -> Tensor:
+        """V of the last values, (B, h*T, C), with the biases that are the same for all positions."""
+        outwards = attention.out_proj.weight.t().view(attention.num_heads, -1, attention.embedding_dim)
+        bias = attention.out_proj.bias
+        if self._layers:
+            bias = bias + self._layers[-1].norm4.bias
+        return flat_heads(self._values[-1] @ outwards + bias / attention.num_heads)
+
+    def _next_scale(self, layer: TwoWayAttentionBlock, side: WriteSide) -> Tensor:
+        """The next t behind a layer whose columns and rows are there already, all rows centred."""
+        total = side.squares
+        for bias, scale in zip(side.biases, self._scales, strict=True):
+            total = total + bias * scale
+        for k, (columns, rows) in enumerate(zip(self._columns, self._rows, strict=True)):
+            met = flat_heads(2 * self._values[k] @ side.meetings[k]) + rows @ rows.transpose(-2, -1) @ columns
+            for others, other_rows in zip(self._columns[:k], self._rows, strict=False):
+                met = met + 2 * rows @ other_rows.transpose(-2, -1) @ others
+            total = total + _summed(met * columns)
+        # Rounding could leave less than nothing of a position where all channels are alike.
+        mean = total.clamp(min=0) / self._rows[-1].shape[-1]
+        floor: Tensor | float = self._scales[-1].square() if self._scales else 1.0
+        deviation: Tensor = (mean + layer.norm4.eps * floor).sqrt()
+        return deviation
+
+
+def _summed(columns: Tensor) -> Tensor:
+    """(B, K, P) -> (B, 1, P): as a product, which several threads share where a sum over such an axis takes one."""
+    return torch.ones_like(columns[:, :, :1]).transpose(-2, -1) @ columns
