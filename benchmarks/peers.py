@@ -2,7 +2,8 @@
 
     python benchmarks/peers.py [--rounds 15] [--small] [--folder FOLDER]
 
-- *samri*: `Predictor` on a bundle made by `samri-export`.
+- *samri*: `Predictor` on a bundle made by `samri-export`. Each time *on a new image*, it is another embedding for it,
+  whose own share of the decoder is computed first; *asked once* is `Predictor(prompts_per_image=1)`, which spares that.
 - *Meta's ONNX decoder*: `segment_anything.utils.onnx.SamOnnxModel` with one mask, exported plainly, in a session of
   ONNX Runtime's own settings, with the prompt handling of Meta's notebook. It takes one prompt a call, and answers a
   box alone with the best of the three candidates, so it's compared with that.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -54,6 +56,7 @@ from samri_runtime.providers._processor import usable_cores
 
 Masks = np.ndarray[Any, Any]
 OURS, META, TORCH, SAMEXPORTER = "samri", "Meta's ONNX decoder", "torch SamPredictor", "samexporter"
+OURS_NEW, OURS_ONCE = "samri, on a new image", "samri, on a new image, asked once"
 PAUSE = 0.15
 
 
@@ -78,7 +81,7 @@ def main() -> None:
 
 def measure(folder: Path, rounds: int, small: bool) -> dict[str, Any]:
     sam = seeded_sam(SMALL if small else VIT_B)
-    peers = [OURS, META, TORCH]
+    peers = [OURS, OURS_NEW, OURS_ONCE, META, TORCH]
     if not small and samexporter_version() is not None:
         peers.append(SAMEXPORTER)
     claim(folder, small)
@@ -108,6 +111,8 @@ def prompts(sam: Any, folder: Path, boxes: Masks, peers: list[str], rounds: int)
     features = torch_predictor.get_image_embedding().numpy()
     candidates = {
         OURS: ours(folder, features, picture.shape[:2]),
+        OURS_NEW: ours(folder, features, picture.shape[:2], new=True),
+        OURS_ONCE: ours(folder, features, picture.shape[:2], new=True, prompts_per_image=1),
         META: official(folder, features, picture.shape[:2], sam.image_encoder.img_size),
         TORCH: with_torch(torch_predictor),
     }
@@ -135,10 +140,17 @@ Ask = Callable[[Masks], Masks]
 """Boxes (B, 4) in pixels of the picture -> logits (B, H, W) at its size."""
 
 
-def ours(folder: Path, features: Masks, shape: tuple[int, int]) -> Ask:
-    predictor = Predictor(folder / "bundle", provider="cpu")
+def ours(
+    folder: Path, features: Masks, shape: tuple[int, int], *, new: bool = False, prompts_per_image: int | None = None
+) -> Ask:
+    predictor = Predictor(folder / "bundle", provider="cpu", prompts_per_image=prompts_per_image)
     embedding = Embedding(features, shape, predictor.manifest.embedding_id("fp32"))
-    return lambda boxes: predictor.predict(embedding, boxes=boxes).logits()
+
+    def ask(boxes: Masks) -> Masks:
+        of_image = dataclasses.replace(embedding, features=features.copy()) if new else embedding
+        return predictor.predict(of_image, boxes=boxes).logits()
+
+    return ask
 
 
 def official(folder: Path, features: Masks, shape: tuple[int, int], size: int) -> Ask:

@@ -198,7 +198,7 @@ def percentile_range(volume: npt.ArrayLike, profile: Profile = _PROFILES["medsam
     Raises:
         InputError: NaN or infinite voxels.
     """
-    voxels = np.asarray(volume)
+    voxels = np.asarray(volume).ravel(order="K")
     voxels = voxels[voxels != 0].astype(np.float64)
     if voxels.size == 0:
         return 0.0, 0.0

@@ -16,6 +16,8 @@ GraphRole = Literal["encoder", "decoder", "decoder_image", "decoder_prompts"]
 ONE_IMAGE = {"images": 1}
 """The encoder's free axis, which is 1 wherever a slice is encoded."""
 
+_PROMPTS = ("point_coords", "point_labels", "wanted_masks")
+
 _Shapes = dict[str, tuple[int | None, ...]]  # None: of any size.
 
 
@@ -44,14 +46,28 @@ def open_graph(
         path, provider, provider_options=provider_options, threads=threads, fixed_axes=fixed_axes, profile=profile
     )
     inputs, outputs = _signature(bundle.manifest, role)
-    # What passes between the decoder's two graphs is theirs alone; `PromptDecoder` sees that it fits.
-    between_in, between_out = role == "decoder_prompts", role == "decoder_image"
-    if not (_fits(session.inputs, inputs, between_in) and _fits(session.outputs, outputs, between_out)):
+    # What passes between the decoder's two graphs is theirs alone; `check_pair` sees that it fits.
+    if not (
+        _fits(session.inputs, inputs, may_hold_more=role == "decoder_prompts")
+        and _fits(session.outputs, outputs, may_hold_more=role == "decoder_image")
+    ):
         raise BundleError(f"{path} isn't the {role} that its manifest describes: export the checkpoint again")
     if fixed_axes and not all(isinstance(size, int) for tensor in session.inputs for size in tensor.shape):
         named = ", ".join(fixed_axes)
         raise BundleError(f"{path} can't be given static shapes: its axes aren't called {named}; export it again")
     return session
+
+
+def check_pair(image: Session, prompts: Session) -> None:
+    """See that `decoder_image` gives `decoder_prompts` all it takes but for the prompts.
+
+    Raises:
+        BundleError: They are of two bundles.
+    """
+    given = {tensor.name: tensor.shape for tensor in image.outputs}
+    taken = {tensor.name: tensor.shape for tensor in prompts.inputs if tensor.name not in _PROMPTS}
+    if given != taken:
+        raise BundleError(f"{image.source} and {prompts.source} don't fit together: export the checkpoint again")
 
 
 def _signature(manifest: Manifest, role: GraphRole) -> tuple[_Shapes, _Shapes]:
@@ -70,10 +86,11 @@ def _signature(manifest: Manifest, role: GraphRole) -> tuple[_Shapes, _Shapes]:
     return {**embeddings, **prompts, **masks}, answers
 
 
-def _fits(tensors: Sequence[Tensor], expected: _Shapes, more: bool) -> bool:
-    """Whether these are the expected tensors, or, with `more`, hold them."""
+def _fits(tensors: Sequence[Tensor], expected: _Shapes, *, may_hold_more: bool) -> bool:
     given = {tensor.name: tensor.shape for tensor in tensors}
-    return (given.keys() >= expected.keys() if more else given.keys() == expected.keys()) and all(
+    if not (given.keys() >= expected.keys() if may_hold_more else given.keys() == expected.keys()):
+        return False
+    return all(
         len(given[name]) == len(shape)
         and all(size is None or size == taken for size, taken in zip(shape, given[name], strict=True))
         for name, shape in expected.items()

@@ -16,7 +16,7 @@ from samri_runtime._precision import precision_for
 from samri_runtime._prompt_decoder import PromptDecoder
 from samri_runtime.providers import BoundSession, Provider, Session, is_cpu
 
-# Preparing an image takes as long as two prompts more cost in the whole decoder (docs/precision.md).
+# Preparing an image costs what the whole decoder loses in two or three prompts (docs/benchmarks.md).
 _WORTH_PREPARING = 3
 
 
@@ -104,7 +104,10 @@ class OpenModel:
         self.notes += chosen
 
     def _open_decoder(self) -> Decoder:
-        """In two graphs on the CPU. Where the image side would travel to a device and back, the whole one is faster."""
+        """In two graphs on the CPU, for images that are asked often enough.
+
+        Elsewhere the image side would travel to a device and back, and the whole decoder is faster.
+        """
         static, two = self.where.static_shapes, self._pays_to_prepare() and self._holds_two_graphs()
         if two and not static and is_cpu(self.where.provider):
             # Opened when a prompt with a mask comes; a damaged one is refused now.

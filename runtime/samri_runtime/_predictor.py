@@ -91,7 +91,8 @@ class Predictor:
     def graphs(self) -> dict[str, Graph]:
         """The bundle's graphs that this predictor may run, by role; their precisions may differ.
 
-        `encoder` and `decoder`; on the CPU also `decoder_image` and `decoder_prompts`, for prompts without masks.
+        `encoder` and `decoder`; on the CPU also `decoder_image` and `decoder_prompts`, for prompts without masks, but
+        not where one or two `prompts_per_image` were announced.
         """
         return self._model.graphs()
 

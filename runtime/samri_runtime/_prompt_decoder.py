@@ -1,7 +1,8 @@
 """The decoder in two graphs: what it computes of an image alone, once an image, and the rest, once a call.
 
 Most prompts come without a mask of an earlier answer, and several of them are asked of one slice. For those the bundle
-may hold `decoder_image` and `decoder_prompts`. Prompts with masks go to the whole decoder, opened when one comes.
+may hold `decoder_image` and `decoder_prompts`. Prompts with masks, and of many points, go to the whole decoder, opened
+when one comes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from samri.errors import BundleError
 from samri_runtime._decoder import FlexibleDecoder, Floats, joined, prompts_at_once
+from samri_runtime._graphs import check_pair
 from samri_runtime.providers import Session
 
-_PROMPTS = ("point_coords", "point_labels", "wanted_masks")
+# The two graphs' arithmetic grows with the square of the points, the whole decoder's in proportion to them.
+_MOST_POINTS = 16
 
 
 class PromptDecoder:
@@ -39,7 +41,7 @@ class PromptDecoder:
         self._open_image, self._open_whole = open_image, open_whole
         self._image: Session | None = None
         self._whole: FlexibleDecoder | None = None
-        # The image side of the features that were asked last: several times their size, so no more than one is kept.
+        # The image side of the features that were asked last: eight times their size, so no more than one is kept.
         self._last: tuple[weakref.ref[Floats], dict[str, npt.NDArray[np.float32]]] | None = None
         self._lock = threading.Lock()
 
@@ -47,7 +49,7 @@ class PromptDecoder:
         self, features: Floats, coords: Floats, labels: Floats, masks: Floats | None, wanted: slice
     ) -> tuple[Floats, Floats]:
         """See `Decoder`; the image side is computed once while the same array is asked again."""
-        if masks is not None:
+        if masks is not None or labels.shape[1] > _MOST_POINTS:
             return self._whole_decoder()(features, coords, labels, masks, wanted)
         numbers = np.arange(self._masks, dtype=np.int64)[wanted]
         feeds: dict[str, npt.NDArray[Any]] = {**self._image_side(features), "wanted_masks": numbers}
@@ -62,7 +64,9 @@ class PromptDecoder:
         with self._lock:
             if self._last is None or self._last[0]() is not features:
                 if self._image is None:
-                    self._image = _fitting(self._open_image(), self.session)
+                    image = self._open_image()
+                    check_pair(image, self.session)
+                    self._image = image
                 full = np.asarray(features, dtype=np.float32)
                 self._last = (weakref.ref(features), self._image.run({"image_embeddings": full}))
             return self._last[1]
@@ -72,16 +76,3 @@ class PromptDecoder:
             if self._whole is None:
                 self._whole = FlexibleDecoder(self._open_whole())
             return self._whole
-
-
-def _fitting(image: Session, prompts: Session) -> Session:
-    """The session of `decoder_image`, which gives `decoder_prompts` all it takes but for the prompts.
-
-    Raises:
-        BundleError: They are of two bundles.
-    """
-    given = {tensor.name: tensor.shape for tensor in image.outputs}
-    taken = {tensor.name: tensor.shape for tensor in prompts.inputs if tensor.name not in _PROMPTS}
-    if given != taken:
-        raise BundleError(f"{image.source} and {prompts.source} don't fit together: export the checkpoint again")
-    return image

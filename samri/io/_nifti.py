@@ -114,7 +114,7 @@ def read_nifti(path: Path, frame: int | None) -> NiftiImage:
     grid = NiftiGrid(version, header.endianness, {name: np.array(header[name]) for name in _GEOMETRY})
     return NiftiImage(
         # In the file's order of axes, the first one fastest: turning a whole volume for one slice of it takes longer.
-        voxels.astype(voxels.dtype.newbyteorder("="), order="K", copy=False),
+        np.require(voxels, voxels.dtype.newbyteorder("="), "W"),
         np.array(image.affine, dtype=np.float64),
         grid,
         chosen,

@@ -26,12 +26,16 @@ from samri.model._decoder import (
 from samri.model._pixel_blocks import upscaled_mask_logits, upscaling_matrix
 from samri.model._written_image import LookSide, WriteSide, WrittenImage, centred, pulled_through, through
 
+_ENLARGED = 1024.0
+"""What the upscaling's first step is multiplied with, beside t, so that the `eps` of the norm behind it counts for
+nothing however small t is. A power of two, which rounds nothing."""
+
 
 def image_side_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of what `ImageSide` returns and `PromptSide` takes, in order.
 
     A layer n's `LookSide` (`samri.model._written_image`): keys_n, values_n, place_keys_n; n = depth is the last look.
-    Its `WriteSide`: queries_n, place_queries_n, squares_n, written_n_m (the meetings), biases_n_m. Last, `upscaled`:
+    Its `WriteSide`: queries_n, place_queries_n, squares_n, meetings_n_m, biases_n_m. Last, `upscaled`:
     the image's share of the upscaling's first step, (1, P, C).
     """
     positions, width, heads = architecture.grid**2, architecture.decoder_width, architecture.decoder_heads
@@ -52,7 +56,7 @@ def _names(depth: int) -> list[str]:
         names += [f"keys_{n}", f"values_{n}"] + ([f"place_keys_{n}"] if n else [])
         if n < depth:
             names += [f"queries_{n}"] + ([f"place_queries_{n}"] if n else [])
-            names += [f"squares_{n}", *(f"written_{n}_{m}" for m in range(n + 1))]
+            names += [f"squares_{n}", *(f"meetings_{n}_{m}" for m in range(n + 1))]
             names += [f"biases_{n}_{m}" for m in range(1, n + 1)]
     return [*names, "upscaled"]
 
@@ -79,7 +83,7 @@ class ImageSide(PromptDecoder):
                 side |= queries | {last: torch.cat([queries[last], torch.ones_like(queries[last][:, :, :1])], dim=2)}
                 side |= self._met(layers[: n + 1], image)
         matrix, _ = upscaling_matrix(self.mask_decoder.output_upscaling[0])
-        side["upscaled"] = image.transpose(1, 2) @ pulled_through(layers, matrix)
+        side["upscaled"] = image.transpose(1, 2) @ pulled_through(layers, _ENLARGED * matrix)
         return tuple(side[name] for name in _names(len(layers)))
 
     def _placed(
@@ -98,15 +102,18 @@ class ImageSide(PromptDecoder):
     def _met(self, layers: list[TwoWayAttentionBlock], image: Tensor) -> dict[str, Tensor]:
         """What the last of `layers` needs for its deviations, of (1, C, P)."""
         n, width = len(layers) - 1, image.shape[1]
-        ones = torch.ones(1, 1, width)
+        ones = image.new_ones(1, 1, width)
         if n == 0:
             spread = image - ones @ image / width  # c(X M), (1, C, P).
         else:
-            spread = pulled_through(layers[:n], centred(torch.eye(width))).t() @ image
+            spread = (
+                pulled_through(layers[:n], centred(torch.eye(width, dtype=image.dtype, device=image.device))).t()
+                @ image
+            )
         met = {f"squares_{n}": ones @ spread.square()}
         for m in range(n + 1):
             attention = layers[m].cross_attn_image_to_token
-            met[f"written_{n}_{m}"] = self._by_head(through(layers[m:n], attention.out_proj.weight.t()), [], spread)
+            met[f"meetings_{n}_{m}"] = self._by_head(through(layers[m:n], attention.out_proj.weight.t()), [], spread)
             bias = attention.out_proj.bias + (layers[m - 1].norm4.bias if m else 0.0)
             # The weights of a head sum to 1, so the output's bias comes out whole, times t: 1 before the first layer.
             of_biases = 2 * through(layers[m:n], bias).view(1, 1, -1) @ spread
@@ -148,8 +155,8 @@ class PromptSide(PromptDecoder):
         token_weights = mask_weights(self.mask_decoder, answers[:, 1:], wanted_masks)
         matrix, bias = upscaling_matrix(self.mask_decoder.output_upscaling[0])
         grid = self.prompt_encoder.image_embedding_size[0]
-        # The factor t at each position drops out: the next step is a LayerNorm (but for its `eps` of 1e-6).
-        upscaled = image.upscaled(matrix, bias, side["upscaled"])
+        # The next step is a LayerNorm, in which a factor at a position drops out, but for its `eps`.
+        upscaled = image.upscaled(_ENLARGED * matrix, _ENLARGED * bias, side["upscaled"])
         masks = upscaled_mask_logits(self.mask_decoder, upscaled, token_weights, grid)
         scores = self.mask_decoder.iou_prediction_head(answers[:, 0])
         return masks, scores.index_select(1, wanted_masks)
@@ -160,7 +167,7 @@ def _look_side(side: Mapping[str, Tensor], n: int) -> LookSide:
 
 
 def _write_side(side: Mapping[str, Tensor], n: int) -> WriteSide:
-    meetings = tuple(side[f"written_{n}_{m}"] for m in range(n + 1))
+    meetings = tuple(side[f"meetings_{n}_{m}"] for m in range(n + 1))
     biases = tuple(side[f"biases_{n}_{m}"] for m in range(1, n + 1))
     return WriteSide(side[f"queries_{n}"], side.get(f"place_queries_{n}"), side[f"squares_{n}"], meetings, biases)
 

@@ -10,9 +10,10 @@ with gain g and bias b. So with t, the product of the deviations so far, x stays
 
     x = (X M + sum over layers l of Z_l R_l) / t + b
 
-with X the image side that no prompt has touched, and M a (C, C) matrix of weights alone. A layer adds the (P, h*T)
-columns Z = t A and the (h*T, C) rows R = V, whose weights sum to 1 in each head, so that V takes in the b of the norm
-before. h*T is 56 for a box, where C is 256; and R is small. M and R take the step c(row) * g of every later norm
+with X the image side that no prompt has touched, M a (C, C) matrix of weights alone, and b of the last norm. A layer
+adds the (P, h*T) columns Z = t A, with the t before its own norm, and the (h*T, C) rows R = V. Since A's weights sum to
+1 in each head, V carries the output's bias and, from the second layer on, the b of the norm before, each divided by h.
+h*T is 56 for a box, where C is 256; and R is small. M and R take the step c(row) * g of every norm behind them
 (`through`), which for a matrix W that x is multiplied with can be taken from the other side (`pulled_through`).
 
 Whatever reads the image side reads a product x W with some projection:
@@ -20,13 +21,14 @@ Whatever reads the image side reads a product x W with some projection:
     x W = (X M W + sum of Z_l (R_l W)) / t + b W
 
 X M W is computed once an image, (P, C)(C, D), R W is small, and b W is the same at all positions. The next deviation
-is as cheap. With y the sum that layer n norms, and c(R) for the rows:
+is as cheap. Let y be what the next norm takes, and R stand for rows that are centred already:
 
     (t s)^2 = t^2 |c(y)|^2 / C + eps t^2
     t^2 |c(y)|^2 = |c(X M)|^2 + sum over k of Z_k (2 c(X M) . R_k + sum over l of (R_k . R_l) Z_l)
 
 at each position. The first term is computed once an image. Of c(X M) . R_k too, since a row that a token writes is a
-head's d values times d rows of the output projection, what an image decides are (P, d) numbers a head.
+head's d values times d rows of the output projection, what an image decides are (P, d) numbers a head; for the biases
+in V, one number a position.
 
 Positions stand in the last axis here: Z is (B, h*T, P) for B prompts, an image's projections are (1, h, d, P).
 """
@@ -44,7 +46,7 @@ from samri.model._attention import flat_heads, heads_of, merged_heads, scaled_he
 
 
 def through(layers: Sequence[TwoWayAttentionBlock], rows: Tensor) -> Tensor:
-    """Rows (..., C) that were written before the norms of `layers`, behind them: times t."""
+    """Rows (..., C) that were written before the norms of `layers`, behind them: times those norms' deviations."""
     for layer in layers:
         rows = centred(rows) * layer.norm4.weight
     return rows
@@ -195,7 +197,11 @@ class WrittenImage:
         return flat_heads(self._values[-1] @ outwards + bias / attention.num_heads)
 
     def _next_scale(self, layer: TwoWayAttentionBlock, side: WriteSide) -> Tensor:
-        """The next t behind a layer whose columns and rows are there already, all rows centred."""
+        """The next t behind a layer whose columns and rows are there already, all rows centred.
+
+        It comes from a sum of squares, of which much may cancel: where tokens undo nearly all that the image side is,
+        twice as many digits are lost as in the difference itself. What a trained decoder's write is of its own size.
+        """
         total = side.squares
         for bias, scale in zip(side.biases, self._scales, strict=True):
             total = total + bias * scale

@@ -16,7 +16,7 @@ from samri.model import Architecture, ImageSide, PromptDecoder, PromptSide, imag
 from samri.model._attention import image_to_token_attention, token_attention, token_to_image_attention
 from samri.model._decoder import embed_points, image_places, image_positions
 from samri.model._pixel_blocks import mask_features, mask_logits, upscaling_matrix
-from samri.model._prompt_side import _look_side, _write_side
+from samri.model._prompt_side import _ENLARGED, _look_side, _write_side
 from samri.model._written_image import WrittenImage
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -150,10 +150,26 @@ def test_an_image_side_that_is_never_computed_reads_as_segment_anythings(name: s
             image.write(layer, keys, values, absent, _write_side(side, n))
         look(len(transformer.layers), transformer.final_attn_token_to_image)
         matrix, bias = upscaling_matrix(sam.mask_decoder.output_upscaling[0])
-        expected, found = expected @ matrix + bias, image.upscaled(matrix, bias, side["upscaled"])
-    factor = (found * expected).sum(-1, keepdim=True) / expected.square().sum(-1, keepdim=True)
-    assert factor.min() > 0
-    torch.testing.assert_close(found / factor, expected, rtol=1e-4, atol=1e-3)
+        expected, found = (
+            expected @ matrix + bias,
+            image.upscaled(_ENLARGED * matrix, _ENLARGED * bias, side["upscaled"]),
+        )
+    torch.testing.assert_close(found / (_ENLARGED * image._scales[-1].transpose(1, 2)), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1.0, 0.1, 0.01])
+def test_deviations_may_be_small(small: Sam, size: float) -> None:
+    sam = copy.deepcopy(small)
+    coords, labels = mixed_batch(sam)
+    with torch.no_grad():
+        for layer in sam.mask_decoder.transformer.layers:
+            layer.cross_attn_image_to_token.out_proj.weight *= size
+            layer.cross_attn_image_to_token.out_proj.bias *= size
+        sam.prompt_encoder.no_mask_embed.weight *= size
+        embedding = size * embedding_for(sam)
+        expected, _ = PromptDecoder(sam)(embedding, coords, labels)
+        found, _ = PromptSide(sam)(*ImageSide(sam)(embedding), coords, labels, torch.arange(4))
+    torch.testing.assert_close(found, expected, rtol=0, atol=float(LOGITS / 4 * (expected.max() - expected.min())))
 
 
 def test_an_image_that_is_alike_in_all_channels_has_no_deviation_of_its_own(small: Sam) -> None:
@@ -216,12 +232,15 @@ def test_absent_tokens_change_nothing_wherever_they_stand(
     for place in places:
         padded_coords.insert(place, [garbage, garbage])
         padded_labels.insert(place, ABSENT)
-    decoder = PromptDecoder(sam)
+    plain_prompt = torch.tensor([coords]), torch.tensor([labels])
+    padded_prompt = torch.tensor([padded_coords]), torch.tensor([padded_labels])
     with torch.no_grad():
-        plain = decoder(embedding, torch.tensor([coords]), torch.tensor([labels]))
-        padded = decoder(embedding, torch.tensor([padded_coords]), torch.tensor([padded_labels]))
-    torch.testing.assert_close(padded[0], plain[0], rtol=0, atol=2e-4)
-    torch.testing.assert_close(padded[1], plain[1], rtol=0, atol=1e-5)
+        plain = PromptDecoder(sam)(embedding, *plain_prompt)
+        whole = PromptDecoder(sam)(embedding, *padded_prompt)
+        prepared = PromptSide(sam)(*ImageSide(sam)(embedding), *padded_prompt, torch.arange(4))
+    for padded in (whole, prepared):
+        torch.testing.assert_close(padded[0], plain[0], rtol=0, atol=2e-4)
+        torch.testing.assert_close(padded[1], plain[1], rtol=0, atol=1e-5)
 
 
 def test_places_are_exact_in_mixed_precision(small: Sam) -> None:

@@ -107,6 +107,15 @@ def test_prompts_with_masks_go_to_the_whole_decoder(sides: Any) -> None:
     assert np.abs(with_masks - decoder(features(), *asked(2), None, ALL)[0]).max() > 0.1
 
 
+def test_prompts_of_many_points_go_to_the_whole_decoder(sides: Any) -> None:
+    decoder, image, prompts = sides
+    for points in (16, 17):
+        labels = np.ones((2, points), np.float32)
+        coords = np.random.default_rng(4).uniform(0, 128, (2, points, 2)).astype(np.float32)
+        answer = decoder(features(), coords, labels, None, ALL)[0]
+        assert answer.shape == (2, 4, 64, 64) and (image.runs, prompts.runs) == (1, 1)
+
+
 def test_threads_that_ask_of_different_images_get_their_own_answers(sides: Any) -> None:
     decoder = sides[0]
     embeddings = [features(seed) for seed in range(4)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from samri.bundle import Bundle
 from samri.manifest import Manifest, Precision, Role
-from samri_runtime._graphs import GraphRole, open_graph
+from samri_runtime._graphs import GraphRole, check_pair, open_graph
 from samri_runtime.doctor._placement import Placement, profiled_run
 from samri_runtime.models import locate
 from samri_runtime.providers._names import Provider
@@ -151,5 +151,10 @@ def _decoder_feeds(manifest: Manifest) -> _Feeds:
 
 def _prompt_feeds(bundle: Bundle, precision: Precision) -> _Feeds:
     """What `decoder_image` makes of the embedding goes into `decoder_prompts`."""
-    image_side = open_graph(bundle, "decoder_image", precision, "cpu").run(_embedding(bundle.manifest))
-    return {**image_side, **_one_box(bundle.manifest), "wanted_masks": np.zeros(1, dtype=np.int64)}
+    image, prompts = (open_graph(bundle, role, precision, "cpu") for role in ("decoder_image", "decoder_prompts"))
+    check_pair(image, prompts)
+    return {
+        **image.run(_embedding(bundle.manifest)),
+        **_one_box(bundle.manifest),
+        "wanted_masks": np.zeros(1, dtype=np.int64),
+    }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +19,7 @@ from samri_runtime import models
 from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
 from samri_runtime._predictor import Predictor
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
-from samri_runtime.providers import Provider
+from samri_runtime.providers import Provider, is_cpu
 from samri_runtime.run._caching import byte_size_of, choose_cache
 from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
 from samri_runtime.run._request import XY, XYXY, build_prompts, choose_view
@@ -158,25 +160,25 @@ def main(
     provider, options = _choose_provider(provider, device, provider_options)
     cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
     started = time.perf_counter()
-    # The model opens while the scan is read. Where the scan is at fault, its error is the one that is told.
+    open_model = functools.partial(
+        Predictor,
+        model,
+        provider,
+        precision=precision,
+        provider_options=options,
+        threads=threads,
+        expect_sha256=expect_sha256,
+        cache=cache,
+        prompts_per_image=len(asked),
+    )
     with ThreadPoolExecutor(max_workers=1) as pool:
-        opening = pool.submit(
-            Predictor,
-            model,
-            provider,
-            precision=precision,
-            provider_options=options,
-            threads=threads,
-            expect_sha256=expect_sha256,
-            cache=cache,
-            prompts_per_image=len(asked),
-        )
+        opening = pool.submit(_opened_early, open_model, provider)
         check_output(output, source, 3 if multimask else 1, png=not no_png)
         scan = _read(source, frame)
         view = choose_view(scan, index, axis, plane)
         checked = [prompt.validate(view.shape) for prompt in asked]
         prompts = [prompt for prompt, _ in checked]
-        predictor = opening.result()
+        predictor = opening.result() or open_model()
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
     segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
@@ -209,6 +211,15 @@ def _choose_provider(
         raise click.UsageError("give --provider or --device, not both.")
     named, device_options = provider_of_device(device)
     return named, {**device_options, **options}
+
+
+def _opened_early(open_model: Callable[[], Predictor], provider: Provider) -> Predictor | None:
+    """The model, where it opens in a moment, beside the reading of the scan; whose errors are told first.
+
+    Other providers than the CPU may compile for minutes, in which a mistake in the scan's path would go untold; and
+    stderr is redirected meanwhile, to which reading the scan may write.
+    """
+    return open_model() if is_cpu(provider) else None
 
 
 def _read(source: Path, frame: int | None) -> Scan:
