@@ -79,7 +79,7 @@ class ImageSide(PromptDecoder):
             if n < len(layers):
                 weight = layers[n].cross_attn_image_to_token.q_proj.weight
                 queries = self._placed(f"queries_{n}", weight, before, image, places)
-                last = list(queries)[-1]
+                last = list(queries)[-1]  # The one that holds the places, which gets the row of ones.
                 side |= queries | {last: torch.cat([queries[last], torch.ones_like(queries[last][:, :, :1])], dim=2)}
                 side |= self._met(layers[: n + 1], image)
         matrix, _ = upscaling_matrix(self.mask_decoder.output_upscaling[0])
