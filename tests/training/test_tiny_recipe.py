@@ -76,10 +76,20 @@ def test_a_correction_lies_in_the_error_and_says_which_way() -> None:
     logits = torch.where(targets > 0, 1.0, -1.0)
     logits[0, 0, 4, 5] = -1
     logits[1, 0, 12, 2] = 1
-    coords, labels = corrected(torch.zeros(3, 1, 2), torch.ones(3, 1), logits, targets, torch.Generator())
+    chance = torch.empty(3, 16 * 16).exponential_(generator=torch.Generator().manual_seed(0))
+    coords, labels = corrected(torch.zeros(3, 1, 2), torch.ones(3, 1), logits, targets, chance)
     assert coords[0, 1].tolist() == [10.5, 8.5]
     assert coords[1, 1].tolist() == [4.5, 24.5]
     assert labels[:, 1].tolist() == [1, 0, -2]
+
+
+def test_corrections_are_drawn_as_torch_draws_them() -> None:
+    targets = (torch.rand(20, 1, 16, 16, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    logits = torch.full((20, 1, 16, 16), -1.0)
+    chance = torch.empty(20, 16 * 16).exponential_(generator=torch.Generator().manual_seed(2))
+    coords, _ = corrected(torch.zeros(20, 1, 2), torch.ones(20, 1), logits, targets, chance)
+    drawn = torch.multinomial(targets.flatten(1), 1, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(coords[:, 1], torch.cat([drawn % 16, drawn // 16], dim=1) * 2.0 + 0.5)
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:

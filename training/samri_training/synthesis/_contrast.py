@@ -69,7 +69,7 @@ def render(labels: npt.NDArray[np.uint8], levels: npt.NDArray[np.float32], rng: 
         (H, W) float32, 0 to 1 or a little beyond.
     """
     shape = labels.shape
-    picture = levels[labels]
+    picture = levels.take(labels)
     picture = picture + _texture(labels, len(levels), rng)
     picture = picture * np.exp(smooth_field(rng, shape, int(rng.integers(2, 6))) * np.float32(rng.uniform(0, 0.25)))
     picture = _resolution(picture, rng)
@@ -91,7 +91,7 @@ def _texture(labels: npt.NDArray[np.uint8], count: int, rng: np.random.Generator
     strength = (rng.uniform(0, 0.06, count) * (rng.random(count) < 0.8)).astype(np.float32)
     fine = cv2.GaussianBlur(rng.normal(size=labels.shape).astype(np.float32), (0, 0), rng.uniform(0.8, 2.5)) * 3
     coarse = smooth_field(rng, labels.shape, int(rng.integers(8, 30)))
-    return np.asarray(strength[labels] * (fine + coarse), dtype=np.float32)
+    return np.asarray(strength.take(labels) * (fine + coarse), dtype=np.float32)
 
 
 def _resolution(picture: Floats, rng: np.random.Generator) -> Floats:

@@ -20,8 +20,9 @@ from samri_training.synthesis import LabelMap, SyntheticSlice, Target, draw_shap
 SHAPES = 0.25  # Share of slices that aren't anatomy.
 ODD_FRAMES = 0.25  # Share of slices that aren't square, so that the frame is padded.
 BOX, POINT = 0.6, 0.2  # Shares of prompts with a box alone and a point alone; the rest has both.
-JITTER = 0.08  # Of a box's side: how far each edge may be off, but never more than JITTER_MAX pixels.
-JITTER_MAX = 8.0
+JITTER = 0.08  # Of a box's extent: how far each side may be off.
+JITTER_MIN, JITTER_MAX = 2.0, 8.0  # Pixels: a hand is no steadier around small things, nor worse around large ones.
+JITTER_MOST = 0.25  # Of the extent, all the same.
 SMALLEST = 24  # Pixels of a target.
 
 
@@ -107,15 +108,19 @@ class Batch:
     coords: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+    def tensors(self) -> list[Tensor]:
+        """In the order of the attributes."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def pin_memory(self) -> Batch:
+        """The same where a GPU can fetch it by itself; the loader calls this."""
+        return Batch(*(tensor.pin_memory() for tensor in self.tensors()))
 
     def images(self) -> Tensor:
         """(N, 3, S, S) float32, preprocessed as SAM does: normalised, then padded with zeros."""
         samri = profile("samri")
-        mean, std = (self.slices.new_tensor(values, dtype=torch.float32) for values in (samri.mean, samri.std))
-        normalised = (self.slices[:, None].float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        grey = self.slices.float()
+        normalised = torch.stack([(grey - mean) / std for mean, std in zip(samri.mean, samri.std, strict=True)], dim=1)
         place = torch.arange(self.slices.shape[1], device=self.slices.device)
         rows, columns = (place < sides[:, None] for sides in self.shapes.unbind(1))
         return normalised * (rows[:, :, None] & columns[:, None, :])[:, None]
@@ -127,9 +132,7 @@ class Batch:
 
 def collate(examples: Sequence[Example]) -> Batch:
     """Examples as tensors."""
-    masks = np.concatenate([example.masks for example in examples])
-    half = masks.shape[1] // 2
-    quarters = masks.reshape(-1, half, 2, half, 2).sum((2, 4), dtype=np.uint8)
+    quarters = np.concatenate([_quarters(example.masks) for example in examples])
     return Batch(
         torch.from_numpy(np.stack([example.image for example in examples])),
         torch.tensor([example.shape for example in examples]),
@@ -137,6 +140,12 @@ def collate(examples: Sequence[Example]) -> Batch:
         torch.from_numpy(np.concatenate([example.coords for example in examples])),
         torch.from_numpy(np.concatenate([example.labels for example in examples])),
     )
+
+
+def _quarters(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """(K, S / 2, S / 2) uint8, how many of the 2 x 2 pixels are 1, of (K, S, S)."""
+    rows = masks[:, 0::2] + masks[:, 1::2]
+    return np.asarray(rows[:, :, 0::2] + rows[:, :, 1::2], np.uint8)
 
 
 def one_thread(worker: int) -> None:
@@ -160,10 +169,11 @@ def _prompt(
         labels[1] = NO_BOX
         return coords, labels
     box = sample_box(mask, rng)
-    reach = np.minimum(np.maximum(JITTER * (box[2:] - box[:2]), 1.0), JITTER_MAX)
+    extent = box[2:] - box[:2]
+    reach = np.minimum(np.clip(JITTER * extent, JITTER_MIN, JITTER_MAX), JITTER_MOST * extent)
     # Half of the boxes are nearly tight: that is what a careful person and an evaluation draw.
-    moved = box + rng.uniform(-1, 1, 4) * np.tile(reach, 2) * (1.0 if rng.random() < 0.5 else 0.3)
+    moved = box + rng.uniform(-1, 1, 4) * np.concatenate([reach, reach]) * (1.0 if rng.random() < 0.5 else 0.3)
     height, width = mask.shape
-    coords[1:] = np.clip(moved, 0, (width, height, width, height)).reshape(2, 2)
+    coords[1:] = np.minimum(np.maximum(moved, 0), (width, height, width, height)).reshape(2, 2)
     labels[1:] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
     return coords, labels

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from segment_anything.modeling import PromptEncoder, Sam
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -47,7 +48,7 @@ class FrameWindow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As `PromptDecoder`, with `coords` (B, N, 2) in pixels of the window."""
         row, column = self.corner
-        placed = coords + coords.new_tensor([column * PATCH, row * PATCH])
+        placed = torch.stack([coords[..., 0] + column * PATCH, coords[..., 1] + row * PATCH], dim=-1)
         answer: tuple[Tensor, Tensor] = self._decoder(embeddings, placed, labels, mask_input)
         return answer
 

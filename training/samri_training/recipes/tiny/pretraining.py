@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from samri.errors import InputError
 from samri.model import weights_sha256
 from samri.staging import staged_file
+from samri_training.recipes.tiny._cuda_graph import Replayed
 from samri_training.recipes.tiny._examples import Batch, DrawnExamples, collate, one_thread
 from samri_training.recipes.tiny._frame import FrameWindow, corners
 from samri_training.recipes.tiny._log import Log
@@ -32,6 +33,11 @@ FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 CPU = torch.device("cpu")
 AGAIN = 1 / 3
 """Share of prompts that are asked a second time, with a correction."""
+ASKED = ("box", "point", "both", "before", "refined")
+"""Of what the log has the Dice: by prompt, and of those asked again, before and after."""
+
+Teacher = Callable[..., Sequence[Tensor]]
+"""(a batch's tensors, what is asked again, chance) -> the loss and the Dice of `ASKED`; fills the gradients."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +126,19 @@ def pretrain(
         The model with its averaged weights, on the CPU.
 
     Raises:
-        InputError: `folder` holds the state of another plan or start.
+        InputError: `folder` holds the state of another plan or start, or a loss wasn't finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(plan, start, device)
     run.resume(folder / "last.pt")
     log = Log(folder / "log.jsonl", run.step, log_every, progress)
     with _tensor_float32():
-        for batch, window in run.batches(label_maps, workers):
+        for batch, window, teach in run.batches(label_maps, workers):
             rate = plan.lr * plan.pace(run.step)
-            said = run.learn(batch, window)
+            said = run.learn(batch, window, teach)
             log.add(run.step, window.side, rate, said)
             if run.step % save_every == 0 or run.step == plan.steps:
+                run.check()
                 run.save(folder / "last.pt")
     return run.averaged()
 
@@ -163,14 +170,16 @@ class _Run:
         parameters = dict(self.sam.named_parameters())
         self._optimizers = optimizers(parameters, lr=plan.lr, matrix_lr=plan.matrix_lr, weight_decay=plan.weight_decay)
         self._average = MovingAverage(parameters, plan.ema)
+        self._diverged = torch.zeros((), dtype=torch.bool, device=device)
 
-    def batches(self, label_maps: Sequence[LabelMap], workers: int) -> Iterator[tuple[Batch, FrameWindow]]:
-        """What is left to learn from, and the window to do it in."""
+    def batches(self, label_maps: Sequence[LabelMap], workers: int) -> Iterator[tuple[Batch, FrameWindow, Teacher]]:
+        """What is left to learn from, the window to do it in, and what teaches there."""
         first = 0
         for phase in self.plan.phases:
             last = first + phase.steps
             if self.step < last:
                 window = FrameWindow(self.sam, phase.side)
+                teach = self._teacher(window)
                 # Neither an earlier phase nor the training that a start comes from drew the same slices.
                 seed = (self.plan.seed, first, int((self._start or "0")[:8], 16))
                 examples = DrawnExamples(label_maps, seed, phase.side, phase.prompts, phase.images * phase.steps)
@@ -185,54 +194,72 @@ class _Run:
                     prefetch_factor=6,
                     collate_fn=collate,
                     worker_init_fn=one_thread,
+                    pin_memory=self._device.type == "cuda",
                 )
                 for batch in loader:
-                    yield batch, window
+                    yield batch, window, teach
             first = last
 
-    def learn(self, batch: Batch, window: FrameWindow) -> dict[str, float]:
+    def learn(self, batch: Batch, window: FrameWindow, teach: Teacher) -> dict[str, Tensor]:
         """One step: every prompt is asked, and some of them a second time with a correction."""
-        batch = batch.to(self._device)
         seed = self.plan.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
         choices = corners(window.side)
         row, column = torch.randint(choices, (2,), generator=generator).tolist()
         window.corner = (row, column)
+        prompts = len(batch.labels)
+        again = torch.randperm(prompts, generator=generator)[: max(round(AGAIN * prompts), 1)]
+        if self._device != CPU:
+            generator = torch.Generator(self._device).manual_seed(seed)
+        chance = torch.empty(len(again), batch.quarters[0].numel(), device=self._device)
+        chance.exponential_(generator=generator)
+        loss, *dice = teach(*batch.tensors(), again, chance)
+        self._move()
+        self._diverged |= ~loss.isfinite()
+        return {"loss": loss} | dict(zip(ASKED, dice, strict=True))
+
+    def _teacher(self, window: FrameWindow) -> Teacher:
+        """What fills the gradients; a CUDA device does so in one launch, if nothing but tensors changes."""
+        teach = partial(self._gradients, window)
+        fixed = corners(window.side) == 1
+        return Replayed(teach, self._device) if fixed and self._device.type == "cuda" else teach
+
+    def _gradients(self, window: FrameWindow, *tensors: Tensor) -> list[Tensor]:
+        """The loss, whose gradients are filled, and the mean Dice of `ASKED`; nothing waits for the device in here."""
+        self.sam.zero_grad(set_to_none=True)
+        *fields, again, chance = (tensor.to(self._device) for tensor in tensors)
+        batch = Batch(*fields)
         images, targets = batch.images(), batch.targets()
         with self._autocast():
             embeddings = window.encode(images).repeat_interleave(len(targets) // len(images), 0)
             logits, scores = window.decode(embeddings, batch.coords, batch.labels)
-        again = torch.randperm(len(logits), generator=generator)[: max(round(AGAIN * len(logits)), 1)].to(self._device)
         kept = logits[again, :1].detach().float()
-        if self._device != CPU:
-            generator = torch.Generator(self._device).manual_seed(seed)
-        coords, labels = corrected(batch.coords[again], batch.labels[again], kept, targets[again], generator)
+        coords, labels = corrected(batch.coords[again], batch.labels[again], kept, targets[again], chance)
         with self._autocast():
             second, second_scores = window.decode(embeddings[again], coords, labels, kept)
         first_losses = prompt_losses(logits, scores, targets)
         second_losses = prompt_losses(second, second_scores, targets[again])
         loss = torch.cat([first_losses, second_losses]).mean()
-        self._move(loss)
-        return {"loss": float(loss.detach())} | _dice_by_prompt(
-            logits[:, :1].detach(), second[:, :1].detach(), targets, again, batch.labels
-        )
+        torch.autograd.backward(loss)
+        return [loss.detach(), *_dice_by_prompt(logits[:, :1].detach(), second[:, :1].detach(), targets, again, batch)]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.plan.bf16)
 
-    def _move(self, loss: Tensor) -> None:
-        if not math.isfinite(float(loss.detach())):
-            raise InputError(f"step {self.step}: the loss is not finite; lower the plan's lr")
+    def _move(self) -> None:
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = optimizer.defaults["lr"] * self.plan.pace(self.step)
-            optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.sam.parameters(), self.plan.clip_norm)
         for optimizer in self._optimizers:
             optimizer.step()
         self._average.update()
         self.step += 1
+
+    def check(self) -> None:
+        """InputError if a loss wasn't finite; asked now and then, since a GPU must be waited for."""
+        if self._diverged:
+            raise InputError(f"before step {self.step} a loss was not finite; lower the plan's lr")
 
     def averaged(self) -> Sam:
         """The model with its averaged weights, for good."""
@@ -277,13 +304,12 @@ def _identity(plan: Plan) -> dict[str, Any]:
     return values
 
 
-def _dice_by_prompt(first: Tensor, second: Tensor, targets: Tensor, again: Tensor, labels: Tensor) -> dict[str, float]:
-    """Mean Dice of mask 0, by what was asked; `refined` and `before` are of the same prompts."""
+def _dice_by_prompt(first: Tensor, second: Tensor, targets: Tensor, again: Tensor, batch: Batch) -> list[Tensor]:
+    """Mean Dice of mask 0, of each of `ASKED`; NaN where nothing was asked so."""
     dice, refined = _dice(first, targets), _dice(second, targets[again])
-    boxed, pointed = labels[:, 1] >= 2, labels[:, 0] == 1
-    groups = {"box": boxed & ~pointed, "point": pointed & ~boxed, "both": boxed & pointed}
-    means = {name: float(dice[members].mean()) for name, members in groups.items() if members.any()}
-    return means | {"before": float(dice[again].mean()), "refined": float(refined.mean())}
+    boxed, pointed = batch.labels[:, 1] >= 2, batch.labels[:, 0] == 1
+    groups = (boxed & ~pointed, pointed & ~boxed, boxed & pointed)
+    return [*((dice * members).sum() / members.sum() for members in groups), dice[again].mean(), refined.mean()]
 
 
 def _dice(logits: Tensor, targets: Tensor) -> Tensor:
