@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 BIN := $(VENV)/bin
+# Tests at a time. Each takes 2 GB at most.
+JOBS ?= 2
 
 .PHONY: demo test test-fast lint clean
 
@@ -12,10 +14,10 @@ demo: $(DEMO_VENV)/installed
 	$(DEMO_VENV)/bin/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-fast: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -11,9 +11,11 @@ with gain g and bias b. So with t, the product of the deviations so far, x stays
     x = (X M + sum over layers l of Z_l R_l) / t + b
 
 with X the image side that no prompt has touched, M a (C, C) matrix of weights alone, and b of the last norm. A layer
-adds the (P, h*T) columns Z = t A, with the t before its own norm, and the (h*T, C) rows R = V. Since A's weights sum to
-1 in each head, V carries the output's bias and, from the second layer on, the b of the norm before, each divided by h.
-h*T is 56 for a box, where C is 256; and R is small. M and R take the step c(row) * g of every norm behind them
+adds columns Z and rows R: with the t before its own norm, t A V = Z R. A's weights sum to 1 in each head, so that its
+first token, which is never absent, takes what the others leave. Where R has the rows of the others less the first's,
+Z needs the columns t A of the others alone; and one column more, t itself, for the row that all first tokens write
+together, with the output's bias and, from the second layer on, the b of the norm before. That is K = h (T - 1) + 1
+columns, 49 for a box, where C is 256; and R is small. M and R take the step c(row) * g of every norm behind them
 (`through`), which for a matrix W that x is multiplied with can be taken from the other side (`pulled_through`).
 
 Whatever reads the image side reads a product x W with some projection:
@@ -28,9 +30,9 @@ is as cheap. Let y be what the next norm takes, and R stand for rows that are ce
 
 at each position. The first term is computed once an image. Of c(X M) . R_k too, since a row that a token writes is a
 head's d values times d rows of the output projection, what an image decides are (P, d) numbers a head; for the biases
-in V, one number a position.
+in R, one number a position.
 
-Positions stand in the last axis here: Z is (B, h*T, P) for B prompts, an image's projections are (1, h, d, P).
+Positions stand in the last axis here: Z is (B, K, P) for B prompts, an image's projections are (1, h, d, P).
 """
 
 from __future__ import annotations
@@ -105,9 +107,12 @@ class WrittenImage:
     def __init__(self) -> None:
         self._layers: list[TwoWayAttentionBlock] = []
         self._scales: list[Tensor] = []  # t behind each layer, (B, 1, P).
-        self._columns: list[Tensor] = []  # Z of each layer, (B, h*T, P).
-        self._rows: list[Tensor] = []  # R of each layer, (B, h*T, C).
-        self._values: list[Tensor] = []  # What its tokens wrote, before the output projection: (B, h, T, d).
+        self._columns: list[Tensor] = []  # Z of each layer, (B, K, P), t last.
+        self._others: list[Tensor] = []  # The same without t, (B, K - 1, P).
+        self._rows: list[Tensor] = []  # R of each layer, (B, K, C).
+        # What its tokens wrote, before the output projection: the first (B, D), the others less it (B, h, T - 1, d).
+        self._first: list[Tensor] = []
+        self._values: list[Tensor] = []
 
     def look(self, attention: Attention, queries: Tensor, side: LookSide) -> Tensor:
         """Tokens look at the image, (B, T, C) -> (B, T, C)."""
@@ -143,13 +148,17 @@ class WrittenImage:
         if self._layers:
             constant = constant + attention.q_proj.weight @ self._layers[-1].norm4.bias
         constant = k @ constant.view(attention.num_heads, -1, 1) + absent.transpose(-2, -1)
-        with_constant = torch.cat([k, constant], dim=-1)
+        with_constant = _less_first(torch.cat([k, constant], dim=-1))
         if side.places is None:
             scores = with_constant @ side.queries
         else:
-            scores = self._products(k, attention.q_proj.weight, side.queries) + with_constant @ side.places
-        self._values.append(value_heads(attention, values))
-        self._columns.append(self._weights(scores))
+            scores = self._products(_less_first(k), attention.q_proj.weight, side.queries) + with_constant @ side.places
+        of_tokens = value_heads(attention, values)
+        self._first.append(of_tokens[:, :, 0].flatten(1))
+        self._values.append(_less_first(of_tokens))
+        self._others.append(self._weights(scores))
+        before = self._scales[-1] if self._scales else torch.ones_like(self._others[0][:, :1])
+        self._columns.append(torch.cat([self._others[-1], before], dim=1))
         self._rows.append(self._written(attention))
         self._rows = [centred(rows) for rows in self._rows]
         self._scales.append(self._next_scale(layer, side))
@@ -180,21 +189,28 @@ class WrittenImage:
         return products / self._scales[-1].unsqueeze(1) if self._scales else products
 
     def _weights(self, scores: Tensor) -> Tensor:
-        """Z of a layer, t A: softmax over the tokens of each head, (B, h, T, P) -> (B, h*T, P), times t.
+        """Columns t A of all tokens but the first: softmax over the tokens of each head, times t.
 
         In single steps, since ONNX Runtime turns the axes for a softmax that isn't over the last one.
+
+        Args:
+            scores: Above the first token's, (B, h, T - 1, P).
+
+        Returns:
+            (B, h * (T - 1), P).
         """
-        powers = (scores - scores.amax(dim=2, keepdim=True)).exp()
-        total = powers.sum(dim=2, keepdim=True)
+        highest = scores.amax(dim=2, keepdim=True).clamp(min=0)
+        powers = (scores - highest).exp()
+        total = powers.sum(dim=2, keepdim=True) + (-highest).exp()
         return flat_heads(powers * (self._scales[-1].unsqueeze(1) / total) if self._scales else powers / total)
 
     def _written(self, attention: Attention) -> Tensor:
-        """V of the last values, (B, h*T, C), with the biases that are the same for all positions."""
+        """R of the last values, (B, K, C)."""
         outwards = attention.out_proj.weight.t().view(attention.num_heads, -1, attention.embedding_dim)
-        bias = attention.out_proj.bias
+        together = attention.out_proj(self._first[-1])
         if self._layers:
-            bias = bias + self._layers[-1].norm4.bias
-        return flat_heads(self._values[-1] @ outwards + bias / attention.num_heads)
+            together = together + self._layers[-1].norm4.bias
+        return torch.cat([flat_heads(self._values[-1] @ outwards), together.unsqueeze(1)], dim=1)
 
     def _next_scale(self, layer: TwoWayAttentionBlock, side: WriteSide) -> Tensor:
         """The next t behind a layer whose columns and rows are there already, all rows centred.
@@ -205,16 +221,28 @@ class WrittenImage:
         total = side.squares
         for bias, scale in zip(side.biases, self._scales, strict=True):
             total = total + bias * scale
-        for k, (columns, rows) in enumerate(zip(self._columns, self._rows, strict=True)):
-            met = flat_heads(2 * self._values[k] @ side.meetings[k]) + rows @ rows.transpose(-2, -1) @ columns
+        for k, (columns, all_rows) in enumerate(zip(self._columns, self._rows, strict=True)):
+            rows, together = all_rows[:, :-1], all_rows[:, -1:]
+            # The row of t, and what the others meet of it: twice, since it doesn't meet them in turn.
+            meets_all = rows @ torch.cat([rows, 2 * together], dim=1).transpose(-2, -1)
+            met = flat_heads(2 * self._values[k] @ side.meetings[k]) + meets_all @ columns
+            met_first = (2 * self._first[k] @ side.meetings[k].flatten(0, 2)).unsqueeze(1)
+            before = self._scales[k - 1] if k else 1.0
+            met_first = met_first + together.square().sum(-1, keepdim=True) * before
             for others, other_rows in zip(self._columns[:k], self._rows, strict=False):
                 met = met + 2 * rows @ other_rows.transpose(-2, -1) @ others
-            total = total + _summed(met * columns)
+                met_first = met_first + 2 * together @ other_rows.transpose(-2, -1) @ others
+            total = total + _summed(met * self._others[k]) + met_first * before
         # Rounding could leave less than nothing of a position where all channels are alike.
         mean = total.clamp(min=0) / self._rows[-1].shape[-1]
         floor: Tensor | float = self._scales[-1].square() if self._scales else 1.0
         deviation: Tensor = (mean + layer.norm4.eps * floor).sqrt()
         return deviation
+
+
+def _less_first(tokens: Tensor) -> Tensor:
+    """(B, h, T, X) -> (B, h, T - 1, X): each token but the first, less the first."""
+    return tokens[:, :, 1:] - tokens[:, :, :1]
 
 
 def _summed(columns: Tensor) -> Tensor:

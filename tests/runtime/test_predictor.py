@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import segment_anything
-import torch
 from segment_anything.modeling import Sam
 
 from parity import IMAGE_SHAPES, PROMPT_KINDS, PromptKind, agree, covers_a_part, picture, prompt_of
@@ -261,7 +259,6 @@ def test_vit_b_gives_segment_anythings_masks(tmp_path: Path) -> None:
     from sam_factory import VIT_B, save_checkpoint, seeded_sam
     from samri_export import export_bundle
 
-    torch.set_num_threads(os.cpu_count() or 1)
     sam = seeded_sam(VIT_B)
     save_checkpoint(tmp_path / "vit_b.pth", sam)
     export_bundle(tmp_path / "vit_b.pth", tmp_path / "vit_b", profile="sam", verify="off")
@@ -282,4 +279,3 @@ def test_vit_b_gives_segment_anythings_masks(tmp_path: Path) -> None:
         agree(ours.scores[index], scores[0])
         covers_a_part(masks[0])
     assert len({mask.tobytes() for mask in ours.masks}) == len(prompts)
-    torch.set_num_threads(1)
