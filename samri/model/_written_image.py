@@ -223,15 +223,15 @@ class WrittenImage:
             total = total + bias * scale
         for k, (columns, all_rows) in enumerate(zip(self._columns, self._rows, strict=True)):
             rows, together = all_rows[:, :-1], all_rows[:, -1:]
-            # The row of t, and what the others meet of it: twice, since it doesn't meet them in turn.
+            # What another token's row and the row of t meet of each other is counted here, twice, and not with t.
             meets_all = rows @ torch.cat([rows, 2 * together], dim=1).transpose(-2, -1)
             met = flat_heads(2 * self._values[k] @ side.meetings[k]) + meets_all @ columns
             met_first = (2 * self._first[k] @ side.meetings[k].flatten(0, 2)).unsqueeze(1)
             before = self._scales[k - 1] if k else 1.0
             met_first = met_first + together.square().sum(-1, keepdim=True) * before
-            for others, other_rows in zip(self._columns[:k], self._rows, strict=False):
-                met = met + 2 * rows @ other_rows.transpose(-2, -1) @ others
-                met_first = met_first + 2 * together @ other_rows.transpose(-2, -1) @ others
+            for earlier, earlier_rows in zip(self._columns[:k], self._rows, strict=False):
+                met = met + 2 * rows @ earlier_rows.transpose(-2, -1) @ earlier
+                met_first = met_first + 2 * together @ earlier_rows.transpose(-2, -1) @ earlier
             total = total + _summed(met * self._others[k]) + met_first * before
         # Rounding could leave less than nothing of a position where all channels are alike.
         mean = total.clamp(min=0) / self._rows[-1].shape[-1]

@@ -109,6 +109,13 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         pretrain([], tmp_path / "parts", SHORT, start=tiny_sam(1).state_dict(), progress=lambda _: None)
 
 
+def test_a_loss_that_is_not_finite_ends_the_training_and_saves_nothing(tmp_path: Path) -> None:
+    plan = Plan(phases=(Phase(64, 1, 1, 4),), lr=1e30, matrix_lr=1e30, warmup=1)
+    with pytest.raises(InputError, match="by step 2 the loss is not finite; lower the plan's lr"):
+        pretrain([], tmp_path, plan, progress=lambda _: None)
+    assert not (tmp_path / "last.pt").exists()
+
+
 def test_a_training_starts_from_the_weights_that_it_is_given(tmp_path: Path) -> None:
     start = tiny_sam(77)
     moved = pretrain([], tmp_path, STILL, start=start.state_dict(), progress=lambda _: None)
