@@ -5,6 +5,7 @@ its embeddings cached, the decoder fine-tuned. `python -m samri_training.recipes
 """
 
 from samri_training.recipes.tiny.architecture import tiny_sam
-from samri_training.recipes.tiny.pretraining import Phase, Plan, pretrain
+from samri_training.recipes.tiny.plan import Phase, Plan
+from samri_training.recipes.tiny.pretraining import pretrain
 
 __all__ = ["Phase", "Plan", "pretrain", "tiny_sam"]

@@ -17,7 +17,8 @@ from samri_runtime.providers._processor import usable_cores
 from samri_training.devices import torch_device
 from samri_training.recipes.tiny.architecture import IMAGE_SIZE, tiny_sam
 from samri_training.recipes.tiny.finetuning import finetune
-from samri_training.recipes.tiny.pretraining import Phase, Plan, pretrain
+from samri_training.recipes.tiny.plan import Phase, Plan
+from samri_training.recipes.tiny.pretraining import pretrain
 from samri_training.synthesis import hold_out, read_label_maps
 
 _PATHS = click.Path(path_type=Path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from samri_training.recipes.tiny._loss import prompt_losses
 from samri_training.recipes.tiny._optimizers import optimizers
 from samri_training.recipes.tiny._rounds import corrected
 from samri_training.recipes.tiny.architecture import tiny_sam
+from samri_training.recipes.tiny.plan import Plan
 from samri_training.synthesis import LabelMap
 from samri_training.train._average import MovingAverage
 
@@ -38,62 +38,6 @@ ASKED = ("box", "point", "both", "before", "refined")
 
 Teacher = Callable[..., Sequence[Tensor]]
 """(a batch's tensors, what is asked again, chance) -> the loss and the Dice of `ASKED`; fills the gradients."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training at one size.
-
-    Attributes:
-        side: Pixels of the window of the frame.
-        images: In a batch.
-        prompts: For each image.
-        steps: Of the optimisers.
-    """
-
-    side: int
-    images: int
-    prompts: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that decides how stage 1 goes.
-
-    Attributes:
-        phases: In order.
-        lr: AdamW's, after `warmup` steps; constant, then falling linearly to zero.
-        matrix_lr: Muon's, with the same course.
-        warmup: Steps.
-        cooldown: Share of the steps over which the rates fall, above 0.
-        weight_decay: Of both.
-        clip_norm: Of the gradient.
-        ema: Decay of the weights' moving average, which is the result.
-        seed: Of weights, slices and prompts.
-        bf16: Matrix products in bfloat16: twice as fast on processors made for it, ten times slower on others; on an
-            H100 no faster: 115 ms a step of 48 frames with 16 prompts, and 117 in float32.
-    """
-
-    phases: tuple[Phase, ...] = (Phase(64, 24, 8, 900), Phase(128, 10, 16, 1800), Phase(256, 4, 24, 1800))
-    lr: float = 2e-3
-    matrix_lr: float = 1e-2
-    warmup: int = 100
-    cooldown: float = 0.6
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    ema: float = 0.995
-    seed: int = 2026
-    bf16: bool = False
-
-    @property
-    def steps(self) -> int:
-        """Of all phases."""
-        return sum(phase.steps for phase in self.phases)
-
-    def pace(self, step: int) -> float:
-        """Of the learning rates, the share in step `step`, counted from 0."""
-        return min((step + 1) / self.warmup, 1.0, (self.steps - step) / (self.cooldown * self.steps))
 
 
 def pretrain(
