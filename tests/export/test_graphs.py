@@ -152,6 +152,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(
         Bundle.open(tmp_path / "split").graph_path("encoder")
 
 
+@pytest.mark.slow
 def test_decoders_of_one_encoder_share_its_embedding_id(tmp_path: Path, bundle: Path, small_sam: Sam) -> None:
     tuned = save_checkpoint(tmp_path / "tuned.pth", with_other_decoder(small_sam, seed=3))
     first, second = Bundle.open(bundle), export_bundle(tuned, tmp_path / "tuned", verify="off")

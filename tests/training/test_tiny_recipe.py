@@ -92,6 +92,7 @@ def test_corrections_are_drawn_as_torch_draws_them() -> None:
     assert torch.equal(coords[:, 1], torch.cat([drawn % 16, drawn // 16], dim=1) * 2.0 + 0.5)
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole = pretrain([], tmp_path / "whole", SHORT, log_every=1, progress=lambda _: None)
     state = tmp_path / "parts" / "last.pt"
@@ -143,6 +144,7 @@ def test_places_are_compared_axis_by_axis() -> None:
     assert (alike(x, y) - alike(x, v)).abs().max() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "message"),
     [
