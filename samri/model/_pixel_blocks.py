@@ -63,8 +63,8 @@ def upscaled_mask_logits(mask_decoder: MaskDecoder, upscaled: Tensor, token_weig
     masks = token_weights.shape[1]
     coarse = first_act(_layer_norm(upscaled.reshape(-1, second.in_channels), norm))
     weight, bias = upscaling_matrix(second)
-    # The bias is added apart, to whole positions. ONNX Runtime does that within GELU; with a product's bias it first
-    # fills the result, on one thread, which takes a thirtieth of a prompt's time.
+    # The bias is added apart, to whole positions, since ONNX Runtime takes it into GELU then: a prompt was answered
+    # 1.03 times as fast as with the bias in the product.
     positions = (coarse @ weight).view(-1, grid * grid, 16 * second.out_channels)
     fine = second_act(positions + bias.repeat(4))
     # Pixel by pixel in the end: (B, M, C / 8)(C / 8, P * 16).

@@ -228,10 +228,10 @@ def test_stage_two_trains_the_decoder_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_short_run_on_shapes_learns_to_follow_a_box(tmp_path: Path) -> None:
-    """Two minutes; an untrained model's masks are empty or full."""
-    plan = Plan(phases=(Phase(64, 12, 6, 100),), warmup=30, cooldown=0.5)
-    pretrain([], tmp_path, plan, log_every=20, progress=lambda _: None)
+    """Some minutes; an untrained model's masks are empty or full."""
+    plan = Plan(phases=(Phase(64, 24, 6, 120),), warmup=50, cooldown=0.5)
+    pretrain([], tmp_path, plan, log_every=30, progress=lambda _: None)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0]["box"] < 0.15
-    assert lines[-1]["box"] > 0.25
+    assert lines[-1]["box"] > 0.35
     assert lines[-1]["refined"] > lines[-1]["before"]

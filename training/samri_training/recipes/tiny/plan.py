@@ -37,7 +37,7 @@ class Plan:
         ema: Decay of the weights' moving average, which is the result.
         seed: Of weights, slices and prompts.
         bf16: Matrix products in bfloat16: twice as fast on processors made for it, ten times slower on others; on an
-            H100 no faster: 115 ms a step of 48 frames with 16 prompts, and 117 in float32.
+            H100 no faster: 115 ms a step of 48 frames with 16 prompts, and 117 in TensorFloat-32.
     """
 
     phases: tuple[Phase, ...] = (Phase(64, 24, 8, 900), Phase(128, 10, 16, 1800), Phase(256, 4, 24, 1800))
