@@ -1,6 +1,6 @@
 """An image to its embedding: SAMRI's encoders against the plain export and the ways in which people run SAM today.
 
-    python benchmarks/encoders.py [--rounds 3] [--images 3] [--small] [--folder FOLDER] [--openvino PYTHON]
+    python benchmarks/encoders.py [--rounds 3] [--images 3] [--small] [--folder FOLDER] [--openvino PYTHON] [--rest 20]
 
 - *plain export*: `torch.onnx.export` of segment-anything's encoder, in a session of ONNX Runtime's own settings.
 - *samri*, *samri int8*: `Predictor` on a bundle made by `samri-export`, on the CPU provider.
@@ -9,9 +9,11 @@
   of another environment (pip install 'samri[openvino]'), since ONNX Runtime's wheels install over each other.
 
 Candidates take turns, all images of a turn in one process: opening the model and its first image together are what a
-command-line user waits for. (SAMRI opens a graph when it is first needed, so neither says much alone.) Embeddings are
-compared with the plain export's. Weights are seeded random ones of ViT-B's shape, so that the error of int8 is that of
-an embedding and stands for no mask; `--small` takes the tests' small model, to see that it works.
+command-line user waits for. (SAMRI opens a graph when it is first needed, so neither says much alone.) Between turns
+the machine rests: a virtual one hands freed memory back to its host for some seconds after a process has ended, and
+whoever came next would pay for that. Embeddings are compared with the plain export's. Weights are seeded random ones of
+ViT-B's shape, so that the error of int8 is that of an embedding and stands for no mask; `--small` takes the tests'
+small model, to see that it works.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="processes of each candidate")
     parser.add_argument("--images", type=int, default=3, help="in each process")
+    parser.add_argument("--rest", type=float, default=20, help="seconds between processes; 0 with --small")
     parser.add_argument("--small", action="store_true", help="the tests' small model rather than ViT-B")
     parser.add_argument("--folder", type=Path, help="keep the graphs there, and take those that an earlier run left")
     parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="of an environment with onnxruntime-openvino")
@@ -71,7 +75,9 @@ def main() -> None:
             "machine": {**machine(), "cores": usable_cores()},
             "model": "small test model" if arguments.small else "ViT-B at 1024, seeded random weights",
             "versions": versions(),
-            "encoders": measure(folder, candidates, arguments.rounds, arguments.images),
+            "encoders": measure(
+                folder, candidates, arguments.rounds, arguments.images, rest=0 if arguments.small else arguments.rest
+            ),
         }
     print(as_markdown(report))
     if arguments.json:
@@ -101,10 +107,11 @@ def prepare(folder: Path, small: bool) -> None:
     export_plain_encoder(sam, folder / "plain.onnx")
 
 
-def measure(folder: Path, candidates: dict[str, str], rounds: int, images: int) -> dict[str, Any]:
+def measure(folder: Path, candidates: dict[str, str], rounds: int, images: int, *, rest: float) -> dict[str, Any]:
     found: dict[str, Any] = {name: {"first": [], "later": [], "peak": []} for name in candidates}
     for _ in range(rounds):
         for name, python in candidates.items():
+            time.sleep(rest)
             command = [python, str(Path(__file__).with_name("encoder_process.py")), name, str(folder), str(images)]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:

@@ -1,12 +1,15 @@
 """A bundle: the folder that holds all a host needs, opened with care.
 
-Nothing in it is believed: hashes, sizes and paths are checked before ONNX Runtime sees a file. Hashes show damage, not
-authorship; for that, compare the manifest's own hash with one from a source you trust (`expect_sha256`).
+Nothing in it is believed: a graph's hash and the size and path of each file are checked before ONNX Runtime parses it,
+and the hash of weights that lie beside it before it runs. Hashes show damage, not authorship; for that, compare the
+manifest's own hash with one from a source you trust (`expect_sha256`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from samri._onnx_wire import external_locations
@@ -75,13 +78,35 @@ class Bundle:
         Raises:
             BundleError: The graph or a file of it is missing, changed, or would open a file outside the bundle.
         """
+        with self.opening(role, precision) as path:
+            return path
+
+    @contextlib.contextmanager
+    def opening(self, role: Role, precision: Precision = "fp32") -> Iterator[Path]:
+        """Path of a graph that is opened within the block; use what was opened only once the block has ended.
+
+        By then all its files were found whole, unchanged and inside the folder. The graph itself is before the block
+        begins. The weights beside it, which are numbers that nobody parses, are hashed while the block runs: on another
+        core, that takes no time of its own.
+
+        Raises:
+            BundleError: As `graph_path`; at the end of the block if it is for the weights, whatever else went wrong.
+        """
         graph = self.graph(role, precision)
-        if graph not in self._checked:
-            for file in (graph.file, *graph.external_data):
-                self._check(file)
-            self._check_external_data(graph)
-            self._checked.add(graph)
-        return self.folder / graph.file.path
+        path = self.folder / graph.file.path
+        if graph in self._checked:
+            yield path
+            return
+        for file in (graph.file, *graph.external_data):
+            self._check_place_and_size(file)
+        self._check_hash(graph.file)
+        self._check_external_data(graph)
+        if graph.external_data:
+            with self._hashed_meanwhile(graph.external_data):
+                yield path
+        else:
+            yield path
+        self._checked.add(graph)
 
     def verify(self) -> None:
         """Check the files of every graph now.
@@ -92,7 +117,19 @@ class Bundle:
         for graph in self.manifest.graphs:
             self.graph_path(graph.role, graph.precision)
 
-    def _check(self, file: BundleFile) -> None:
+    @contextlib.contextmanager
+    def _hashed_meanwhile(self, files: Sequence[BundleFile]) -> Iterator[None]:
+        from concurrent.futures import ThreadPoolExecutor  # Takes longer to import than a small bundle to open.
+
+        with ThreadPoolExecutor(max_workers=1) as background:
+            checks = [background.submit(self._check_hash, file) for file in files]
+            try:
+                yield
+            finally:
+                for check in checks:
+                    check.result()
+
+    def _check_place_and_size(self, file: BundleFile) -> None:
         path = self.folder / file.path
         if not path.is_file():
             raise BundleError(f"{path} is missing: copy the whole bundle again")
@@ -101,6 +138,9 @@ class Bundle:
         size = path.stat().st_size
         if size != file.bytes:
             raise BundleError(f"{path} has {size} bytes, not {file.bytes}: copy the bundle again")
+
+    def _check_hash(self, file: BundleFile) -> None:
+        path = self.folder / file.path
         if file_sha256(path) != file.sha256:
             raise BundleError(f"{path} was changed since the export (its SHA-256 differs): copy the bundle again")
 

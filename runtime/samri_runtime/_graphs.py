@@ -41,10 +41,10 @@ def open_graph(
         ProviderError: The provider can't be used, and why.
         MissingDependencyError: ONNX Runtime isn't installed.
     """
-    path = bundle.graph_path(role, bundle.manifest.precision_with(role, precision))
-    session = open_session(
-        path, provider, provider_options=provider_options, threads=threads, fixed_axes=fixed_axes, profile=profile
-    )
+    with bundle.opening(role, bundle.manifest.precision_with(role, precision)) as path:
+        session = open_session(
+            path, provider, provider_options=provider_options, threads=threads, fixed_axes=fixed_axes, profile=profile
+        )
     inputs, outputs = _signature(bundle.manifest, role)
     # What passes between the decoder's two graphs is theirs alone; `check_pair` sees that it fits.
     if not (

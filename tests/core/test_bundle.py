@@ -151,14 +151,60 @@ def test_a_graph_that_would_open_a_file_of_its_own_is_refused(folder: Path, loca
     refuses(folder, "encoder.onnx", location)
 
 
-def test_external_data_in_the_manifest_is_checked_like_a_graph(folder: Path) -> None:
+@pytest.fixture
+def with_weights_beside(folder: Path) -> Path:
+    """The same bundle, its encoder's weights in a file of their own."""
     write_graph(folder / "encoder.onnx", external="encoder.onnx.data")
     (folder / "encoder.onnx.data").write_bytes(np.ones(4, np.float32).tobytes())
     external = (BundleFile.of(folder, "encoder.onnx.data"),)
     write_manifest(folder, manifest_of(Graph("encoder", "fp32", BundleFile.of(folder, "encoder.onnx"), external, "e")))
-    Bundle.open(folder).verify()
-    (folder / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
-    refuses(folder, "encoder.onnx.data", "changed")
+    return folder
+
+
+def test_external_data_in_the_manifest_is_checked_like_a_graph(with_weights_beside: Path) -> None:
+    Bundle.open(with_weights_beside).verify()
+    (with_weights_beside / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
+    refuses(with_weights_beside, "encoder.onnx.data", "changed")
+
+
+def test_changed_weights_are_found_at_the_latest_when_the_graph_has_been_opened(with_weights_beside: Path) -> None:
+    (with_weights_beside / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
+    bundle = Bundle.open(with_weights_beside)
+    for _ in range(2):  # What was found changed isn't taken for checked the second time.
+        blocks = []
+        with pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"), bundle.opening("encoder") as path:
+            blocks.append(path)
+        assert blocks == [with_weights_beside / "encoder.onnx"]
+
+
+@pytest.mark.parametrize("damage", ["changed graph", "cut weights", "missing weights"])
+def test_all_but_the_weights_hash_is_checked_before_a_graph_is_opened(with_weights_beside: Path, damage: str) -> None:
+    graph, weights = with_weights_beside / "encoder.onnx", with_weights_beside / "encoder.onnx.data"
+    if damage == "changed graph":
+        graph.write_bytes(graph.read_bytes()[::-1])
+    elif damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    else:
+        weights.unlink()
+    with pytest.raises(BundleError), Bundle.open(with_weights_beside).opening("encoder"):
+        pytest.fail("the block ran")
+
+
+def test_whatever_opening_fails_by_changed_weights_are_the_reason(with_weights_beside: Path) -> None:
+    (with_weights_beside / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
+    with (
+        pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"),
+        Bundle.open(with_weights_beside).opening("encoder"),
+    ):
+        raise RuntimeError("no memory left")
+
+
+def test_a_failure_to_open_whole_files_stays_what_it_is(with_weights_beside: Path) -> None:
+    bundle = Bundle.open(with_weights_beside)
+    with pytest.raises(RuntimeError, match="no memory left"), bundle.opening("encoder"):
+        raise RuntimeError("no memory left")
+    with bundle.opening("encoder") as path:
+        assert path.is_file()
 
 
 @pytest.mark.parametrize(

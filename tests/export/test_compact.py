@@ -199,8 +199,8 @@ def test_a_checkpoint_inside_the_bundle_is_refused(tmp_path: Path, checkpoint: P
 def test_weights_in_a_file_of_their_own_stay_there_and_are_halved(
     compact: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As with models over 2 GB.
-    monkeypatch.setattr(_onnx_writing, "LARGEST_FILE", 100_000)
+    # As with models of ViT-B's size.
+    monkeypatch.setattr(_onnx_writing, "MOST_INSIDE", 100_000)
     split = export_bundle(
         compact.folder.parent / "rounded.pth",
         tmp_path / "split",

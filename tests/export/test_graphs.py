@@ -14,6 +14,7 @@ from samri.bundle import Bundle
 from samri.errors import BundleError
 from samri.model import PromptDecoder
 from samri_export import _onnx_writing, export_bundle
+from samri_runtime import Predictor
 
 
 def run(path: Path, **inputs: object) -> list[np.ndarray]:
@@ -123,10 +124,10 @@ def test_the_encoder_graph_holds_encoder_weights_only(bundle: Path, small_sam: S
     assert stored < 1.5 * encoder
 
 
-def test_weights_too_large_for_one_file_lie_beside_it(
+def test_many_weights_lie_beside_their_graph(
     tmp_path: Path, checkpoint: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_onnx_writing, "LARGEST_FILE", 100_000)
+    monkeypatch.setattr(_onnx_writing, "MOST_INSIDE", 100_000)
     split = export_bundle(checkpoint, tmp_path / "split", verify="quick")
     (data,) = split.graph("encoder").external_data
     assert data.path == "encoder.onnx.data"
@@ -147,9 +148,31 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     (expected,) = run(bundle / "encoder.onnx", image=image)
     (embedding,) = run(split.graph_path("encoder"), image=image)
     np.testing.assert_array_equal(embedding, expected)
-    (tmp_path / "split" / "encoder.onnx.data").write_bytes(b"")
-    with pytest.raises(BundleError, match=r"encoder\.onnx\.data"):
-        Bundle.open(tmp_path / "split").graph_path("encoder")
+    kept = onnx.load(split.graph_path("encoder"), load_external_data=False).graph
+    assert all(
+        tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.ByteSize() < 2048 for tensor in kept.initializer
+    )
+    assert all(node.ByteSize() < 2048 for node in kept.node)
+
+
+def test_a_predictor_refuses_damaged_weights_beside_a_graph(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_onnx_writing, "MOST_INSIDE", 100_000)
+    export_bundle(checkpoint, tmp_path / "split", verify="off")
+    picture = np.random.default_rng(0).random((30, 40))
+    Predictor(tmp_path / "split", "cpu").encode(picture)
+    weights = tmp_path / "split" / "encoder.onnx.data"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    predictor = Predictor(tmp_path / "split", "cpu")
+    for _ in range(2):
+        with pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"):
+            predictor.encode(picture)
+    weights.write_bytes(b"")
+    with pytest.raises(BundleError, match=r"encoder\.onnx\.data has 0 bytes"):
+        Predictor(tmp_path / "split", "cpu").encode(picture)
 
 
 @pytest.mark.slow
