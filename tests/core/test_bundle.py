@@ -263,6 +263,7 @@ def test_a_manifest_that_is_no_json_object_is_refused(folder: Path, content: byt
     refuses(folder, "manifest.json")
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)

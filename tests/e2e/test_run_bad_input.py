@@ -92,6 +92,7 @@ def damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
     yield "pages.tif", "3 pages"
 
 
+@pytest.mark.slow
 def test_an_image_that_can_not_be_used_is_refused_in_one_line(bundle, tmp_path, capfd):
     for name, words in damaged_files(tmp_path):
         refused(bundle, tmp_path / name, tmp_path, *BOX, code=1, words=words)
@@ -317,6 +318,7 @@ PROCESS_CASES: dict[str, tuple[Callable[[Path], Path], list[object], int, str]] 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PROCESS_CASES)
 def test_the_real_process_says_one_line_and_leaves_the_folder_alone(bundle, tmp_path, case):
     make, options, code, words = PROCESS_CASES[case]
@@ -341,6 +343,7 @@ def test_a_folder_called_like_a_result_is_refused_before_the_work(bundle, tmp_pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan_seg_.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("options", [[], ["--json"], ["--help"], ["--version"]])
@@ -359,6 +362,7 @@ def test_results_that_can_not_be_printed_are_one_line(bundle, tmp_path, options,
     assert "Exception ignored" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_name_that_is_no_text_is_printed_as_it_is(bundle, tmp_path, options):

@@ -75,6 +75,7 @@ def test_another_slice_or_another_model_is_encoded(model: Path, scan: Path, tmp_
     assert FROM_CACHE not in run(model, scan, tmp_path / "out").stderr
 
 
+@pytest.mark.slow
 def test_a_folder_can_be_named_and_the_cache_can_be_left_out(
     model: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

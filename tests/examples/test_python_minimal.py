@@ -49,6 +49,7 @@ def its_mask_is_predictors(bundle: Path, folder: Path, scan: np.ndarray, box: li
     return mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(180, 120), (90, 200), (300, 260), (24, 300), (1, 1000), (1000, 1), (700, 6)])
 def test_its_mask_is_predictors(bundle: Path, tmp_path: Path, shape: tuple[int, int]) -> None:
     scan = picture(shape).astype(np.float32) * 3.7 + 100
@@ -61,6 +62,7 @@ def test_it_runs_the_model_that_comes_with_samri(tmp_path: Path) -> None:
     its_mask_is_predictors(models.find("samri-tiny"), tmp_path, picture((180, 120)), [20, 30, 90, 140])
 
 
+@pytest.mark.slow
 def test_a_box_that_reaches_beyond_the_image_is_clipped(bundle: Path, tmp_path: Path) -> None:
     scan = picture((120, 180)).astype(np.float32)
     covers_a_part(its_mask_is_predictors(bundle, tmp_path, scan, [-60.5, 30, 500, 1e4]))
@@ -111,6 +113,7 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPOILERS)
 def test_a_bundle_that_it_cannot_use_is_refused_in_one_line(name: str, bundle: Path, tmp_path: Path) -> None:
     spoil, words = SPOILERS[name]
@@ -130,6 +133,7 @@ def test_a_newer_minor_version_is_read(bundle: Path, tmp_path: Path) -> None:
     assert run_host(copy, tmp_path, picture((60, 90)), [10, 10, 50, 40]).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", [[50, 10, 10, 40], [10, 10, 10, 40], [90, 10, 120, 40], [float("nan"), 1, 20, 20]])
 def test_a_box_without_area_in_the_image_is_refused(box: list[float], bundle: Path, tmp_path: Path) -> None:
     result = run_host(bundle, tmp_path, picture((60, 90)), box)

@@ -124,6 +124,7 @@ def test_the_encoder_graph_holds_encoder_weights_only(bundle: Path, small_sam: S
     assert stored < 1.5 * encoder
 
 
+@pytest.mark.slow
 def test_many_weights_lie_beside_their_graph(
     tmp_path: Path, checkpoint: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +156,7 @@ def test_many_weights_lie_beside_their_graph(
     assert all(node.ByteSize() < 2048 for node in kept.node)
 
 
+@pytest.mark.slow
 def test_a_predictor_refuses_damaged_weights_beside_a_graph(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +188,7 @@ def test_decoders_of_one_encoder_share_its_embedding_id(tmp_path: Path, bundle: 
     assert other_profile.manifest.embedding_id() != first.manifest.embedding_id()
 
 
+@pytest.mark.slow
 def test_an_encoder_is_reused_from_another_bundle(tmp_path: Path, bundle: Path, small_sam: Sam) -> None:
     tuned = save_checkpoint(tmp_path / "tuned.pth", with_other_decoder(small_sam, seed=3))
     reused = export_bundle(tuned, tmp_path / "tuned", encoder_from=bundle, verify="off")

@@ -280,6 +280,7 @@ def test_a_png_without_its_pixels_is_refused_quietly_in_one_line(tmp_path, capfd
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 1), (1, 6), (9, 8), (600, 900)])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_interlaced_pngs_of_every_size_are_read_as_others_are(tmp_path, shape, mode):

@@ -53,6 +53,7 @@ WRAPPINGS: dict[str, Callable[[State], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_a_checkpoint_is_read_however_it_is_wrapped(wrapping: str, state: State, tmp_path: Path) -> None:
     path = tmp_path / "sam.pth"

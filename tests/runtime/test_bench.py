@@ -189,6 +189,7 @@ def test_the_command_prints_results_on_stdout_and_the_rest_on_stderr(bundle: Pat
     assert all(line.startswith("samri-bench: ") for line in err.splitlines())
 
 
+@pytest.mark.slow
 def test_a_provider_asked_for_by_name_must_run(bundle: Path) -> None:
     code, out, err = run("--model", bundle, "--provider", "cuda", *QUICK)
     assert code == 1

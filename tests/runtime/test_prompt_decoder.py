@@ -89,6 +89,7 @@ def test_an_image_side_of_another_model_is_refused(bundle: Path) -> None:
         decoder(features(), *asked(1), None, ALL)
 
 
+@pytest.mark.slow
 def test_an_array_at_the_place_of_a_dead_one_is_another_image(sides: Any) -> None:
     decoder, image, _ = sides
     for seed in range(4):

@@ -98,6 +98,7 @@ def segment_anything_embedding(sam: Sam, image: np.ndarray) -> np.ndarray:
     return predictor.get_image_embedding()[0].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("fp32", 2e-5)])
 def test_embeddings_are_those_of_segment_anything(
     tmp_path: Path, data: Path, weights: Path, sam: Sam, precision: str, tolerance: float
@@ -161,6 +162,7 @@ def test_slices_in_and_out_of_splits_are_not_guessed_about(tmp_path: Path, weigh
     refused(run(tmp_path / "data", tmp_path / "store", "--checkpoint", weights), "more/case0_img_000", "move the slice")
 
 
+@pytest.mark.slow
 def test_half_precision_encoding_is_another_encoder(tmp_path: Path, data: Path, weights: Path) -> None:
     result = run(data, tmp_path / "half", "--checkpoint", weights, "--encoder-precision", "fp16")
     assert result.exit_code == 0, result.output
@@ -175,6 +177,7 @@ def test_half_precision_encoding_is_another_encoder(tmp_path: Path, data: Path, 
 # --- many processes, stopped processes --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 5])
 def test_any_number_of_parts_makes_the_same_store(
     tmp_path: Path, data: Path, weights: Path, whole: dict[str, bytes], parts: int
@@ -200,6 +203,7 @@ class StopsAfter:
         return self._encoder.encode(images)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_any_batch_goes_on_to_the_same_bytes(
     tmp_path: Path, data: Path, weights: Path, whole: dict[str, bytes]
 ) -> None:

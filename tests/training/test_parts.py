@@ -126,6 +126,7 @@ def test_a_dataset_without_training_slices_is_refused_and_a_split_named_itself_i
     assert "held out" in alone.note
 
 
+@pytest.mark.slow
 def test_evaluation_takes_the_split_that_was_asked_for_or_none(tmp_path: Path, small_sam: Sam, weights: Path) -> None:
     stores, caches = tmp_path / "stores", tmp_path / "caches"
     for split, count in (("training", 5), ("testing", 2)):

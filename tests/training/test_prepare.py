@@ -73,6 +73,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     angles=st.tuples(*[st.floats(-3.1, 3.1)] * 3),
@@ -387,6 +388,7 @@ def test_the_documentation_names_options_that_exist():
     assert {"--pattern", "--plane", "--min-pixels", "--skip-bad"} <= set(re.findall(r"--[a-z][a-z-]+", text)) <= options
 
 
+@pytest.mark.slow
 def test_a_real_head_becomes_slices_of_its_tissue(tmp_path):
     head = Path(datasets.__file__).parent / "data"
     (image,) = head.glob("mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")

@@ -91,6 +91,7 @@ def killed_at_line(number: int, action: Callable[[], object]) -> bool:
     return False
 
 
+@pytest.mark.slow
 # A process that is killed closes nothing, and neither does one that is killed between two lines here.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_shard_killed_at_any_line_goes_on_to_the_same_bytes(tmp_path: Path, whole: dict[str, bytes]) -> None:

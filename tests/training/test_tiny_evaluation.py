@@ -38,6 +38,8 @@ from samri_training.recipes.tiny.evaluate._command import measured_on
 from samri_training.recipes.tiny.evaluate._frozen import PUBLISHED, read_list
 from samri_training.recipes.tiny.evaluate._slices import MRICROP_NAMES
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SEED = 1  # Of a decoder whose single mask scores highest, so that it shows if that were taken for a candidate.
 CARD = "# Card\n\n<!-- figures:start -->\nold\n<!-- figures:end -->\n\nBelow.\n"

@@ -110,6 +110,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         pretrain([], tmp_path / "parts", SHORT, start=tiny_sam(1).state_dict(), progress=lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_training_and_saves_nothing(tmp_path: Path) -> None:
     plan = Plan(phases=(Phase(64, 1, 1, 4),), lr=1e30, matrix_lr=1e30, warmup=1)
     with pytest.raises(InputError, match="by step 2 the loss is not finite; lower the plan's lr"):
@@ -117,6 +118,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_saves_nothing(tmp_path:
     assert not (tmp_path / "last.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_the_weights_that_it_is_given(tmp_path: Path) -> None:
     start = tiny_sam(77)
     moved = pretrain([], tmp_path, STILL, start=start.state_dict(), progress=lambda _: None)
@@ -124,6 +126,7 @@ def test_a_training_starts_from_the_weights_that_it_is_given(tmp_path: Path) -> 
         torch.testing.assert_close(moved.state_dict()[name], weight, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_start_with_other_frequencies_gets_the_recipes_own(tmp_path: Path) -> None:
     start = tiny_sam(77).state_dict()
     start[FREQUENCIES] = torch.randn_like(start[FREQUENCIES])

@@ -17,6 +17,7 @@ def blob(height: int, width: int) -> np.ndarray:
     return np.asarray(inside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(512, 512), (256, 256), (300, 217), (150, 400), (61, 33)])
 def test_an_area_target_agrees_with_counting_subpixels(shape: tuple[int, int]) -> None:
     mask = blob(*shape)
