@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3, help="in each process")
     parser.add_argument("--rest", type=float, default=20, help="seconds between processes; 0 with --small")
     parser.add_argument("--small", action="store_true", help="the tests' small model rather than ViT-B")
-    parser.add_argument("--folder", type=Path, help="keep the graphs there, and take those that an earlier run left")
+    parser.add_argument("--folder", type=Path, help="keep graphs there, or take what is there as it is")
     parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="of an environment with onnxruntime-openvino")
     parser.add_argument("--only", action="append", choices=list(CANDIDATES), help="beside the plain export; repeatable")
     parser.add_argument("--json", type=Path, help="write all figures there too")

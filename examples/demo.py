@@ -8,6 +8,7 @@ known. No PyTorch, no GPU and no download. The model, samri-tiny, is a demonstra
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import shlex
 import shutil
@@ -47,7 +48,11 @@ SHAPES = {
 
 def main() -> int:
     """Segment three slices, and say how long each took and where the pictures are."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("demo"), help="for scans, masks and pictures (demo)"
+    )
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     print(f"PyTorch is {'installed, and not used' if importlib.util.find_spec('torch') else 'not installed'}.")
 

@@ -1,7 +1,7 @@
 """A bundle: the folder that holds all a host needs, opened with care.
 
-Nothing in it is believed: a graph's hash and the size and path of each file are checked before ONNX Runtime parses it,
-and the hash of weights that lie beside it before it runs. Hashes show damage, not authorship; for that, compare the
+Nothing in it is believed: a graph's hash and the size and path of each file are checked before ONNX Runtime sees them,
+and the hash of weights that lie beside it before it answers. Hashes show damage, not authorship; for that, compare the
 manifest's own hash with one from a source you trust (`expect_sha256`).
 """
 
@@ -86,11 +86,12 @@ class Bundle:
         """Path of a graph that is opened within the block; use what was opened only once the block has ended.
 
         By then all its files were found whole, unchanged and inside the folder. The graph itself is before the block
-        begins. The weights beside it, which are numbers that nobody parses, are hashed while the block runs: on another
-        core, that takes no time of its own.
+        begins. The weights beside it, which are plain numbers, are hashed while the block runs: where there is another
+        core, and ONNX Runtime lets Python's threads go on while it opens a graph, that takes no time of its own.
 
         Raises:
-            BundleError: As `graph_path`; at the end of the block if it is for the weights, whatever else went wrong.
+            BundleError: As `graph_path`; if it is for the weights, at the end of the block, in place of an exception of
+                the block's own.
         """
         graph = self.graph(role, precision)
         path = self.folder / graph.file.path
@@ -121,13 +122,19 @@ class Bundle:
     def _hashed_meanwhile(self, files: Sequence[BundleFile]) -> Iterator[None]:
         from concurrent.futures import ThreadPoolExecutor  # Takes longer to import than a small bundle to open.
 
-        with ThreadPoolExecutor(max_workers=1) as background:
+        background = ThreadPoolExecutor(max_workers=1)
+        try:
             checks = [background.submit(self._check_hash, file) for file in files]
             try:
                 yield
-            finally:
+            except Exception:
                 for check in checks:
                     check.result()
+                raise
+            for check in checks:
+                check.result()
+        finally:
+            background.shutdown(wait=False, cancel_futures=True)
 
     def _check_place_and_size(self, file: BundleFile) -> None:
         path = self.folder / file.path
@@ -141,7 +148,11 @@ class Bundle:
 
     def _check_hash(self, file: BundleFile) -> None:
         path = self.folder / file.path
-        if file_sha256(path) != file.sha256:
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise BundleError(f"cannot read {path}: {error.strerror}") from error
+        if found != file.sha256:
             raise BundleError(f"{path} was changed since the export (its SHA-256 differs): copy the bundle again")
 
     def _check_external_data(self, graph: Graph) -> None:

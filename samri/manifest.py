@@ -65,7 +65,7 @@ class Graph:
         role: What it computes.
         precision: Of its weights and arithmetic; inputs and outputs are float32 in every precision.
         file: The `.onnx` file.
-        external_data: The files with its weights, for graphs over 2 GB.
+        external_data: The files beside it that hold its weights, if any do.
         embedding_id: Encoders only: embeddings with the same id may be mixed, others may not.
     """
 
@@ -74,6 +74,13 @@ class Graph:
     file: BundleFile
     external_data: tuple[BundleFile, ...] = ()
     embedding_id: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of the graph with its weights: its file's, or, with files beside it, that of all their SHA-256s in a row."""
+        if not self.external_data:
+            return self.file.sha256
+        return hashlib.sha256("".join(file.sha256 for file in (self.file, *self.external_data)).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

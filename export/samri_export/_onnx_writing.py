@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import onnxsim
 import torch
+from onnx.external_data_helper import set_external_data
 from onnx.helper import make_graph, make_model, make_opsetid, make_tensor_value_info
 from torch import nn
 
@@ -25,7 +26,7 @@ IR_VERSION = 8
 
 MOST_INSIDE = 64 << 20
 """Bytes of weights that still go into the .onnx file itself. A file of numbers beside it is mapped into memory, where
-one inside is parsed and copied: ViT-B's encoder opens in half the time and takes 220 MB less (docs/benchmarks.md)."""
+one inside is parsed and copied: ViT-B's encoder opens in half the time (docs/benchmarks.md, "Opening")."""
 
 _SMALLEST_BESIDE = 1 << 10
 
@@ -57,33 +58,30 @@ def write_graph(module: nn.Module, spec: GraphSpec, path: Path, *, sizes: dict[s
 
 def save_graph(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     """Write a model to `path`, its weights beside it if they are over `MOST_INSIDE`; returns the external files."""
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     external = path.with_name(f"{path.name}.data")
-    if weights > MOST_INSIDE:
-        _hold_as_weights(model.graph)
-        onnx.save_model(
-            model,
-            str(path),
-            save_as_external_data=True,
-            all_tensors_to_one_file=True,
-            location=external.name,
-            size_threshold=_SMALLEST_BESIDE,
-        )
+    beside = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MOST_INSIDE
+    if beside:
+        hold_constants_as_weights(model.graph)
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) >= _SMALLEST_BESIDE:
+                # What onnx offers for all tensors at once minds a file of that name in the working directory.
+                set_external_data(tensor, external.name)
+    onnx.save_model(model, str(path))
+    if beside:
         external.chmod(path.stat().st_mode)  # onnx leaves it readable by its owner alone.
-    else:
-        onnx.save_model(model, str(path))
     onnx.checker.check_model(str(path), full_check=True)
-    return (external,) if external.exists() else ()
+    return (external,) if beside else ()
 
 
-def _hold_as_weights(graph: onnx.GraphProto) -> None:
-    """Large constants, such as relative positions that were looked up, become weights; those alone can lie beside."""
-    constants = [node for node in graph.node if node.op_type == "Constant" and node.ByteSize() >= _SMALLEST_BESIDE]
-    for node in constants:
-        (value,) = (attribute.t for attribute in node.attribute if attribute.name == "value")
-        value.name = node.output[0]
-        graph.initializer.append(value)
-        graph.node.remove(node)
+def hold_constants_as_weights(graph: onnx.GraphProto) -> None:
+    """Make weights of a graph's large constants, in place: relative positions that the exporter looked up, say."""
+    for node in list(graph.node):
+        values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+        if node.op_type == "Constant" and values and len(values[0].raw_data) >= _SMALLEST_BESIDE:
+            weights = graph.initializer.add()
+            weights.CopyFrom(values[0])
+            weights.name = node.output[0]
+            graph.node.remove(node)
 
 
 def _require_space(module: nn.Module, folder: Path) -> None:

@@ -16,7 +16,7 @@ from samri_export._compact import stored_in_full
 from samri_export._exported import Exported
 from samri_export._fp16 import Feeds, halved, overflowing
 from samri_export._int8 import quantized
-from samri_export._onnx_writing import save_graph
+from samri_export._onnx_writing import hold_constants_as_weights, save_graph
 from samri_export._reference import Answer, Floats
 from samri_export._report import relative_difference, telling_dice
 from samri_export._variant_report import Measured
@@ -132,6 +132,9 @@ def write_variant(
     for role in ROLES[precision]:
         model = stored_in_full(onnx.load(str(float32[role])))
         if precision == "int8":
+            hold_constants_as_weights(
+                model.graph
+            )  # As they may be already; so int8 is the same however fp32 is stored.
             model = quantized(model)
         else:
             too_large = {} if judge is None else judge.overflowing(role)

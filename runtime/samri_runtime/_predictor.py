@@ -249,7 +249,7 @@ class Predictor:
         model_input = preprocess(pixels, self.manifest.profile, self.manifest.image_size, intensity_range)
         features = encoder.run({"image": model_input})["image_embeddings"]
         made = {
-            "encoder": self.bundle.graph("encoder", self.precision).file.sha256,
+            "encoder": self.bundle.graph("encoder", self.precision).sha256,
             "provider": self.providers["encoder"],
             "samri": __version__,
             "onnxruntime": load_onnxruntime().__version__,

@@ -177,8 +177,17 @@ def test_changed_weights_are_found_at_the_latest_when_the_graph_has_been_opened(
         assert blocks == [with_weights_beside / "encoder.onnx"]
 
 
-@pytest.mark.parametrize("damage", ["changed graph", "cut weights", "missing weights"])
-def test_all_but_the_weights_hash_is_checked_before_a_graph_is_opened(with_weights_beside: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        ("changed graph", r"encoder\.onnx was changed"),
+        ("cut weights", r"data has 15 bytes, not 16"),
+        ("missing weights", r"data is missing"),
+    ],
+)
+def test_all_but_the_weights_hash_is_checked_before_a_graph_is_opened(
+    with_weights_beside: Path, damage: str, word: str
+) -> None:
     graph, weights = with_weights_beside / "encoder.onnx", with_weights_beside / "encoder.onnx.data"
     if damage == "changed graph":
         graph.write_bytes(graph.read_bytes()[::-1])
@@ -186,8 +195,10 @@ def test_all_but_the_weights_hash_is_checked_before_a_graph_is_opened(with_weigh
         weights.write_bytes(weights.read_bytes()[:-1])
     else:
         weights.unlink()
-    with pytest.raises(BundleError), Bundle.open(with_weights_beside).opening("encoder"):
-        pytest.fail("the block ran")
+    blocks = []
+    with pytest.raises(BundleError, match=word), Bundle.open(with_weights_beside).opening("encoder") as path:
+        blocks.append(path)
+    assert not blocks
 
 
 def test_whatever_opening_fails_by_changed_weights_are_the_reason(with_weights_beside: Path) -> None:
@@ -197,6 +208,22 @@ def test_whatever_opening_fails_by_changed_weights_are_the_reason(with_weights_b
         Bundle.open(with_weights_beside).opening("encoder"),
     ):
         raise RuntimeError("no memory left")
+
+
+def test_who_interrupts_the_opening_is_not_told_of_weights(with_weights_beside: Path) -> None:
+    (with_weights_beside / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
+    with pytest.raises(KeyboardInterrupt), Bundle.open(with_weights_beside).opening("encoder"):
+        raise KeyboardInterrupt
+
+
+def test_a_graphs_hash_is_that_of_its_weights_too(with_weights_beside: Path) -> None:
+    before = Bundle.open(with_weights_beside).graph("encoder")
+    (with_weights_beside / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
+    other = (BundleFile.of(with_weights_beside, "encoder.onnx.data"),)
+    after = Graph("encoder", "fp32", BundleFile.of(with_weights_beside, "encoder.onnx"), other, "e")
+    assert before.file.sha256 == after.file.sha256
+    assert before.sha256 != after.sha256
+    assert Graph("decoder", "fp32", before.file).sha256 == before.file.sha256
 
 
 def test_a_failure_to_open_whole_files_stays_what_it_is(with_weights_beside: Path) -> None:

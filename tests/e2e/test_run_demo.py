@@ -79,3 +79,12 @@ def test_the_drawn_slices_truth_is_compared(demo):
     disk = (columns - 165) ** 2 + (rows - 95) ** 2 <= 14**2
     expected = 2 * (disk & (found == 2)).sum() / (disk.sum() + (found == 2).sum())
     assert shares[1] == pytest.approx(expected, abs=6e-4)
+
+
+def test_help_is_no_folder(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, DEMO, "--help"], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
+    )
+    assert result.returncode == 0
+    assert "folder" in result.stdout
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,7 +11,7 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
-from sam_factory import MEDIUM, save_checkpoint, seeded_sam, with_other_decoder
+from sam_factory import MEDIUM, SMALL, save_checkpoint, seeded_sam, with_other_decoder
 from samri.bundle import Bundle
 from samri.errors import BundleError
 from samri.model import PromptDecoder
@@ -156,25 +158,53 @@ def test_many_weights_lie_beside_their_graph(
     assert all(node.ByteSize() < 2048 for node in kept.node)
 
 
-@pytest.mark.slow
 def test_a_predictor_refuses_damaged_weights_beside_a_graph(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_onnx_writing, "MOST_INSIDE", 100_000)
-    export_bundle(checkpoint, tmp_path / "split", verify="off")
     picture = np.random.default_rng(0).random((30, 40))
-    Predictor(tmp_path / "split", "cpu").encode(picture)
-    weights = tmp_path / "split" / "encoder.onnx.data"
-    content = bytearray(weights.read_bytes())
+    export_bundle(checkpoint, tmp_path / "whole", verify="off")
+    Predictor(tmp_path / "whole", "cpu").encode(picture)
+    changed, cut = (shutil.copytree(tmp_path / "whole", tmp_path / name) for name in ("changed", "cut"))
+    content = bytearray((changed / "encoder.onnx.data").read_bytes())
     content[len(content) // 2] ^= 1
-    weights.write_bytes(content)
-    predictor = Predictor(tmp_path / "split", "cpu")
+    (changed / "encoder.onnx.data").write_bytes(content)
+    predictor = Predictor(changed, "cpu")
     for _ in range(2):
         with pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"):
             predictor.encode(picture)
-    weights.write_bytes(b"")
+    (cut / "encoder.onnx.data").write_bytes(b"")
     with pytest.raises(BundleError, match=r"encoder\.onnx\.data has 0 bytes"):
-        Predictor(tmp_path / "split", "cpu").encode(picture)
+        Predictor(cut, "cpu").encode(picture)
+
+
+@pytest.mark.slow
+def test_all_precisions_are_the_same_with_weights_beside_the_graph(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported(name: str, **options: Any) -> Bundle:
+        return export_bundle(
+            checkpoint, tmp_path / name, precisions=("fp32", "fp16", "int8"), verify="off", force=True, **options
+        )
+
+    inside = exported("inside")
+    monkeypatch.setattr(_onnx_writing, "MOST_INSIDE", 100_000)
+    beside = exported("beside")
+    monkeypatch.chdir(beside.folder)  # A file of that name in the working directory is none of the export's business.
+    again = exported("again", encoder_from=beside.folder)
+    again.verify()
+    assert again.graph("encoder").external_data == beside.graph("encoder").external_data
+    image = np.random.default_rng(0).standard_normal((1, 3, 128, 128))
+    for precision in ("fp32", "fp16", "int8"):
+        (expected,) = run(inside.graph_path("encoder", precision), image=image)
+        for bundle in (beside, again):
+            assert bundle.graph("encoder", precision).external_data
+            (embedding,) = run(bundle.graph_path("encoder", precision), image=image)
+            np.testing.assert_array_equal(embedding, expected)
+    other = export_bundle(
+        save_checkpoint(tmp_path / "other.pth", seeded_sam(SMALL, seed=5)), tmp_path / "other", verify="off"
+    )
+    assert other.graph("encoder").sha256 != beside.graph("encoder").sha256
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def describe_run(
             "profile": manifest.profile.name,
             "precision": precision,
             "intensity_range": segmentation.intensity_range,
-            "graphs": {role: graph.file.sha256 for role, graph in predictor.graphs.items()},
+            "graphs": {role: graph.sha256 for role, graph in predictor.graphs.items()},
         },
         # With a cached embedding the encoder didn't run: the provider that did is among what the entry says of itself.
         "embedding": {"from_cache": segmentation.embedding.cached, "made": dict(segmentation.embedding.made)},

@@ -145,7 +145,7 @@ def measured_on(predictors: Mapping[str, Predictor]) -> str:
     """A line with the first digits of the SHA-256 of each model's graphs: which weights the tables are about."""
     lines = []
     for name, predictor in predictors.items():
-        graphs = {graph.file.path: graph.file.sha256[:12] for graph in predictor.manifest.graphs}
+        graphs = {graph.file.path: graph.sha256[:12] for graph in predictor.manifest.graphs}
         lines.append(f"{name}: {', '.join(f'{path} {digest}' for path, digest in sorted(graphs.items()))}")
     return f"Graphs, SHA-256: {'; '.join(lines)}."
 
