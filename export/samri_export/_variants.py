@@ -132,9 +132,8 @@ def write_variant(
     for role in ROLES[precision]:
         model = stored_in_full(onnx.load(str(float32[role])))
         if precision == "int8":
-            hold_constants_as_weights(
-                model.graph
-            )  # As they may be already; so int8 is the same however fp32 is stored.
+            # Weights beside the graph made them so already: int8 is to be the same however fp32 is stored.
+            hold_constants_as_weights(model.graph)
             model = quantized(model)
         else:
             too_large = {} if judge is None else judge.overflowing(role)
