@@ -1,0 +1,68 @@
+"""Locks between processes that the system drops when their holder dies, however it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from samri.errors import OutputError
+
+# Some network file systems have no locks; there, nothing guards against two writers.
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
+
+
+def try_lock(descriptor: int) -> bool:
+    """Hold an open file for this process alone, until it is closed; False when another process holds it.
+
+    Where the file system has no locks, True.
+    """
+    if sys.platform == "win32":  # Windows itself refuses to rename or remove a file that another process has open.
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+    return True
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`, which is made where it is missing and removed afterwards.
+
+    Args:
+        path: The lock file. A link there is not followed.
+        busy: The message when another process holds it: which folder, by whom, and what to do.
+
+    Raises:
+        OutputError: Another process holds it, or it can't be made.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    while True:
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        if not try_lock(descriptor):
+            os.close(descriptor)
+            raise OutputError(busy)
+        # Its last holder may have removed it between our opening and our locking: then it guards nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+                break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):
+                path.unlink()
+        os.close(descriptor)
