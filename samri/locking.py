@@ -56,7 +56,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
             raise OutputError(busy)
         # Its last holder may have removed it between our opening and our locking: then it guards nothing.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+            if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):
                 break
         os.close(descriptor)
     try:

@@ -49,7 +49,7 @@ def open_regular(
         flags |= getattr(os, name, 0)
     try:
         # Opening a device or a pipe may have effects of its own, so it is looked at first.
-        _refuse_irregular(path, os.stat(path, follow_symlinks=follow), error, limit)
+        _refuse_irregular(path, path.stat(follow_symlinks=follow), error, limit)
         descriptor = os.open(path, flags)
     except FileNotFoundError as caught:
         raise error(f"{path} does not exist: check the path") from caught
