@@ -22,9 +22,10 @@ test-fast: lint
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
-$(VENV)/installed: PACKAGES = --editable '.[dev]'
+$(VENV)/installed: PACKAGES = --editable . --group dev
 $(DEMO_VENV)/installed: PACKAGES = --editable '.[cpu,io]' nilearn
 
 $(VENV)/installed $(DEMO_VENV)/installed: pyproject.toml
