@@ -37,13 +37,18 @@ RULES: list[tuple[str, set[str], set[str]]] = [
         {"numpy", "click", "cv2", "matplotlib", "monai", "onnxruntime", "scipy", "tqdm", "yaml", *TORCH},
         {"samri", "samri.model", "samri_runtime", "samri_training"},
     ),
+    (
+        "recipes/",
+        {"numpy", "click", "cv2", "matplotlib", "nibabel", "scipy", *TORCH},
+        {"samri", "samri.model", "samri_runtime", "samri_export", "samri_training", "samri_tiny"},
+    ),
 ]
 # `samri.io` imports these by name, inside the functions that need them, so that importing it costs nothing.
 BY_NAME = {"samri/io/": {"nibabel", "cv2"}}
-OURS = {"samri", "samri_runtime", "samri_export", "samri_training"}
+OURS = {"samri", "samri_runtime", "samri_export", "samri_training", "samri_tiny"}
 SOURCES = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in ("samri", "runtime", "export", "training")
+    for folder in ("samri", "runtime", "export", "training", "recipes")
     for path in (ROOT / folder).rglob("*.py")
 )
 
@@ -84,4 +89,4 @@ def test_only_the_readers_of_scans_ask_for_nibabel_and_opencv(source: str) -> No
 
 
 def test_there_is_something_to_check() -> None:
-    assert {source.partition("/")[0] for source in SOURCES} == {"samri", "runtime", "export", "training"}
+    assert {source.partition("/")[0] for source in SOURCES} == {"samri", "runtime", "export", "training", "recipes"}

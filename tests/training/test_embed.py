@@ -445,7 +445,7 @@ def test_a_shard_is_an_ordinary_safetensors_file(whole: dict[str, bytes], tmp_pa
 
 # --- SLURM ------------------------------------------------------------------------------------------------------------
 
-RECIPES = Path(__file__).parents[2] / "training" / "samri_training" / "recipes" / "slurm"
+RECIPES = Path(__file__).parents[2] / "training" / "samri_training" / "slurm"
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in RECIPES.glob("embed_*.sh")))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-RECIPES = Path(__file__).parents[2] / "training" / "samri_training" / "recipes" / "slurm"
+RECIPES = Path(__file__).parents[2] / "training" / "samri_training" / "slurm"
 SLURM = {
     "SLURM_JOB_ID": "4001234",
     "SLURM_NNODES": "2",
