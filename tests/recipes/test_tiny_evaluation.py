@@ -41,7 +41,7 @@ from samri_tiny.evaluate._slices import MRICROP_NAMES
 
 pytestmark = pytest.mark.slow
 
-DATA = os.environ.get("SAMRI_TEST_DATA")
+DATA = os.environ.get("SAMRI_TEST_DATA", "")
 SEED = 1  # Of a decoder whose single mask scores highest, so that it shows if that were taken for a candidate.
 CARD = "# Card\n\n<!-- figures:start -->\nold\n<!-- figures:end -->\n\nBelow.\n"
 
@@ -333,7 +333,7 @@ def test_the_templates_cases_are_those_of_the_published_list() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(DATA is None, reason="SAMRI_TEST_DATA names no folder with the data that the list was made of")
+@pytest.mark.skipif(not DATA, reason="SAMRI_TEST_DATA names no folder with the data that the list was made of")
 def test_the_drawn_cases_and_those_of_the_crop_are_those_of_the_published_list() -> None:
     seed, published = read_list(PUBLISHED)
     sets = {
