@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -352,3 +353,52 @@ def test_readers_in_several_threads_leave_opencvs_log_level_as_it_was(tmp_path):
         list(pool.map(read_scan, [tmp_path / "picture.png"] * 200))
     assert before != 0
     assert log.getLogLevel() == before
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_damaged_jpeg_is_refused_and_nothing_reaches_stderr(tmp_path, capfd, progressive):
+    buffer = io.BytesIO()
+    image = RNG.integers(0, 256, (90, 120), dtype=np.uint8)
+    Image.fromarray(image).save(buffer, "JPEG", progressive=progressive)
+    whole = buffer.getvalue()
+    middle = len(whole) // 2
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    (tmp_path / "damaged.jpg").write_bytes(whole[:middle] + whole[middle + 900 :])
+    assert read_scan(tmp_path / "whole.jpg").grid == (90, 120)
+    with pytest.raises(InputError, match=r"damaged JPEG file \(.*copy it again") as caught:
+        read_scan(tmp_path / "damaged.jpg")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_tiff_whose_directories_overlap_is_refused_at_once(tmp_path):
+    # Directories of 30,000 entries each, ten bytes apart: thousands of them in a small file.
+    content = bytearray(b"II*\0" + (8).to_bytes(4, "little") + bytes(460_000))
+    for start in range(8, 90_000, 10):
+        content[start : start + 2] = (30_000).to_bytes(2, "little")
+        end = start + 2 + 30_000 * 12
+        content[end : end + 4] = (start + 10).to_bytes(4, "little")
+    (tmp_path / "scan.tif").write_bytes(content)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"pages|damaged"):
+        read_scan(tmp_path / "scan.tif")
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
+def test_more_pixels_than_are_read_are_refused_before_decoding(tmp_path, kind):
+    path = tmp_path / f"scan.{kind}"
+    if kind == "png":
+        path.write_bytes(png(20000, 20000, zlib.compress(bytes(100))))
+    elif kind == "jpg":
+        content = bytearray(encoded("JPEG"))
+        frame = content.index(b"\xff\xc0")
+        content[frame + 5 : frame + 9] = (60000).to_bytes(2, "big") * 2
+        path.write_bytes(content)
+    else:
+        tifffile.imwrite(path, GRAY, photometric="minisblack")
+        with tifffile.TiffFile(path, mode="r+") as file:
+            for name in ("ImageWidth", "ImageLength"):
+                file.pages[0].tags[name].overwrite(60000)
+    with pytest.raises(InputError, match=r"x \d0000 pixels by its header, and more than 268435456"):
+        read_scan(path)
