@@ -15,11 +15,13 @@ TORCH = {"torch", "segment_anything", "safetensors"}
 # First match wins: part of a source tree, what of others it may import, and what of ours.
 RULES: list[tuple[str, set[str], set[str]]] = [
     ("samri/model/", {"numpy", *TORCH}, {"samri"}),
+    ("samri/io/_optional.py", {"nibabel", "cv2"}, {"samri"}),
     ("samri/", {"numpy"}, {"samri"}),
     ("runtime/samri_runtime/run/", {"numpy", "onnxruntime", "click"}, {"samri", "samri_runtime"}),
     ("runtime/samri_runtime/doctor/", {"numpy", "onnxruntime", "click"}, {"samri", "samri_runtime"}),
     ("runtime/samri_runtime/bench/_command.py", {"click"}, {"samri", "samri_runtime"}),
     ("runtime/samri_runtime/bench/_plot.py", {"numpy", "matplotlib"}, {"samri", "samri_runtime"}),
+    ("runtime/samri_runtime/_pyinstaller/", {"PyInstaller"}, set()),
     ("runtime/samri_runtime/_command.py", {"click"}, {"samri", "samri_runtime"}),
     ("runtime/", {"numpy", "onnxruntime"}, {"samri", "samri_runtime"}),
     (
@@ -43,7 +45,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
         {"samri", "samri.model", "samri_runtime", "samri_export", "samri_training", "samri_tiny"},
     ),
 ]
-# `samri.io` imports these by name, inside the functions that need them, so that importing it costs nothing.
+# `samri.io` asks for these inside the functions that need them, so that importing it costs nothing.
 BY_NAME = {"samri/io/": {"nibabel", "cv2"}}
 OURS = {"samri", "samri_runtime", "samri_export", "samri_training", "samri_tiny"}
 SOURCES = sorted(

@@ -1,4 +1,4 @@
-"""Scans in, masks and pictures out: NIfTI through nibabel, PNG, JPEG and TIFF through OpenCV.
+"""Scans in, masks and pictures out: NIfTI through nibabel, MGH, and PNG, JPEG and TIFF through OpenCV.
 
 Both are imported only by the functions that need them: `pip install 'samri[io]'`.
 """

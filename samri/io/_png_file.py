@@ -15,7 +15,6 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, GRAY_ALPHA: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), GRAY_ALPHA: (8, 16), 6: (8, 16)}
 _PALETTE = 3
 _LONGEST_SIDE = 1_000_000  # libpng's own limit.
-_MOST_PIXELS = 1 << 30  # OpenCV's.
 # First column and row, and steps between them, of Adam7's seven passes.
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _LAST_FILTER = 4
@@ -44,6 +43,19 @@ class PngHeader(NamedTuple):
 def png_header(data: bytes) -> PngHeader:
     """The IHDR chunk of a checked PNG."""
     return PngHeader(*struct.unpack_from(">IIBBBBB", data, len(PNG_START) + 8))
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the header states them, of a file that isn't checked yet.
+
+    Raises:
+        BrokenFileError: It breaks off before.
+    """
+    try:
+        header = png_header(data)
+    except struct.error as error:
+        raise BrokenFileError("it breaks off") from error
+    return header.width, header.height
 
 
 def checked_png(data: bytes) -> bytes:
@@ -88,7 +100,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _check_header(header: PngHeader) -> None:
     if not (header.width and header.height):
         raise BrokenFileError(f"its header promises {header.width} x {header.height} pixels")
-    if max(header.width, header.height) > _LONGEST_SIDE or header.width * header.height > _MOST_PIXELS:
+    if max(header.width, header.height) > _LONGEST_SIDE:
         raise BrokenFileError(f"its header promises {header.width} x {header.height} pixels, more than can be read")
     if header.depth not in _DEPTHS.get(header.color, ()):
         raise BrokenFileError(f"its header names color type {header.color} of {header.depth} bits, which doesn't exist")

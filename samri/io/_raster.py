@@ -13,10 +13,14 @@ import numpy.typing as npt
 
 from samri.errors import InputError
 from samri.io._optional import require
-from samri.io._png_file import GRAY_ALPHA, PNG_START, BrokenFileError, checked_png, png_header
-from samri.io._raster_files import check_jpeg, raster_format, tiff_pages_and_plain_alpha
+from samri.io._png_file import GRAY_ALPHA, PNG_START, BrokenFileError, checked_png, png_header, png_size
+from samri.io._raster_files import MOST_PAGES, jpeg_damage, jpeg_size, raster_format, tiff_page
+from samri.opening import read_regular
 from samri.staging import staged_file
+from samri.stderr import captured_stderr, pass_on
 
+_MOST_PIXELS = 1 << 28
+_MOST_BYTES = 1 << 32  # Of a file; as many pixels take no more without any compression.
 _SILENT = 0  # OpenCV's LOG_LEVEL_SILENT, which not every version names.
 
 # OpenCV's log level belongs to the process: the first of several readers at once lowers it, the last one restores it.
@@ -35,8 +39,8 @@ def read_raster(path: Path) -> npt.NDArray[Any]:
     """
     cv2 = require("cv2")
     # Bytes, not a name: OpenCV on Windows opens no name beyond ASCII.
-    data = _checked(path, path.read_bytes())
-    with _quiet(cv2):
+    data = _checked(path, read_regular(path, limit=_MOST_BYTES))
+    with _quiet(cv2), _undamaged(path) if raster_format(data) == "JPEG" else contextlib.nullcontext():
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
         except cv2.error as error:
@@ -69,18 +73,44 @@ def _checked(path: Path, data: bytes) -> bytes:
         raise InputError(f"{path} is not a PNG, JPEG or TIFF file, although its name says so: check the name")
     try:
         if kind == "PNG":
+            _check_pixels(path, png_size(data))
             data = checked_png(data)
         elif kind == "JPEG":
-            check_jpeg(data)
+            _check_pixels(path, jpeg_size(data))
         else:
-            pages, data = tiff_pages_and_plain_alpha(data)
+            pages, size, data = tiff_page(data)
             if pages > 1:
+                count = f"{pages} or more" if pages == MOST_PAGES else pages
                 raise InputError(
-                    f"{path} has {pages} pages: save the page that is meant as its own file, or a volume as NIfTI"
+                    f"{path} has {count} pages: save the page that is meant as its own file, or a volume as NIfTI"
                 )
+            _check_pixels(path, size)
     except BrokenFileError as error:
         raise InputError(f"{path} is a damaged {kind} file ({error}): copy it again") from error
     return data
+
+
+def _check_pixels(path: Path, size: tuple[int, int]) -> None:
+    """Before memory is asked for: a small file may promise any number of pixels."""
+    width, height = size
+    if width * height > _MOST_PIXELS:
+        raise InputError(
+            f"{path} has {width} x {height} pixels by its header, and more than {_MOST_PIXELS} are not read: "
+            "cut out the part that is needed"
+        )
+
+
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Refuse what libjpeg only complains of on stderr: it fills the rest of the picture with something, and goes on."""
+    with captured_stderr() as log:
+        yield
+    damage, others = jpeg_damage("".join(log))
+    pass_on(others)
+    if damage is not None:
+        raise InputError(
+            f"{path} is a damaged JPEG file ({damage}): copy it again, or if it looks right in a viewer, save it as PNG"
+        )
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ multiplies the colors of an 8-bit TIFF by its alpha channel. A segmentation shou
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Literal
 
@@ -13,8 +14,22 @@ from samri.io._png_file import PNG_START, BrokenFileError
 
 RasterFormat = Literal["PNG", "JPEG", "TIFF"]
 
-_TIFF_EXTRA_SAMPLES = 338
+MOST_PAGES = 1000
+"""Pages of a TIFF that are counted; one is read."""
+
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_EXTRA_SAMPLES = 256, 257, 338
+_TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # Type of a field to that of a number in it.
 _UNASSOCIATED_ALPHA, _ASSOCIATED_ALPHA = 2, 1
+
+_JPEG_FRAMES = {0xFFC0 + kind for kind in range(16)} - {0xFFC4, 0xFFC8, 0xFFCC}
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # Restart markers are part of a scan.
+_MOST_SCANS = 200  # Progressive files have about ten; each costs a pass over all pixels.
+# The first words of libjpeg's warnings; it prints the first one of a file.
+_JPEG_DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression sequence")
+_JPEG_COMPLAINTS = (
+    *_JPEG_DAMAGE,
+    *("Warning: unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters"),
+)
 
 
 def raster_format(data: bytes) -> RasterFormat | None:
@@ -28,32 +43,51 @@ def raster_format(data: bytes) -> RasterFormat | None:
     return None
 
 
-def check_jpeg(data: bytes) -> None:
-    """Look for the end-of-image marker after the start of the first scan.
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """Width and height, once the file is known to hold a frame, a scan and an end, and no more scans than a camera's.
 
-    Inside a scan every 0xFF is followed by 0 or a restart marker, so that 0xFFD9 can only be the end. A thumbnail's
-    own end, in a segment before the scan, doesn't count.
+    Inside a scan every 0xFF is followed by 0 or a restart marker, so that any other marker ends it. A thumbnail lies in
+    a segment of its own, whose markers don't count.
 
     Raises:
-        BrokenFileError: There is no scan or no end.
+        BrokenFileError: The frame, a scan or the end is missing, or it has too many scans.
     """
-    position = 2
+    size = None
+    scans, position = 0, 2
     while len(data) >= position + 4:
         marker, length = struct.unpack_from(">HH", data, position)
         if marker == 0xFFFF:  # Fill byte.
             position += 1
             continue
-        if marker == 0xFFDA:
-            if data.find(b"\xff\xd9", position + 2 + length) < 0:
-                break
-            return
+        if marker in _JPEG_FRAMES and len(data) >= position + 9:
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            size = (width, height)
         position += 2 + length
+        if marker == 0xFFDA:
+            scans += 1
+            found = _JPEG_MARKER.search(data, position)
+            if found is None or size is None:
+                break
+            if data[found.end() - 1] == 0xD9:
+                return size
+            if scans == _MOST_SCANS:
+                raise BrokenFileError(f"it has more than {_MOST_SCANS} scans")
+            position = found.start()
     raise BrokenFileError("it breaks off")
 
 
-def tiff_pages_and_plain_alpha(data: bytes) -> tuple[int, bytes]:
-    """Number of pages, and the file with its alpha declared *associated*, so that colors are left as they are stored.
+def jpeg_damage(log: str) -> tuple[str | None, str]:
+    """What libjpeg complained of that changes pixels, if anything, and the lines of the log that aren't its own."""
+    lines = log.splitlines(keepends=True)
+    ours = [line for line in lines if line.startswith(_JPEG_COMPLAINTS)]
+    damage = next((line.strip() for line in ours if line.startswith(_JPEG_DAMAGE)), None)
+    return damage, "".join(line for line in lines if line not in ours)
 
+
+def tiff_page(data: bytes) -> tuple[int, tuple[int, int], bytes]:
+    """Number of pages (no more than `MOST_PAGES` are counted), the first one's width and height, and the file.
+
+    That has its alpha declared *associated*, so that colors are left as they are stored.
     Source: TIFF 6.0, sections 2 and 18, and the BigTIFF layout of libtiff.
 
     Raises:
@@ -63,24 +97,29 @@ def tiff_pages_and_plain_alpha(data: bytes) -> tuple[int, bytes]:
     big = data[2:4] in (b"+\0", b"\0+")
     offset_type, count_type, entry_bytes = ("Q", "Q", 20) if big else ("I", "H", 12)
     patched = bytearray(data)
+    sides = {_TIFF_WIDTH: 0, _TIFF_HEIGHT: 0}
     directories: set[int] = set()
     try:
         (directory,) = struct.unpack_from(order + offset_type, data, 8 if big else 4)
-        while directory:
+        while directory and len(directories) < MOST_PAGES:
             if directory in directories:
                 raise BrokenFileError("its pages run in a circle")
-            directories.add(directory)
             (count,) = struct.unpack_from(order + count_type, data, directory)
             first = directory + struct.calcsize(order + count_type)
-            for entry in range(first, first + count * entry_bytes, entry_bytes):
-                (tag,) = struct.unpack_from(order + "H", data, entry)
+            following = struct.unpack_from(order + offset_type, data, first + count * entry_bytes)[0]
+            # Of the first page only: directories may overlap, and each have as many entries as the file allows.
+            for entry in range(first, first + count * entry_bytes, entry_bytes) if not directories else ():
+                tag, kind = struct.unpack_from(order + "HH", data, entry)
                 value = entry + (12 if big else 8)
+                if tag in sides:
+                    (sides[tag],) = struct.unpack_from(order + _TIFF_NUMBERS.get(kind, "H"), data, value)
                 alpha = struct.unpack_from(order + "H", data, value)[0] if tag == _TIFF_EXTRA_SAMPLES else None
                 if alpha == _UNASSOCIATED_ALPHA:
                     struct.pack_into(order + "H", patched, value, _ASSOCIATED_ALPHA)
-            (directory,) = struct.unpack_from(order + offset_type, data, first + count * entry_bytes)
-    except struct.error as error:
+            directories.add(directory)
+            directory = following
+    except (struct.error, OverflowError) as error:
         raise BrokenFileError("it breaks off") from error
     if not directories:
         raise BrokenFileError("it holds no page")
-    return len(directories), bytes(patched)
+    return len(directories), (sides[_TIFF_WIDTH], sides[_TIFF_HEIGHT]), bytes(patched)

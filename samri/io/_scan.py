@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
-from samri.io._nifti import MissingFrameError, NiftiGrid, read_nifti, write_nifti
+from samri.io._formats import MGH, NIFTI, NIFTI_PAIR, is_a_folder, known_suffix
+from samri.io._mgh import read_mgh
+from samri.io._nifti import read_nifti, read_nifti_pair, write_nifti
+from samri.io._nifti_header import NiftiGrid
 from samri.io._raster import read_raster
+from samri.io._volume_stream import MissingFrameError
 
 __all__ = ["MissingFrameError", "Scan", "ScanKind", "read_scan", "scan_name", "write_mask"]
 
-ScanKind = Literal["nifti", "raster"]
-
-_NIFTI = (".nii.gz", ".nii")
-_RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+ScanKind = Literal["nifti", "mgh", "raster"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,12 @@ class Scan:
 
     Attributes:
         path: The file it was read from.
-        kind: `nifti` has geometry, `raster` (PNG, JPEG, TIFF) has none.
-        voxels: NIfTI: (I, J) or (I, J, K) in the file's own axes, in its own dtype, or float64 where the header scales
-            it. Raster: (H, W) or (H, W, 3) in RGB order.
+        kind: `nifti` and `mgh` have geometry, `raster` (PNG, JPEG, TIFF) has none.
+        voxels: NIfTI, MGH: (I, J) or (I, J, K) in the file's own axes, in its own dtype, or float64 where the header
+            scales it. Raster: (H, W) or (H, W, 3) in RGB order. NaN and infinite values are replaced.
         affine: (4, 4) float64, voxel indices to millimetres in RAS+, as nibabel reads it; identity for a raster.
-        nifti: What places a NIfTI grid in space, byte for byte; None for a raster.
+        nifti: What places the grid in space: a NIfTI's own fields, byte for byte, or an MGH's geometry put into such
+            fields; None for a raster.
         frame: Which frame of a 4-D file this is.
         frames: How many there are.
         notes: What the reader had to put right, in plain lines.
@@ -50,7 +52,7 @@ class Scan:
     @property
     def grid(self) -> tuple[int, ...]:
         """Shape without color channels: what a mask of this scan has."""
-        return self.voxels.shape if self.kind == "nifti" else self.voxels.shape[:2]
+        return self.voxels.shape[:2] if self.kind == "raster" else self.voxels.shape
 
     @property
     def oriented(self) -> bool:
@@ -69,14 +71,15 @@ class Scan:
 
 
 def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
-    """Read a NIfTI (.nii, .nii.gz; 2-D, 3-D, or one frame of 4-D), or a PNG, JPEG or TIFF of 8 or 16 bits.
+    """Read a volume (NIfTI, a NIfTI pair, MGH; 2-D, 3-D, or one frame of 4-D), or a PNG, JPEG or TIFF.
 
     Only the asked-for frame of a 4-D file is kept in memory. A raster's alpha channel is dropped, and its EXIF
-    orientation applied: pixels are counted as viewers show the picture.
+    orientation applied: pixels are counted as viewers show the picture. NaN and infinite values are read as
+    background: as 0, or as the lowest finite value where some are below 0.
 
     Args:
-        path: The file.
-        frame: Index of the frame of a 4-D NIfTI. It may be left out where there is one frame only.
+        path: The file: .nii, .nii.gz, .hdr or .img (plain or .gz), .mgz, .mgh, .png, .jpg, .tif.
+        frame: Index of the frame of a 4-D file. It may be left out where there is one frame only.
 
     Raises:
         InputError: The file is missing, damaged, of another kind, or holds something that can't be segmented.
@@ -84,13 +87,15 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
         MissingDependencyError: nibabel or OpenCV isn't installed.
     """
     path = Path(path)
-    suffix = _known_suffix(path)
+    suffix = known_suffix(path)
     try:
         if path.is_dir():
-            raise InputError(f"{path} is a folder: give one image file")
-        if suffix in _NIFTI:
-            image = read_nifti(path, frame)
-            scan = Scan(path, "nifti", image.voxels, image.affine, image.grid, image.frame, image.frames, image.notes)
+            raise is_a_folder(path)
+        if suffix in (*NIFTI, *NIFTI_PAIR, *MGH):
+            read = read_nifti if suffix in NIFTI else read_mgh if suffix in MGH else read_nifti_pair
+            image = read(path, frame)
+            kind: ScanKind = "mgh" if suffix in MGH else "nifti"
+            scan = Scan(path, kind, image.voxels, image.affine, image.grid, image.frame, image.frames, image.notes)
         else:
             if frame not in (None, 0):
                 raise InputError(f"{path} has no frames: leave out --frame {frame}")
@@ -101,16 +106,17 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
         raise InputError(f"cannot read {path}: {os.strerror(error.errno) if error.errno else error}") from error
     except MemoryError as error:
         raise InputError(f"{path} does not fit in memory: cut out the part that is needed") from error
-    _refuse_non_finite(scan)
     if not np.isfinite(scan.affine).all():
         raise InputError(
             f"{path} has an affine of NaN or infinite numbers: correct its sform or qform, and save it again"
         )
-    return scan
+    voxels, replaced = _finite(scan)
+    # Names rather than paths: notes become part of the provenance, and folders often name the patient.
+    return replace(scan, voxels=voxels, notes=tuple(f"{path.name}: {note}" for note in (*scan.notes, *replaced)))
 
 
 def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], scan: Scan) -> None:
-    """Write a mask or label map as NIfTI in the geometry of `scan`.
+    """Write a mask or label map as NIfTI in the geometry of `scan`, whatever the format of that.
 
     It gets the scan's grid, affine, sform and qform with their codes, voxel sizes and units, all bit for bit, and the
     scan's NIfTI version and byte order. A scan without geometry gives (1, H, W) and an identity affine. Nothing else
@@ -144,26 +150,23 @@ def scan_name(path: str | os.PathLike[str]) -> str:
         InputError: No suffix of an image that can be read.
     """
     path = Path(path)
-    return path.name[: -len(_known_suffix(path))]
+    return path.name[: -len(known_suffix(path))]
 
 
-def _known_suffix(path: Path) -> str:
-    lowered = path.name.lower()
-    for suffix in (*_NIFTI, *_RASTER):
-        if lowered.endswith(suffix) and lowered != suffix:
-            return suffix
-    raise InputError(
-        f"{path} is not a kind of image that samri reads: convert it to one of {', '.join((*_NIFTI, *_RASTER))} "
-        "(dcm2niix turns DICOM into NIfTI)"
-    )
+def _finite(scan: Scan) -> tuple[npt.NDArray[Any], list[str]]:
+    """The voxels with NaN and infinite ones as background, and a note on how many there were.
 
-
-def _refuse_non_finite(scan: Scan) -> None:
+    Maps that were computed inside a brain mask hold such values outside of it. 0 is what most tools read there, what
+    a label map needs, and what `medsam` leaves out of its percentiles; among negative values it would be gray.
+    """
     if scan.voxels.dtype.kind != "f":
-        return
-    count = scan.voxels.size - int(np.count_nonzero(np.isfinite(scan.voxels)))
-    if count:
-        raise InputError(
-            f"{scan.path} has {count} NaN or infinite values among {scan.voxels.size}: replace them, "
-            "for example by 0 with numpy.nan_to_num, and save it again"
-        )
+        return scan.voxels, []
+    finite = np.isfinite(scan.voxels)
+    count = scan.voxels.size - int(np.count_nonzero(finite))
+    if not count:
+        return scan.voxels, []
+    if count == scan.voxels.size:
+        raise InputError(f"{scan.path} holds nothing but NaN or infinite values: export it again")
+    background = min(0.0, float(scan.voxels.min(where=finite, initial=np.inf)))
+    voxels = np.where(finite, scan.voxels, scan.voxels.dtype.type(background))
+    return voxels, [f"{count} of {scan.voxels.size} values are NaN or infinite: read as {background:g}, as background"]

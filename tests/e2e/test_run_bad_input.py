@@ -54,9 +54,7 @@ def damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
     zipped = gzip.compress(good)
     rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     broken = SLICE.astype(np.float32)
-    broken[3, 4:9] = np.nan
-    infinite = SLICE.astype(np.float64)
-    infinite[0, 0] = -np.inf
+    broken[:] = np.nan
     png = folder / "whole.png"
     Image.fromarray(np.zeros((30, 30), np.uint8)).save(png)
     contents: dict[str, tuple[bytes, str]] = {
@@ -71,8 +69,7 @@ def damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
         "five.nii.gz": (gzip.compress(nifti_bytes(np.zeros((4, 4, 4, 2, 3), np.int16))), "5-D"),
         "complex.nii.gz": (gzip.compress(nifti_bytes(SLICE.astype(np.complex64))), "complex"),
         "color.nii.gz": (gzip.compress(nifti_bytes(np.zeros((9, 9), rgb))), "RGB"),
-        "nan.nii.gz": (gzip.compress(nifti_bytes(broken)), "5 NaN or infinite values among 3200"),
-        "infinite.nii.gz": (gzip.compress(nifti_bytes(infinite)), "1 NaN or infinite values among 3200"),
+        "nan.nii.gz": (gzip.compress(nifti_bytes(broken)), "nothing but NaN or infinite values"),
         "nothing.nii.gz": (gzip.compress(nifti_bytes(np.zeros((0, 9), np.int16))), "no voxels"),
         "line.nii.gz": (gzip.compress(nifti_bytes(np.zeros(9, np.int16))), "no image"),
         "cut.png": (png.read_bytes()[:-9], "damaged PNG"),
@@ -303,7 +300,12 @@ PROCESS_CASES: dict[str, tuple[Callable[[Path], Path], list[object], int, str]] 
     "huge offset": (lambda f: nifti2_with(f / "a.nii", vox_offset=2**62), [], 1, "breaks off"),
     "cut 4-D": (lambda f: cut_frames(f / "a.nii.gz"), ["--frame", 0], 1, "gzip"),
     "no pixels": (lambda f: png_promising(f / "a.png", 0, 0), [], 1, "promises 0 x 0 pixels"),
-    "endless png": (lambda f: png_promising(f / "a.png", 2**31 - 1, 2**31 - 1), [], 1, "more than can be read"),
+    "endless png": (
+        lambda f: png_promising(f / "a.png", 2**31 - 1, 2**31 - 1),
+        [],
+        1,
+        "more than 268435456 are not read",
+    ),
     "short png": (lambda f: png_promising(f / "a.png", 30, 30), [], 1, "fewer pixels"),
     "long name": (lambda f: f / ("x" * 300 + ".nii.gz"), [], 1, "too long"),
     "empty name": (lambda f: Path(), ["--input", ""], 2, "the path is empty"),

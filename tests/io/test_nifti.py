@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 from nibabel.nifti1 import Nifti1Extension
@@ -111,7 +111,10 @@ def test_the_header_fields_of_the_grid_survive_bit_for_bit(
         image_class=version,
         big_endian=big_endian,
     )
-    before = nib.load(path)
+    try:
+        before = nib.load(path)
+    except ValueError:  # A quaternion longer than 1 in its last digit, which nibabel writes and doesn't read.
+        reject()
 
     after = mask_of(path, (0,) * min(len(shape), 3), frame=0)
 
@@ -204,16 +207,23 @@ def test_equal_masks_are_equal_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("stored", "grid"),
-    [((5, 6, 7, 1), (5, 6, 7)), ((5, 6, 1, 1), (5, 6, 1)), ((1, 5, 6, 1), (1, 5, 6))],
+    [
+        ((5, 6, 7, 1), (5, 6, 7)),
+        ((5, 6, 1, 1), (5, 6, 1)),
+        ((1, 5, 6, 1), (1, 5, 6)),
+        ((5, 1, 6, 1), (5, 1, 6)),
+        ((5, 6, 7, 1, 1), (5, 6, 7)),
+        ((5, 6, 7, 1, 1, 1, 1), (5, 6, 7)),
+    ],
 )
 def test_a_single_frame_needs_no_frame_option(tmp_path, stored, grid):
     data = np.arange(np.prod(stored), dtype=np.int16).reshape(stored)
     scan = read_scan(save_nifti(tmp_path / "scan.nii.gz", data))
     assert scan.grid == grid
-    np.testing.assert_array_equal(scan.voxels, data[..., 0])
+    np.testing.assert_array_equal(scan.voxels, data.reshape(grid))
 
 
-@pytest.mark.parametrize("shape", [(5, 6, 7, 4), (5, 6, 1, 4)])
+@pytest.mark.parametrize("shape", [(5, 6, 7, 4), (5, 6, 1, 4), (5, 1, 6, 4)])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_frames_of_a_4d_file_are_read_one_at_a_time(tmp_path, shape, suffix):
     data = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
@@ -328,6 +338,7 @@ RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
         (np.zeros((4, 4, 4), RGB), "RGB colors"),
         (np.zeros((4, 4, 4, 2, 3), np.int16), "5-D"),
         (np.zeros((4, 4, 4, 1, 3), np.int16), "5-D"),
+        (np.zeros((4, 4, 4, 2, 3, 1), np.int16), "6-D"),
         (np.zeros((0, 4, 4), np.int16), "no voxels"),
         (np.zeros(7, np.int16), "no image"),
     ],
@@ -340,11 +351,20 @@ def test_what_is_no_gray_scan_is_refused_by_name(tmp_path, data, words):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinite_voxels_are_counted_and_refused(tmp_path, bad):
-    data = np.zeros((4, 5, 6), np.float32)
+@pytest.mark.parametrize(("lowest", "background"), [(40, 0), (0, 0), (-5, -5)])
+def test_nan_and_infinite_voxels_are_background_and_counted(tmp_path, bad, lowest, background):
+    data = np.arange(lowest, lowest + 120, dtype=np.float32).reshape(4, 5, 6)
     data[1:3, 2, 3] = bad
-    path = save_nifti(tmp_path / "scan.nii.gz", data)
-    with pytest.raises(InputError, match=r"2 NaN or infinite values among 120.*nan_to_num"):
+    scan = read_scan(save_nifti(tmp_path / "scan.nii.gz", data))
+    assert np.unique(scan.voxels[1:3, 2, 3]).tolist() == [background]
+    np.testing.assert_array_equal(scan.voxels[np.isfinite(data)], data[np.isfinite(data)])
+    assert scan.voxels.dtype == np.float32
+    assert scan.notes == (f"scan.nii.gz: 2 of 120 values are NaN or infinite: read as {background}, as background",)
+
+
+def test_a_scan_of_nothing_but_nan_is_refused(tmp_path):
+    path = save_nifti(tmp_path / "scan.nii.gz", np.full((4, 5, 6), np.nan, np.float32))
+    with pytest.raises(InputError, match="nothing but NaN"):
         read_scan(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -121,12 +122,14 @@ def test_tiffs_of_other_depths_keep_their_values(tmp_path, dtype):
     np.testing.assert_array_equal(read_scan(tmp_path / "picture.tif").voxels, image)
 
 
-def test_nan_pixels_are_refused(tmp_path):
+def test_nan_pixels_are_background_and_counted(tmp_path):
     image = GRAY.astype(np.float32)
     image[2, 3] = np.nan
     tifffile.imwrite(tmp_path / "picture.tif", image, photometric="minisblack")
-    with pytest.raises(InputError, match="1 NaN or infinite values among 54"):
-        read_scan(tmp_path / "picture.tif")
+    scan = read_scan(tmp_path / "picture.tif")
+    assert scan.notes == ("picture.tif: 1 of 54 values are NaN or infinite: read as 0, as background",)
+    assert scan.voxels[2, 3] == 0
+    assert np.isfinite(scan.voxels).all()
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])
@@ -253,9 +256,8 @@ def png(
     [
         png(0, 0, zlib.compress(b"")),
         png(0, 5, zlib.compress(bytes(5))),
-        png(2**31 - 1, 2**31 - 1, zlib.compress(bytes(100))),
-        png(1, 2**30, zlib.compress(bytes(100))),
-        png(20000, 20000, zlib.compress(bytes(100))),
+        png(1, 2**27, zlib.compress(bytes(100))),
+        png(10000, 10000, zlib.compress(bytes(100))),
         png(30, 30, zlib.compress(bytes(100))),
         png(9, 9, zlib.compress(bytes(91))),
         png(9, 9, zlib.compress(bytes(90))[:-5]),
@@ -351,3 +353,52 @@ def test_readers_in_several_threads_leave_opencvs_log_level_as_it_was(tmp_path):
         list(pool.map(read_scan, [tmp_path / "picture.png"] * 200))
     assert before != 0
     assert log.getLogLevel() == before
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_damaged_jpeg_is_refused_and_nothing_reaches_stderr(tmp_path, capfd, progressive):
+    buffer = io.BytesIO()
+    image = RNG.integers(0, 256, (90, 120), dtype=np.uint8)
+    Image.fromarray(image).save(buffer, "JPEG", progressive=progressive)
+    whole = buffer.getvalue()
+    middle = len(whole) // 2
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    (tmp_path / "damaged.jpg").write_bytes(whole[:middle] + whole[middle + 900 :])
+    assert read_scan(tmp_path / "whole.jpg").grid == (90, 120)
+    with pytest.raises(InputError, match=r"damaged JPEG file \(.*copy it again") as caught:
+        read_scan(tmp_path / "damaged.jpg")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_tiff_whose_directories_overlap_is_refused_at_once(tmp_path):
+    # Directories of 30,000 entries each, ten bytes apart: thousands of them in a small file.
+    content = bytearray(b"II*\0" + (8).to_bytes(4, "little") + bytes(460_000))
+    for start in range(8, 90_000, 10):
+        content[start : start + 2] = (30_000).to_bytes(2, "little")
+        end = start + 2 + 30_000 * 12
+        content[end : end + 4] = (start + 10).to_bytes(4, "little")
+    (tmp_path / "scan.tif").write_bytes(content)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"pages|damaged"):
+        read_scan(tmp_path / "scan.tif")
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
+def test_more_pixels_than_are_read_are_refused_before_decoding(tmp_path, kind):
+    path = tmp_path / f"scan.{kind}"
+    if kind == "png":
+        path.write_bytes(png(20000, 20000, zlib.compress(bytes(100))))
+    elif kind == "jpg":
+        content = bytearray(encoded("JPEG"))
+        frame = content.index(b"\xff\xc0")
+        content[frame + 5 : frame + 9] = (60000).to_bytes(2, "big") * 2
+        path.write_bytes(content)
+    else:
+        tifffile.imwrite(path, GRAY, photometric="minisblack")
+        with tifffile.TiffFile(path, mode="r+") as file:
+            for name in ("ImageWidth", "ImageLength"):
+                file.pages[0].tags[name].overwrite(60000)
+    with pytest.raises(InputError, match=r"x \d0000 pixels by its header, and more than 268435456"):
+        read_scan(path)

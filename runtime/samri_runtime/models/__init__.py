@@ -6,6 +6,7 @@ fixture; it is not for clinical use. docs/samri-tiny.md has its figures.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from samri.errors import BundleError
@@ -33,7 +34,12 @@ def find(name: str) -> Path:
         raise BundleError(f"no model named {name!r} comes with SAMRI, only {', '.join(_NAMES)}")
     folder = _FOLDER / name
     if not (folder / FILE_NAME).is_file():
-        raise BundleError(f"{folder} is missing, although it comes with SAMRI: install samri again")
+        way_out = (
+            "freeze the program again with PyInstaller's --collect-data samri_runtime"
+            if getattr(sys, "frozen", False)
+            else "install samri again"
+        )
+        raise BundleError(f"{folder} is missing, although it comes with SAMRI: {way_out}")
     return folder
 
 

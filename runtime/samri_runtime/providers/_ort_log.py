@@ -8,13 +8,11 @@ session is made.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from samri.stderr import captured_stderr, pass_on
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ \[([VIWEF]):[^\]]*\] ", re.MULTILINE)
@@ -24,7 +22,6 @@ _SOURCE = re.compile(
     r"(?:::<lambda\([^)]*\)>(?:\(\))?(?: const)?)?(?: \[with [^\]]*\])? +"
 )
 _STATUS = re.compile(r"^(?:\[(?:ERROR|OpenVINO)\] ?|\[ONNXRuntimeError\] : \d+ : \w+ : )+")
-_redirection = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -43,26 +40,15 @@ def captured_log() -> Iterator[list[Record]]:
     windowed program) or room for a temporary file the list stays empty.
     """
     records: list[Record] = []
-    with _redirection, contextlib.ExitStack() as cleanup:
-        try:
-            file = cleanup.enter_context(tempfile.TemporaryFile())
-            stderr = os.dup(2)
-        except OSError:
+    texts: list[str] = []
+    try:
+        with captured_stderr() as texts:
             yield records
-            return
-        cleanup.callback(os.close, stderr)
-        _flush()
-        os.dup2(file.fileno(), 2)
-        try:
-            yield records
-        finally:
-            _flush()
-            os.dup2(stderr, 2)
-            file.seek(0)
-            others, found = split_log(file.read().decode(errors="replace"))
+    finally:
+        for text in texts:
+            others, found = split_log(text)
             records.extend(found)
-            if others:
-                os.write(stderr, others.encode())
+            pass_on(others)
 
 
 def split_log(text: str) -> tuple[str, list[Record]]:
@@ -80,9 +66,3 @@ def one_line(message: str) -> str:
     while (shorter := _STATUS.sub("", _SOURCE.sub("", message, count=1)).strip()) != message:
         message = shorter
     return message
-
-
-def _flush() -> None:
-    # There is no sys.stderr in a windowed program.
-    if sys.stderr is not None:
-        sys.stderr.flush()

@@ -46,7 +46,7 @@ from samri_runtime.run._segment import Segmentation, segment
     required=True,
     type=GivenPath(),
     metavar="IMAGE",
-    help="NIfTI (.nii, .nii.gz), PNG, JPEG or TIFF.",
+    help="NIfTI (.nii, .nii.gz, .hdr with .img), FreeSurfer's .mgz, PNG, JPEG or TIFF.",
 )
 @click.option(
     "-o",

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
-from samri.geometry import Plane, SliceView, axis_view, nearest_ras_axes, plane_view, whole_view
+from samri.geometry import Plane, SliceView, axis_view, nearest_ras_axes, plane_view, single_axis, whole_view
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.preprocessing import percentile_range
 from samri_training.prepare._slice_files import SliceWriter, smallest_exact
@@ -200,7 +200,7 @@ def _views(scan: Scan, how: Cut) -> Iterator[tuple[str, SliceView]]:
 
 
 def _is_one_slice(grid: tuple[int, ...]) -> bool:
-    return len(grid) == 2 or (len(grid) == 3 and (grid[0] == 1 or grid[2] == 1))
+    return len(grid) == 2 or single_axis(grid) is not None
 
 
 def _tally(mask: npt.NDArray[np.uint16], min_pixels: int) -> dict[int, LabelTally]:

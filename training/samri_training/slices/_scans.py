@@ -77,7 +77,7 @@ def check_same_grid(image: Scan, mask: Scan) -> None:
     Raises:
         InputError: Names both files, and how they differ.
     """
-    same_kind = image.kind == mask.kind
+    same_kind = (image.kind == "raster") == (mask.kind == "raster")
     shapes = (image.grid, mask.grid) if same_kind else (one_slice(image).shape, one_slice(mask).shape)
     if shapes[0] != shapes[1]:
         raise InputError(
