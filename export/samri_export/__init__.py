@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from samri.errors import MissingDependencyError
+from samri.process import forbid_telemetry
 from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level
 
 if TYPE_CHECKING:
     from samri_export._export import export_bundle
+
+forbid_telemetry()  # Before onnxsim, which imports onnxruntime, can be.
 
 __all__ = ["CONTRACTS", "LEVELS", "OFFERED_PRECISIONS", "Contract", "Level", "export_bundle"]
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from samri import __version__
 from samri.bundle import Bundle, write_manifest
 from samri.errors import BundleError, CheckpointError
@@ -26,6 +28,7 @@ from samri.model import (
 from samri.preprocessing import ProfileName, says_medsam
 from samri.preprocessing import profile as profile_named
 from samri.staging import staged_folder
+from samri_export._bindings import beyond_bindings
 from samri_export._choices import OFFERED_PRECISIONS, Contract, Level
 from samri_export._compact import ROUNDED_TO, round_weights, staged_checkpoint, stored_in_half
 from samri_export._graph_specs import (
@@ -42,6 +45,7 @@ from samri_export._real_slices import real_slices
 from samri_export._report import Report
 from samri_export._sam_contract import SamContractDecoder
 from samri_export._verification import verify as verify_graphs
+from samri_export._verification_cases import Picture, own_pictures
 
 _CONTRACT_ROLES: dict[Contract, Role] = {"sam": "decoder_sam", "sam-multi": "decoder_sam_multi"}
 _TOOLS = ("torch", "segment-anything", "onnx", "onnxsim", "onnxruntime")
@@ -70,7 +74,7 @@ def export_bundle(
     The bundle appears at `output` as a whole, or not at all.
 
     Args:
-        checkpoint: A .pth, .pt or .safetensors file.
+        checkpoint: A .pth, .pt, .bin or .safetensors file.
         output: Folder to make.
         base: For a decoder-only checkpoint, the full one that it was tuned from.
         profile: Preprocessing that the checkpoint was trained with; it can't be read off the weights. None means
@@ -114,12 +118,15 @@ def export_bundle(
     progress(f"profile {chosen}" + ("" if profile else " (the default; --profile names another)"))
     scans = [Path(image) for image in verify_images]
     slices = real_slices(scans, profile_named(chosen)) if lower and verify != "off" else None
-    # First of all, so that an output that can't be is told before minutes of work.
+    # First of all, so that a scan or an output that can't be is told before minutes of work.
+    own = () if verify == "off" else own_pictures(scans, profile_named(chosen))
     with (
         staged_folder(output, overwrite=overwrite) as folder,
         staged_checkpoint(kept, outside=output, overwrite=overwrite) as save_rounded,
     ):
         source = load_checkpoint(checkpoint, base)
+        for note in source.notes:
+            progress(f"note: {note}")
         progress(f"{source.path.name}: {source.architecture.backbone}, {_millions(source)} M parameters")
         if compact:
             round_weights(source)
@@ -135,7 +142,7 @@ def export_bundle(
         graphs = [encoder, *_write_decoders(source, folder, contracts)]
         if compact:
             graphs = [stored_in_half(folder, graph) for graph in graphs]
-        report = _verified(source, chosen, folder, graphs, verify, scans, progress)
+        report = _verified(source, chosen, folder, graphs, verify, own, progress)
         variants = Variants(lower, ids, slices, force)
         added, results = variants.add(folder, graphs, profile_named(chosen), source.architecture.image_size, progress)
         report = dataclasses.replace(report, variants=results)
@@ -192,7 +199,9 @@ def _copy_encoder(bundle_folder: Path, folder: Path, identity: str) -> Graph:
             f"{bundle_folder}: its encoder has other weights, another profile ({bundle.manifest.profile.name}) or "
             f"another image size ({bundle.manifest.image_size}): leave out --encoder-from"
         )
-    bundle.graph_path("encoder")
+    beyond = beyond_bindings(onnx.load(str(bundle.graph_path("encoder")), load_external_data=False).graph)
+    if beyond is not None:
+        raise BundleError(f"{bundle_folder}: its encoder is an older version's ({beyond}): leave out --encoder-from")
     for file in (graph.file, *graph.external_data):
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.folder / file.path, folder / file.path)
@@ -227,13 +236,13 @@ def _verified(
     folder: Path,
     graphs: Sequence[Graph],
     level: Level,
-    images: Sequence[Path],
+    own: Sequence[Picture],
     progress: Callable[[str], None],
 ) -> Report:
     files: dict[Precision, dict[Role, Path]] = {}
     for graph in graphs:
         files.setdefault(graph.precision, {})[graph.role] = folder / graph.file.path
-    return verify_graphs(source, profile_named(profile), files, level=level, scans=images, progress=progress)
+    return verify_graphs(source, profile_named(profile), files, level=level, own=own, progress=progress)
 
 
 def _manifest(

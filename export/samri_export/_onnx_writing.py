@@ -19,6 +19,8 @@ from onnx.helper import make_graph, make_model, make_opsetid, make_tensor_value_
 from torch import nn
 
 from samri import __version__
+from samri.errors import VerificationError
+from samri_export._bindings import beyond_bindings, split_concatenations
 from samri_export._graph_specs import OPSET, GraphSpec, TensorSpec, named_axes
 
 IR_VERSION = 8
@@ -53,11 +55,20 @@ def write_graph(module: nn.Module, spec: GraphSpec, path: Path, *, sizes: dict[s
         _trace(module, spec, Path(traced) / path.name, sizes)
         # One file a tensor lies in that folder when the model is over 2 GB.
         model = onnx.load(str(Path(traced) / path.name))
-    return save_graph(_simplified(model, spec), path)
+    simplified = _simplified(model, spec)
+    split_concatenations(simplified.graph)
+    return save_graph(simplified, path)
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    """Write a model to `path`, its weights beside it if they are over `MOST_INSIDE`; returns the external files."""
+    """Write a model to `path`, its weights beside it if they are over `MOST_INSIDE`; returns the external files.
+
+    Raises:
+        VerificationError: A node has more tensors than some programs can hold at once.
+    """
+    beyond = beyond_bindings(model.graph)
+    if beyond is not None:
+        raise VerificationError(f"{path.name}: {beyond}; nothing was written")
     external = path.with_name(f"{path.name}.data")
     beside = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MOST_INSIDE
     if beside:

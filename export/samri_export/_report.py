@@ -23,7 +23,8 @@ class Tolerance:
         embedding: Largest difference of an embedding, as a fraction of the embedding's range.
         logits: The same for low-resolution logits, and for those at the image's size.
         scores: Largest difference of a predicted IoU.
-        dice: Smallest Dice of a mask at the image's size.
+        dice: Smallest Dice of a mask at the image's size. A pixel whose reference lies within `logits` of 0, as a
+            fraction of its own mask's range, may fall on either side, and doesn't count against it.
     """
 
     model_input: float
@@ -162,7 +163,7 @@ def compare(
 ) -> CaseResult:
     """The differences between two answers to the same prompts."""
     coverage = reference.masks.mean(axis=(2, 3))
-    dice = telling_dice(reference, exported)
+    dice = telling_dice(reference, exported, TOLERANCES[precision].logits)
     return CaseResult(
         picture=picture,
         case=case,
@@ -179,9 +180,19 @@ def compare(
     )
 
 
-def telling_dice(reference: Answer, other: Answer) -> Floats:
-    """Dice of those masks at the picture's size whose reference is neither almost empty nor almost full: (n,)."""
-    first, second = reference.masks, other.masks
+def telling_dice(reference: Answer, other: Answer, tolerance: float = 0.0) -> Floats:
+    """Dice of those masks at the picture's size whose reference is neither almost empty nor almost full: (n,).
+
+    Args:
+        reference: Its masks are the right ones.
+        other: Compared with it.
+        tolerance: Pixels whose reference lies so near to 0, as a fraction of the range of their mask, agree with
+            anything: in a small mask one of them would decide.
+    """
+    values = reference.at_size
+    spread = values.max(axis=(2, 3), keepdims=True) - values.min(axis=(2, 3), keepdims=True)
+    first = reference.masks
+    second = np.where(np.abs(values) <= tolerance * spread, first, other.masks) if tolerance else other.masks
     coverage = first.mean(axis=(2, 3))
     telling = (coverage >= _LEAST_COVERAGE) & (coverage <= 1 - _LEAST_COVERAGE)
     overlap = (first & second).sum(axis=(2, 3))

@@ -17,7 +17,7 @@ from samri_export._choices import Level
 from samri_export._exported import Exported
 from samri_export._reference import Answer, Floats, Reference
 from samri_export._report import CaseResult, PictureResult, Report, compare, relative_difference
-from samri_export._verification_cases import Picture, PromptCase, built_in_pictures, picture_of_scan, prompt_cases
+from samri_export._verification_cases import Picture, PromptCase, built_in_pictures, prompt_cases
 
 Graphs = Mapping[Precision, Mapping[Role, Path]]
 
@@ -28,7 +28,7 @@ def verify(
     graphs: Graphs,
     *,
     level: Level,
-    scans: Sequence[Path] = (),
+    own: Sequence[Picture] = (),
     progress: Callable[[str], None],
 ) -> Report:
     """Compare on pictures and prompts, from the slice to the mask at its own size.
@@ -38,21 +38,18 @@ def verify(
         profile: Of the bundle.
         graphs: By precision and role, the files.
         level: `full` takes a portrait, a landscape and a larger picture, `quick` the portrait alone, `off` nothing.
-        scans: The user's own images, added at any level but `off`.
+        own: The user's own images, from `own_pictures`; added at any level but `off`.
         progress: Gets a line for each picture.
 
     Raises:
         VerificationError: A result is beyond its tolerance; the text says which and where.
-        InputError: A scan can't be read.
         MissingDependencyError: ONNX Runtime isn't installed.
     """
     if level == "off":
         return Report("off", (), ())
     image_size = checkpoint.architecture.image_size
     pictures = built_in_pictures(image_size)
-    chosen = [*(pictures if level == "full" else pictures[:1])]
-    # The report travels with the bundle, and a scan's file name may tell whose it is.
-    chosen += [picture_of_scan(scan, profile, f"own image {number}") for number, scan in enumerate(scans, start=1)]
+    chosen = [*(pictures if level == "full" else pictures[:1]), *own]
     reference = Reference(checkpoint.sam, profile)
     exported = {precision: Exported(files, profile, image_size) for precision, files in graphs.items()}
     encoded: list[PictureResult] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ def built_in_pictures(image_size: int) -> tuple[Picture, ...]:
         Picture("landscape", (255 * landscape).astype(np.uint8)),
         Picture("larger than S", (large - 0.2).astype(np.float32)),
     )
+
+
+def own_pictures(scans: Sequence[Path], profile: Profile) -> tuple[Picture, ...]:
+    """The user's own images, without their names: the report travels with the bundle, and those may tell whose it is.
+
+    Raises:
+        InputError: A scan can't be read.
+    """
+    return tuple(picture_of_scan(scan, profile, f"own image {number}") for number, scan in enumerate(scans, start=1))
 
 
 def picture_of_scan(path: Path, profile: Profile, name: str) -> Picture:

@@ -19,7 +19,7 @@ _FILE = click.Path(path_type=Path)
 
 @command("samri-export")
 @click.option(
-    "--checkpoint", "-c", type=_FILE, required=True, help="SAM, SAMRI or MedSAM weights: .pth, .pt, .safetensors."
+    "--checkpoint", "-c", type=_FILE, required=True, help="SAM, SAMRI or MedSAM weights: .pth, .pt, .bin, .safetensors."
 )
 @click.option("--output", "-o", type=_FILE, required=True, help="Folder to make: the bundle.")
 @click.option("--base", type=_FILE, help="For a decoder-only checkpoint: the full one that it was tuned from.")

@@ -8,7 +8,7 @@ from samri.model._checkpoint import Checkpoint, encoder_sha256, load_checkpoint,
 from samri.model._decoder import PromptDecoder
 from samri.model._encoder import ImageEncoder
 from samri.model._prompt_side import ImageSide, PromptSide, image_side_shapes
-from samri.model._state_dict import read_state_dict
+from samri.model._state_dict import Weights, read_state_dict, read_weights
 
 __all__ = [
     "Architecture",
@@ -17,11 +17,13 @@ __all__ = [
     "ImageSide",
     "PromptDecoder",
     "PromptSide",
+    "Weights",
     "build_sam",
     "encoder_sha256",
     "image_side_shapes",
     "infer_architecture",
     "load_checkpoint",
     "read_state_dict",
+    "read_weights",
     "weights_sha256",
 ]

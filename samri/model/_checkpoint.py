@@ -12,9 +12,10 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from samri.errors import CheckpointError
-from samri.hashing import file_sha256
 from samri.model._architecture import PIXEL_MEAN, PIXEL_STD, Architecture, build_sam, infer_architecture
-from samri.model._state_dict import SECTIONS, StateDict, read_state_dict
+from samri.model._pickle_globals import plain_name
+from samri.model._state_dict import StateDict, read_weights
+from samri.model._tensor_names import SECTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,37 +31,47 @@ class Checkpoint:
     base_path: Path | None = None
     """The full checkpoint that a decoder-only file was combined with."""
     base_sha256: str | None = None
+    notes: tuple[str, ...] = ()
+    """How the files' tensors were read, where it isn't plain: other names, parts that were left out."""
 
 
 def load_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpoint:
     """Load a SAM, SAMRI or MedSAM checkpoint, or any SAM-shaped one, into segment-anything's own classes.
 
+    Both files are read through `read_weights`, which refuses damaged ones.
+
     Args:
-        path: A .pth, .pt or .safetensors file; a full model, or its mask decoder (and prompt encoder) alone.
+        path: A .pth, .pt, .bin or .safetensors file; a full model, or its mask decoder (and prompt encoder) alone.
         base: For a decoder-only file: the full checkpoint that gives the rest.
 
     Raises:
         CheckpointError: A file can't be read, or its tensors don't fit; the text names the keys and shapes.
     """
     path = Path(path)
-    state = read_state_dict(path)
+    own = read_weights(path)
+    state, notes = own.state, own.notes
     has_encoder = any(name.startswith("image_encoder.") for name in state)
     if has_encoder and base is not None:
         raise CheckpointError(f"{path}: a full model already, so a base ({base}) has nothing to add: leave it out")
     if not has_encoder and base is None:
         raise CheckpointError(
-            f"{path}: holds no image encoder; name the full checkpoint that it was tuned from as its base (--base)"
+            f"{path}: holds no image encoder; it is {_held(state)} alone, "
+            "so name the full checkpoint that it was tuned from as its base (--base)"
         )
+    base_sha256 = None
     if base is not None:
-        state = _completed(state, read_state_dict(base), Path(base))
+        whole = read_weights(base)
+        state, base_sha256 = _completed(state, whole.state, Path(base)), whole.sha256
+        notes += whole.notes
     architecture = infer_architecture(state, str(path))
     return Checkpoint(
         sam=_filled(architecture, state, path),
         architecture=architecture,
         path=path,
-        sha256=file_sha256(path),
+        sha256=own.sha256,
         base_path=None if base is None else Path(base),
-        base_sha256=None if base is None else file_sha256(Path(base)),
+        base_sha256=base_sha256,
+        notes=notes,
     )
 
 
@@ -81,6 +92,11 @@ def weights_sha256(module: nn.Module) -> str:
         digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
         digest.update(memoryview(array.reshape(-1)).cast("B"))
     return digest.hexdigest()
+
+
+def _held(state: StateDict) -> str:
+    parts = {"prompt_encoder.": "a prompt encoder", "mask_decoder.": "a mask decoder"}
+    return " and ".join(part for section, part in parts.items() if any(name.startswith(section) for name in state))
 
 
 def _completed(state: StateDict, base: StateDict, base_path: Path) -> StateDict:
@@ -126,4 +142,5 @@ def _counted(names: list[str], one: str, many: str, shown: int = 3) -> str:
     if not names:
         return ""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{len(names)} {one if len(names) == 1 else many}: {', '.join(names[:shown])}{more}"
+    listed = ", ".join(plain_name(name, r"[^ -~]") for name in names[:shown])
+    return f"{len(names)} {one if len(names) == 1 else many}: {listed}{more}"

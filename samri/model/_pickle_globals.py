@@ -5,8 +5,25 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import struct
+import warnings
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+ARCHIVE_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    OSError,
+    struct.error,
+)
+"""What `zipfile` was seen to raise on damaged archives."""
 
 _LONGEST = 4 << 20
 """Bytes looked at. The tensors' data lies apart: the pickle of a ViT-H's state dict has some hundred kilobytes."""
@@ -22,7 +39,7 @@ def pickle_globals(path: Path) -> tuple[int, list[str]]:
     try:
         # Before torch 1.6 a checkpoint was several pickles one after the other.
         while stream.tell() < len(stream.getbuffer()):
-            for opcode, argument, _ in pickletools.genops(stream):
+            for opcode, argument, _ in _opcodes(stream):
                 if isinstance(argument, int):
                     if opcode.name == "PROTO":
                         protocol, memo = max(protocol, argument), []
@@ -30,11 +47,11 @@ def pickle_globals(path: Path) -> tuple[int, list[str]]:
                         strings.append(memo[argument])
                 elif isinstance(argument, str):
                     if opcode.name == "GLOBAL":
-                        names[_plain(argument.replace(" ", "."))] = None
+                        names[plain_name(argument.replace(" ", "."))] = None
                     elif "UNICODE" in opcode.name:
                         strings.append(argument)
                 elif opcode.name == "STACK_GLOBAL":
-                    names[_plain(".".join(strings[-2:]))] = None
+                    names[plain_name(".".join(strings[-2:]))] = None
                 elif opcode.name == "MEMOIZE":
                     # Other objects than strings take a place too; nothing asks for those by name.
                     memo.append(strings[-1] if strings else "")
@@ -43,9 +60,21 @@ def pickle_globals(path: Path) -> tuple[int, list[str]]:
     return protocol, list(names)
 
 
-def _plain(name: str) -> str:
+def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    opcodes = pickletools.genops(stream)
+    while True:
+        with warnings.catch_warnings():
+            # A damaged string may have an escape that Python doesn't know.
+            warnings.filterwarnings("ignore", message="invalid escape sequence", category=DeprecationWarning)
+            found = next(opcodes, None)
+        if found is None:
+            return
+        yield found
+
+
+def plain_name(name: str, unfit: str = r"[^\w./-]") -> str:
     """A name fit for a message: whoever made the file chose its characters."""
-    return re.sub(r"[^\w.]", "?", name)[:100]
+    return re.sub(unfit, "?", name)[:100]
 
 
 def _pickle_bytes(path: Path) -> bytes:
@@ -57,6 +86,6 @@ def _pickle_bytes(path: Path) -> bytes:
                 return b""
             with archive.open(member) as file:
                 return file.read(_LONGEST)
-    except zipfile.BadZipFile:
+    except ARCHIVE_DAMAGE:
         with path.open("rb") as file:
             return file.read(_LONGEST)

@@ -144,11 +144,11 @@ def load_error(state: State, tmp_path: Path) -> str:
 
 def test_missing_unexpected_and_reshaped_tensors_are_named(state: State, tmp_path: Path) -> None:
     del state["mask_decoder.transformer.layers.1.norm2.bias"]
-    state["mask_decoder.hf_token.weight"] = torch.zeros(1, 64)
+    state["mask_decoder.fourth_token.weight"] = torch.zeros(1, 64)
     state["image_encoder.neck.1.bias"] = torch.zeros(7)
     text = load_error(state, tmp_path)
     assert "1 missing key: mask_decoder.transformer.layers.1.norm2.bias" in text
-    assert "1 unexpected key: mask_decoder.hf_token.weight" in text
+    assert "1 unexpected key: mask_decoder.fourth_token.weight" in text
     assert "1 other shape: image_encoder.neck.1.bias (file [7], model [64])" in text
 
 
@@ -323,12 +323,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows says that such a file doesn't exist")
 def test_a_name_that_is_too_long_gets_one_plain_line() -> None:
-    with pytest.raises(CheckpointError, match=r"x\.pth: can't be read \(File name too long\)"):
+    with pytest.raises(CheckpointError, match=r"cannot read x+\.pth: File name too long"):
         load_checkpoint("x" * 300 + ".pth")
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+    with pytest.raises(CheckpointError, match="is a folder: give a regular file"):
         load_checkpoint(tmp_path)
 
 

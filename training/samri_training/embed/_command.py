@@ -191,7 +191,12 @@ def _open_checkpoint(
 ) -> Encoder:
     if precision == "int8":
         raise click.UsageError("int8 is for bundles: pass --model, or --encoder-precision fp16.")
-    return TorchEncoder(checkpoint, profile, device, precision, base, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    encoder = TorchEncoder(
+        checkpoint, profile, device, precision, base, local_rank=int(os.environ.get("LOCAL_RANK", "0"))
+    )
+    for note in encoder.notes:
+        say(f"note: {note}")
+    return encoder
 
 
 def _open_bundle(model: Path, device: str, options: dict[str, str], precision: Precision) -> Encoder:

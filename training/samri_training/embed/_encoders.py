@@ -62,7 +62,7 @@ class TorchEncoder:
     """A checkpoint's encoder on a torch device.
 
     Args:
-        path: A .pth, .pt or .safetensors file.
+        path: A .pth, .pt, .bin or .safetensors file.
         profile_name: The preprocessing that the checkpoint was trained with.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: `fp16` computes matrix products in half precision (autocast), which GPUs do several times faster.
@@ -96,6 +96,7 @@ class TorchEncoder:
             "torch": torch.__version__,
             "device": self.runs_on.replace(f":{self._device.index}", "", 1),
         }
+        self.notes = checkpoint.notes
         self._half = precision == "fp16"
         self._encoder = ImageEncoder(checkpoint.sam.image_encoder).eval().to(self._device)
 

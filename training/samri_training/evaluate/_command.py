@@ -41,7 +41,7 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
     multiple=True,
     required=True,
     metavar="[NAME=]PATH",
-    help="A bundle's folder, a checkpoint (.pth, .pt, .safetensors), or samri-tiny. Repeat to compare.",
+    help="A bundle's folder, a checkpoint (.pth, .pt, .bin, .safetensors), or samri-tiny. Repeat to compare.",
 )
 @click.option(
     "--data-dir",

@@ -20,7 +20,7 @@ from samri_runtime.providers import Provider
 from samri_training.devices import torch_device
 from samri_training.store import EncoderFacts
 
-CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".safetensors"}
+CHECKPOINT_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
 
 _PROMPTS_AT_ONCE = 32
 
@@ -210,7 +210,7 @@ class _CheckpointModel:
             "precision": "fp32",
             "embedding_id": self.embedding_id,
             "ran_on": {"torch": str(self._device)},
-            "notes": [],
+            "notes": list(self._checkpoint.notes),
         }
 
     def _tensor(self, array: npt.NDArray[np.float32]) -> Any:

@@ -220,6 +220,8 @@ class _Run:
             f"{self._run_data.samples} slices, {self._run_data.samples_per_step} a step, "
             f"{self._processes.count} x {self._processes.device.type}; {self._data.note}"
         )
+        for note in checkpoint.notes:
+            self._say(f"note: {note}")
         if resume is not None:
             self._say(f"going on after epoch {self._epoch} of {resume}")
         if not self._processes.first:

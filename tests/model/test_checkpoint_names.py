@@ -1,0 +1,245 @@
+"""Other programs' names of SAM's tensors, what lies beside them, and relatives of SAM that are no SAM."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from segment_anything.modeling import Sam
+
+from sam_factory import SMALL, save_checkpoint, seeded_sam
+from samri.errors import CheckpointError
+from samri.model import load_checkpoint, read_weights
+
+State = dict[str, torch.Tensor]
+
+# As transformers' own conversion script writes them, one name after the other.
+_THEIRS = {
+    "mask_decoder.output_upscaling.0": "mask_decoder.upscale_conv1",
+    "mask_decoder.output_upscaling.1": "mask_decoder.upscale_layer_norm",
+    "mask_decoder.output_upscaling.3": "mask_decoder.upscale_conv2",
+    "mask_downscaling.0": "mask_embed.conv1",
+    "mask_downscaling.1": "mask_embed.layer_norm1",
+    "mask_downscaling.3": "mask_embed.conv2",
+    "mask_downscaling.4": "mask_embed.layer_norm2",
+    "mask_downscaling.6": "mask_embed.conv3",
+    "point_embeddings": "point_embed",
+    "pe_layer.positional_encoding_gaussian_matrix": "shared_embedding.positional_embedding",
+    "image_encoder": "vision_encoder",
+    "neck.0": "neck.conv1",
+    "neck.1": "neck.layer_norm1",
+    "neck.2": "neck.conv2",
+    "neck.3": "neck.layer_norm2",
+    "patch_embed.proj": "patch_embed.projection",
+    ".norm": ".layer_norm",
+    "blocks": "layers",
+}
+
+
+@pytest.fixture(scope="module")
+def sam() -> Sam:
+    return seeded_sam(SMALL)
+
+
+@pytest.fixture
+def state(sam: Sam) -> State:
+    return {name: weight.contiguous() for name, weight in sam.state_dict().items()}
+
+
+def hugging_face(state: State) -> State:
+    converted = {}
+    for name, weight in state.items():
+        for ours, theirs in _THEIRS.items():
+            name = name.replace(ours, theirs)
+        small = re.fullmatch(r"(.*(?:hypernetworks_mlps\.\d|iou_prediction_head)\.)layers\.(\d)\.(\w+)", name)
+        if small is not None:
+            name = small[1] + ("proj_in", "layers.0", "proj_out")[int(small[2])] + f".{small[3]}"
+        converted[name] = weight
+    return converted
+
+
+def with_both_places(state: State) -> State:
+    places = state["prompt_encoder.shared_embedding.positional_embedding"]
+    return {**state, "shared_image_embedding.positional_embedding": places.clone()}
+
+
+def with_shared_places_only(state: State) -> State:
+    both = with_both_places(state)
+    del both["prompt_encoder.shared_embedding.positional_embedding"]
+    return both
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "module.sam.", "base."])
+@pytest.mark.parametrize("places", [with_both_places, with_shared_places_only])
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_hugging_faces_names_are_read_as_segment_anythings(
+    prefix: str, places: Any, suffix: str, state: State, tmp_path: Path
+) -> None:
+    theirs = {prefix + name: weight for name, weight in places(hugging_face(state)).items()}
+    assert not any("norm1" in name and "layer_norm" not in name for name in theirs)
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".bin":
+        torch.save(theirs, path)
+    else:
+        save_file(theirs, path)
+    read = read_weights(path)
+    assert read.state.keys() == state.keys()
+    assert all(torch.equal(weight, state[name]) for name, weight in read.state.items())
+    assert any("Hugging Face" in note for note in read.notes)
+    # The whole way, every tensor in its place.
+    loaded = load_checkpoint(path)
+    assert all(torch.equal(weight, state[name]) for name, weight in loaded.sam.state_dict().items())
+    assert loaded.notes == read.notes
+
+
+def test_small_networks_of_other_depths_are_numbered_through(state: State, tmp_path: Path) -> None:
+    head = "mask_decoder.iou_prediction_head."
+    theirs = with_both_places(hugging_face(state))
+    theirs[f"{head}layers.1.weight"] = torch.ones(48, 48)
+    theirs[f"{head}layers.1.bias"] = torch.ones(48)
+    torch.save(theirs, tmp_path / "deep.bin")
+    read = read_weights(tmp_path / "deep.bin").state
+    assert {name.removeprefix(head)[:8] for name in read if name.startswith(head)} == {f"layers.{i}" for i in range(4)}
+    assert torch.equal(read[f"{head}layers.2.weight"], torch.ones(48, 48))
+    assert torch.equal(read[f"{head}layers.3.weight"], state[f"{head}layers.2.weight"])
+
+
+def test_two_different_encodings_of_places_are_refused(state: State, tmp_path: Path) -> None:
+    theirs = with_both_places(hugging_face(state))
+    theirs["shared_image_embedding.positional_embedding"] += 1
+    torch.save(theirs, tmp_path / "odd.bin")
+    with pytest.raises(CheckpointError, match=r"odd\.bin: encodes places"):
+        load_checkpoint(tmp_path / "odd.bin")
+
+
+def test_hugging_faces_decoder_takes_the_rest_from_any_base(sam: Sam, state: State, tmp_path: Path) -> None:
+    decoder = {name: weight for name, weight in hugging_face(state).items() if name.startswith("mask_decoder.")}
+    torch.save(decoder, tmp_path / "decoder.bin")
+    loaded = load_checkpoint(tmp_path / "decoder.bin", base=save_checkpoint(tmp_path / "sam.pth", sam))
+    assert all(torch.equal(weight, state[name]) for name, weight in loaded.sam.state_dict().items())
+
+
+def test_segment_anythings_own_names_give_no_note(sam: Sam, tmp_path: Path) -> None:
+    assert load_checkpoint(save_checkpoint(tmp_path / "sam.pth", sam)).notes == ()
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "model.module.sam."])
+def test_what_lies_beside_sam_is_left_out_with_a_note(prefix: str, state: State, tmp_path: Path) -> None:
+    content = {prefix + name: weight for name, weight in state.items()}
+    content["criterion.dice_loss.class_weight"] = torch.ones(1)
+    content["criterion.focal_loss.class_weight"] = torch.ones(1)
+    content["teacher.image_encoder.trunk.pos_embed"] = torch.ones(1)
+    torch.save({"state_dict": content, "epoch": 1}, tmp_path / "best.ckpt")
+    loaded = load_checkpoint(tmp_path / "best.ckpt")
+    assert all(torch.equal(weight, state[name]) for name, weight in loaded.sam.state_dict().items())
+    (note,) = loaded.notes
+    assert note.startswith("best.ckpt holds more than SAM, which was left out: criterion.dice_loss.class_weight, ")
+
+
+def test_two_whole_models_in_one_file_are_refused(state: State, tmp_path: Path) -> None:
+    both = {prefix + name: weight for prefix in ("student.", "ema.") for name, weight in state.items()}
+    torch.save(both, tmp_path / "both.pth")
+    with pytest.raises(CheckpointError, match=r"both\.pth: holds several models, under 'student\.', 'ema\.': save"):
+        load_checkpoint(tmp_path / "both.pth")
+
+
+def test_the_same_weights_with_and_without_a_parallel_prefix_are_refused(state: State, tmp_path: Path) -> None:
+    torch.save(state | {f"module.{name}": weight for name, weight in state.items()}, tmp_path / "twice.pth")
+    with pytest.raises(CheckpointError, match="holds the same weights twice"):
+        load_checkpoint(tmp_path / "twice.pth")
+
+
+QKV = "image_encoder.blocks.0.attn.qkv"
+
+RELATIVES: dict[str, tuple[list[str], str]] = {
+    "MobileSAM": (
+        ["image_encoder.patch_embed.seq.0.c.weight", "image_encoder.layers.0.blocks.0.conv1.c.weight"],
+        "TinyViT",
+    ),
+    "LiteMedSAM": (["module.image_encoder.layers.1.blocks.0.attn.attention_biases"], "LiteMedSAM"),
+    "EdgeSAM": (
+        ["image_encoder.features.1.token_mixer.0.conv.c.weight", "image_encoder.fuse_stage2.op_0.weight"],
+        "EdgeSAM",
+    ),
+    "EfficientViT-SAM": (["image_encoder.backbone.input_stem.op_list.0.conv.weight"], "EfficientViT-SAM"),
+    "EfficientSAM": (["image_encoder.blocks.0.attn.qkv.weight", "image_encoder.pos_embed"], "EfficientSAM"),
+    "SAM 2": (["image_encoder.trunk.pos_embed", "sam_mask_decoder.iou_token.weight"], r"SAM 2 .*MedSAM2"),
+    "SAM 2 of Hugging Face": (["vision_encoder.backbone.pos_embed", "mask_decoder.iou_token.weight"], "SAM 2"),
+    "SAM 3": (["detector.backbone.vision_backbone.trunk.pos_embed", "tracker.maskmem_tpos_enc"], "SAM 3"),
+    "SAM-HQ": ([f"{QKV}.weight", "image_encoder.blocks.0.attn.rel_pos_h", "mask_decoder.hf_token.weight"], "SAM-HQ"),
+    "SAM-HQ of Hugging Face": (["vision_encoder.pos_embed", "mask_decoder.hq_token.weight"], "SAM-HQ"),
+    "LoRA inside": ([f"{QKV}.qkv.weight", f"{QKV}.linear_a_q.weight"], r"LoRA.*merge"),
+    "LoRA of PEFT alone": (["base_model.model.vision_encoder.layers.0.attn.qkv.lora_A.weight"], r"LoRA.*merge"),
+    "SAMed": (["w_a_000.weight", "w_b_000.weight"], r"LoRA.*merge"),
+    "SAM-Med2D": ([f"{QKV}.weight", "image_encoder.blocks.0.Adapter.channel.0.weight"], "SAM-Med2D"),
+    "Medical SAM Adapter": (["image_encoder.blocks.0.MLP_Adapter.D_fc1.weight"], "Medical SAM Adapter"),
+}
+
+
+@pytest.mark.parametrize("relative", RELATIVES)
+def test_relatives_of_sam_are_named_with_the_way_out(relative: str, tmp_path: Path) -> None:
+    names, words = RELATIVES[relative]
+    torch.save({"model": {name: torch.zeros(4, 4) for name in names}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=rf"x\.pth: .*{words}") as caught:
+        load_checkpoint(tmp_path / "x.pth")
+    assert re.search(r"not supported|merge them", str(caught.value))
+
+
+FILES: dict[str, tuple[str, bytes, str]] = {
+    "Git LFS": (
+        "sam.pth",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 375042383\n",
+        r"git lfs pull",
+    ),
+    "Git LFS, safetensors": ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\n", r"git lfs pull"),
+    "web page": ("sam.pth", b"\n<!DOCTYPE html><html><head></head></html>", r"web page .*download it again"),
+    "HDF5": ("sam.pth", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+    "Keras": ("sam.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+    "gzip": ("sam.pth", b"\x1f\x8b" + bytes(99), "unpack"),
+    "index": ("model.safetensors.index.json", json.dumps({"weight_map": {"a": "b"}}).encode(), "index of a model"),
+    "configuration": ("config.json", b'{"architectures": ["SamModel"]}', "a JSON file"),
+    "part": ("model-00001-of-00002.safetensors", bytes(99), r"part 1 of a model in 2 files: join them"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_of_other_kinds_are_named_with_the_way_out(kind: str, tmp_path: Path) -> None:
+    name, content, words = FILES[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
+
+
+def test_an_onnx_graph_is_named_under_any_name(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.helper.make_graph([], "g", [], [])
+    for number, options in enumerate([{}, {"producer_name": "samri"}]):
+        (tmp_path / f"{number}.pth").write_bytes(onnx.helper.make_model(graph, **options).SerializeToString())
+        with pytest.raises(CheckpointError, match=r"an ONNX graph, not weights: give the checkpoint"):
+            load_checkpoint(tmp_path / f"{number}.pth")
+
+
+def test_a_whole_pickled_model_is_named(sam: Sam, tmp_path: Path) -> None:
+    torch.save(sam, tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"a whole pickled model \(segment_anything\.[\w.]+\).*model\.state_dict"):
+        load_checkpoint(tmp_path / "whole.pth")
+
+
+def test_a_zip_archive_of_something_else_is_named(sam: Sam, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "download.pth", "w") as archive:
+        archive.write(save_checkpoint(tmp_path / "sam.pth", sam), "sam.pth")
+    with pytest.raises(CheckpointError, match=r"a zip archive, but not one of PyTorch's: .*unpack it"):
+        load_checkpoint(tmp_path / "download.pth")
+
+
+def test_a_decoder_alone_is_named_as_such(sam: Sam, tmp_path: Path) -> None:
+    torch.save(sam.mask_decoder.state_dict(), tmp_path / "decoder.pth")
+    with pytest.raises(CheckpointError, match=r"holds no image encoder; it is a mask decoder alone, .*--base"):
+        load_checkpoint(tmp_path / "decoder.pth")
