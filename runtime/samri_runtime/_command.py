@@ -16,6 +16,7 @@ import click
 from samri import SamriError, __version__
 from samri.errors import OutputError, ProviderError
 from samri_runtime._arguments import plain, refuse_repeated, split_numbers
+from samri_runtime._interruptible import STOPPED, stoppable
 from samri_runtime.providers import parse_provider_options
 
 
@@ -57,7 +58,8 @@ class Command(click.Command):
         """Run the command; see the class."""
         previous = _unwind_on_sigterm()
         try:
-            return super().invoke(ctx)
+            with stoppable(self.name or "samri"):
+                return super().invoke(ctx)
         except SamriError as error:
             say(f"error: {error}")
             ctx.exit(1)
@@ -69,7 +71,7 @@ class Command(click.Command):
             ctx.exit(1)
         except KeyboardInterrupt:
             say("stopped")
-            ctx.exit(130)
+            ctx.exit(STOPPED)
         finally:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)

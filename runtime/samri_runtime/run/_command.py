@@ -6,7 +6,6 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +16,7 @@ from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
 from samri_runtime import models
 from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
+from samri_runtime._interruptible import Background
 from samri_runtime._predictor import Predictor
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.providers import Provider, is_cpu
@@ -171,8 +171,7 @@ def main(
         cache=cache,
         prompts_per_image=len(asked),
     )
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        opening = pool.submit(_opened_early, open_model, provider)
+    with Background(functools.partial(_opened_early, open_model, provider)) as opening:
         check_output(output, source, 3 if multimask else 1, png=not no_png)
         scan = _read(source, frame)
         view = choose_view(scan, index, axis, plane)
