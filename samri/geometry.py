@@ -119,7 +119,7 @@ class SliceView:
 
 
 def whole_view(shape: Sequence[int]) -> SliceView:
-    """The view of a grid that is one slice: (H, W), (1, H, W) or (H, W, 1), shown as its array.
+    """The view of a grid that is one slice: (H, W), (1, H, W), (H, 1, W) or (H, W, 1), shown as its array.
 
     Raises:
         InputError: The grid holds more than one slice.
@@ -127,11 +127,15 @@ def whole_view(shape: Sequence[int]) -> SliceView:
     grid = tuple(shape)
     if len(grid) == 2:
         return SliceView(grid)
-    if len(grid) == 3 and grid[0] == 1:
-        return SliceView(grid, axis=0)
-    if len(grid) == 3 and grid[2] == 1:
-        return SliceView(grid, axis=2)
+    axis = single_axis(grid)
+    if axis is not None:
+        return SliceView(grid, axis=axis)
     raise InputError(f"a volume of shape {grid} holds many slices: name one with --slice and --axis or --plane")
+
+
+def single_axis(shape: Sequence[int]) -> int | None:
+    """The axis of a 3-D grid along which there is one slice only, or None; of several the first, or else the last."""
+    return next((axis for axis in (0, 2, 1) if len(shape) == 3 and shape[axis] == 1), None)
 
 
 def axis_view(shape: Sequence[int], axis: int, index: int) -> SliceView:

@@ -25,7 +25,7 @@ from samri.postprocessing import upscale_logits
 from samri.preprocessing import profile
 from samri_runtime import Predictor
 from samri_runtime.run import main
-from samri_runtime.run._segment import label_map, segment
+from samri_runtime.run._segment import LabelMap, segment
 from scan_factory import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, brain_like, save_nifti
 
 BOX = (12.5, 10, 30, 41)
@@ -228,6 +228,23 @@ def test_several_boxes_give_one_label_map_with_overlaps_to_the_surer_object(bund
         assert (overlay == color).all(axis=-1).any()
 
 
+def label_map(logits: np.ndarray) -> np.ndarray:
+    drawn = LabelMap(logits.shape[1:], len(logits))
+    for one in logits:
+        drawn.add(one)
+    return drawn.labels
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(1, np.uint8), (255, np.uint8), (256, np.uint16), (700, np.uint16)])
+def test_objects_drawn_one_by_one_are_those_of_all_logits_at_once(count, dtype):
+    # Few values, so that there are ties; and a column where nothing is found.
+    logits = np.random.default_rng(count).integers(-3, 4, (count, 20, 30)).astype(np.float32) / 2
+    logits[:, :, 3] = -1
+    labels = label_map(logits)
+    assert labels.dtype == dtype
+    np.testing.assert_array_equal(labels, np.where(logits.max(axis=0) > 0, logits.argmax(axis=0) + 1, 0))
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     count=st.integers(1, 5),
@@ -236,6 +253,7 @@ def test_several_boxes_give_one_label_map_with_overlaps_to_the_surer_object(bund
 def test_a_pixel_belongs_to_the_first_of_the_surest_objects_or_to_none(count, values):
     logits = np.array(values[: 6 * count], np.float32).reshape(count, 2, 3)
     labels = label_map(logits)
+    assert labels.dtype == np.uint8
     for row, column in np.ndindex(2, 3):
         here = logits[:, row, column].tolist()
         assert labels[row, column] == (here.index(max(here)) + 1 if max(here) > 0 else 0)
@@ -413,7 +431,7 @@ def test_a_model_that_answers_with_nan_is_refused(bundle, predictor, tmp_path, s
     real = predictor.predict(predictor.encode(slice_2d), boxes=[BOX])
     for broken in (
         dataclasses.replace(real, scores=np.full_like(real.scores, np.nan)),
-        dataclasses.replace(real, _logits=np.full_like(real.logits(), np.inf)),
+        dataclasses.replace(real, low_res_logits=np.full_like(real.low_res_logits, np.inf)),
     ):
         monkeypatch.setattr(predictor, "predict", lambda *_, answer=broken, **__: answer)
         with pytest.raises(ProviderError, match=r"scan\.nii\.gz: .* NaN or infinite"):

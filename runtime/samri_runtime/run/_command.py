@@ -14,6 +14,7 @@ import click
 from samri.geometry import PLANES, Plane
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
+from samri.outliers import outlier_note
 from samri_runtime import models
 from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
 from samri_runtime._interruptible import Background
@@ -181,6 +182,8 @@ def main(
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
     segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
+    hidden = outlier_note(view.extract(scan.voxels), predictor.manifest.profile)
+    outliers = [] if hidden is None else [f"{scan.path}: {hidden}"]
     seconds = time.perf_counter() - started
     notes = [
         *scan.notes,
@@ -188,6 +191,7 @@ def main(
         *(note for _, clipped in checked for note in clipped),
         *predictor.notes,
         *segmentation.embedding.notes,
+        *outliers,
         *_empty(segmentation),
         *_replaced(output, source),
     ]
