@@ -95,7 +95,9 @@ def test_a_2d_nifti_is_segmented_as_its_array(bundle, predictor, tmp_path, slice
         "case 1_seg_.nii.gz",
         "case 1_seg_.png",
     ]
-    assert sorted(result.stdout.splitlines()) == sorted(str(path) for path in (tmp_path / "out").iterdir())
+    line, *files = result.stdout.splitlines()
+    assert line.startswith("object 1: score ")
+    assert sorted(files) == sorted(str(path) for path in (tmp_path / "out").iterdir())
     written = nib.load(tmp_path / "out" / "case 1_seg_.nii.gz")
     expected = expected_mask(predictor, slice_2d)
     assert written.shape == shape[:3]
@@ -352,6 +354,35 @@ def test_the_provenance_says_how_the_mask_came_about(bundle, tmp_path, slice_2d)
     assert written["provider"] == {"requested": "cpu", "ran": {"encoder": "cpu", "decoder": "cpu"}}
     assert written["prompts"] == [{"box": list(BOX), "points": [], "labels": []}]
     assert written["candidates"][0][0]["voxels"] == load(tmp_path / "out" / "scan_seg_.nii.gz").sum()
+
+
+def test_objects_are_listed_with_name_score_voxels_and_volume(bundle, tmp_path):
+    source = save_nifti(tmp_path / "scan.nii.gz", brain_like((50, 64, 3)), sform=affine(zooms=(0.5, 2.0, 3.0)))
+    options = ("--slice", 1, *box_option(), *box_option((5, 5, 20, 20)), "--label", "left hip", "--label", "right hip")
+    result = succeeded(run(bundle, source, tmp_path / "out", *options))
+    written = json.loads((tmp_path / "out" / "scan_seg_.json").read_text())["candidates"][0]
+    assert [one["name"] for one in written] == ["left hip", "right hip"]
+    assert [one["volume_mm3"] for one in written] == pytest.approx([3 * one["voxels"] for one in written])
+    first = written[0]
+    line = f"object 1 (left hip): score {first['score']:.3f}, {first['voxels']} voxels, {first['volume_mm3']:.6g} mm3"
+    assert result.stdout.splitlines()[0] == line
+    for wrong in (("--label", "one"), ("--label", "a", "--label", "a"), ("--label", "", "--label", "b")):
+        assert run(bundle, source, tmp_path / "no", *options[:12], *wrong).exit_code == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--axis", 1), ("--axis", 1, "--slice", 0), ("--plane", "Coronal")])
+def test_one_coronal_slice_needs_no_number(bundle, tmp_path, options):
+    source = save_nifti(tmp_path / "scan.nii.gz", brain_like((50, 1, 64)), sform=np.eye(4))
+    succeeded(run(bundle, source, tmp_path / "out", *options, *box_option()))
+    assert load(tmp_path / "out" / "scan_seg_.nii.gz").any()
+
+
+def test_a_hot_voxel_that_takes_the_range_is_told(bundle, tmp_path):
+    hot = brain_like((50, 64)).astype(np.float32)
+    for value, told in ((2000, False), (20000, True)):
+        hot[2, 3] = value
+        result = succeeded(run(bundle, save_nifti(tmp_path / f"{value}.nii.gz", hot), tmp_path / "out", *box_option()))
+        assert ("a few bright pixels" in result.stderr) == told
 
 
 def test_a_second_run_replaces_the_first_and_gives_the_same_mask(bundle, tmp_path, slice_2d):

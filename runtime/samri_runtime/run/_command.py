@@ -23,7 +23,7 @@ from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.providers import Provider, is_cpu
 from samri_runtime.run._caching import byte_size_of, choose_cache
 from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
-from samri_runtime.run._request import XY, XYXY, build_prompts, choose_view
+from samri_runtime.run._request import XY, XYXY, build_prompts, check_names, choose_view
 from samri_runtime.run._results import check_output, describe_run, earlier_results, write_results
 from samri_runtime.run._segment import Segmentation, segment
 
@@ -84,6 +84,9 @@ from samri_runtime.run._segment import Segmentation, segment
     metavar="X Y",
     help="A pixel that doesn't belong to it.",
 )
+@click.option(
+    "--label", "names", multiple=True, metavar="NAME", help="Name of an object; one for each, in the order given."
+)
 @click.option("--multimask", is_flag=True, help="Write the model's three candidates instead of one mask.")
 @click.option("--slice", "index", type=int, metavar="K", help="Slice of a volume, from 0.")
 @click.option("--axis", type=click.IntRange(0, 2), help="Array axis that the slices lie along.  [default: 2]")
@@ -133,6 +136,7 @@ def main(
     boxes: tuple[XYXY, ...],
     points: tuple[XY, ...],
     negative_points: tuple[XY, ...],
+    names: tuple[str, ...],
     multimask: bool,
     index: int | None,
     axis: int | None,
@@ -158,6 +162,7 @@ def main(
     NAME_overlay.png (what to look at first), and prints their paths.
     """
     asked = build_prompts(boxes, points, negative_points)
+    check_names(names, len(asked))
     provider, options = _choose_provider(provider, device, provider_options)
     cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
     started = time.perf_counter()
@@ -195,7 +200,7 @@ def main(
         *_empty(segmentation),
         *_replaced(output, source),
     ]
-    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, notes)
+    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, notes, names)
     files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png)
     for note in notes:
         say(f"note: {note}")
@@ -258,4 +263,17 @@ def _print_results(files: list[Path], provenance: dict[str, Any], as_json: bool)
     if as_json:
         emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
     else:
-        emit("\n".join(str(file) for file in files))
+        emit("\n".join([*_objects(provenance["candidates"]), *(str(file) for file in files)]))
+
+
+def _objects(candidates: list[list[dict[str, Any]]]) -> list[str]:
+    """A line for each object: its number and name, score, voxels and volume."""
+    lines = []
+    for number, objects in enumerate(candidates, start=1):
+        of_candidate = f"candidate {number}, " if len(candidates) > 1 else ""
+        for one in objects:
+            name = f" ({one['name']})" if one["name"] else ""
+            volume = "" if one["volume_mm3"] is None else f", {one['volume_mm3']:.6g} mm3"
+            score = f"score {one['score']:.3f}, {one['voxels']} voxels{volume}"
+            lines.append(f"{of_candidate}object {one['label']}{name}: {score}")
+    return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import click
+import numpy as np
 
 from samri.errors import InputError
 from samri.geometry import Plane, SliceView, axis_view, plane_view, single_axis, whole_view
@@ -53,6 +54,14 @@ def view_spacing(scan: Scan, view: SliceView) -> tuple[float, float]:
     return scan.spacing[described["rows_from_axis"]], scan.spacing[described["columns_from_axis"]]
 
 
+def voxel_volume(scan: Scan) -> float | None:
+    """Cubic millimeters of a voxel; None for a picture, whose spacing nobody knows, and a singular affine."""
+    if scan.nifti is None:
+        return None
+    volume = abs(float(np.linalg.det(scan.affine[:3, :3])))
+    return volume if np.isfinite(volume) and volume > 0 else None
+
+
 def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: Sequence[XY]) -> list[Prompt]:
     """One prompt a box; or one prompt of all points, with the box if there is one.
 
@@ -68,6 +77,20 @@ def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: 
         raise click.UsageError("points can't be told apart among several boxes: run once for each box with points.")
     labels = [FOREGROUND] * len(points) + [BACKGROUND] * len(negative_points)
     return [Prompt.of([*points, *negative_points], labels, boxes[0] if boxes else None)]
+
+
+def check_names(names: Sequence[str], objects: int) -> None:
+    """One name for each object, or none at all.
+
+    Raises:
+        click.UsageError: Another number of names, an empty one, or one twice.
+    """
+    if names and len(names) != objects:
+        raise click.UsageError(f"give --label once for each of the {objects} object(s), in their order, or not at all.")
+    if not all(name.strip() and name.isprintable() for name in names):
+        raise click.UsageError("a --label is a name, not empty and on one line.")
+    if len(set(names)) < len(names):
+        raise click.UsageError("each --label names one object: two are the same.")
 
 
 def _which_slice(scan: Scan, view: SliceView, axis: int | None) -> str:
