@@ -188,7 +188,7 @@ def main(
         check_model_type(model_type, predictor.manifest.backbone, model)
     segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
     hidden = outlier_note(view.extract(scan.voxels), predictor.manifest.profile)
-    outliers = [] if hidden is None else [f"{scan.path}: {hidden}"]
+    outliers = [] if hidden is None else [hidden]
     seconds = time.perf_counter() - started
     notes = [
         *scan.notes,
