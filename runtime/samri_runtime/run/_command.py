@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import click
 
+from samri.errors import InputError
 from samri.geometry import PLANES, Plane
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
@@ -186,7 +187,14 @@ def main(
         predictor = opening.result() or open_model()
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
-    segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
+    try:
+        segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
+    except MemoryError as error:
+        rows, columns = view.shape
+        raise InputError(
+            f"out of memory with a slice of {rows} x {columns} pixels: close other programs, cut out the part that is "
+            "needed, or name a smaller --model"
+        ) from error
     hidden = outlier_note(view.extract(scan.voxels), predictor.manifest.profile)
     outliers = [] if hidden is None else [hidden]
     seconds = time.perf_counter() - started
