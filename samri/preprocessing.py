@@ -176,7 +176,11 @@ def to_uint8(
     image: npt.ArrayLike, profile: Profile, intensity_range: tuple[float, float] | None = None
 ) -> npt.NDArray[np.uint8]:
     """The slice in 256 grey levels, as the profile maps intensities; the shape stays. See `preprocess`."""
-    pixels = _checked(image)
+    pixels = checked_pixels(image)
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.int8)
+    if intensity_range is not None:
+        intensity_range = _checked_range(intensity_range)
     unchanged = intensity_range == (0, 255) or (intensity_range is None and profile.intensity == "minmax-unless-uint8")
     if unchanged and pixels.dtype == np.uint8:
         return pixels
@@ -210,8 +214,26 @@ def percentile_range(volume: npt.ArrayLike, profile: Profile = _PROFILES["medsam
     return low, high
 
 
-def _checked(image: npt.ArrayLike) -> npt.NDArray[Any]:
-    pixels = np.asarray(image)
+def _checked_range(intensity_range: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = (float(value) for value in intensity_range)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError("intensity_range is two numbers, the intensities mapped to black and white") from error
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError("intensity_range is two finite numbers, without NaN or infinities")
+    return low, high
+
+
+def checked_pixels(image: npt.ArrayLike) -> npt.NDArray[Any]:
+    """The image as an array, once it is known to be one.
+
+    Raises:
+        InputError: Not (H, W) or (H, W, 3), no pixels, or values that are not real and finite.
+    """
+    try:
+        pixels = np.asarray(image)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError("an image is a regular array, (H, W) or (H, W, 3): pass one slice") from error
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise InputError(
             f"an image is (H, W) or (H, W, 3), not {pixels.shape}: pass one slice, without an alpha channel"
@@ -223,7 +245,7 @@ def _checked(image: npt.ArrayLike) -> npt.NDArray[Any]:
     bad = int(pixels.size - np.isfinite(pixels).sum())
     if bad:
         raise InputError(f"the image holds {bad} NaN or infinite pixels: replace them first (numpy.nan_to_num)")
-    return pixels.astype(np.int8) if pixels.dtype == bool else pixels
+    return pixels
 
 
 def _stretched(pixels: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float64]:

@@ -5,7 +5,7 @@ Everything is (x, y) in pixels of the slice as shown until `to_model_frame` scal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,14 +47,14 @@ class Prompt:
     box: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        points, labels = _floats(self.points, "points"), _floats(self.labels, "point labels")
+        points, labels = finite_numbers(self.points, "points"), finite_numbers(self.labels, "point labels")
         if points.ndim != 2 or points.shape[1] != 2:
             raise PromptError(f"points are (N, 2) pairs of x and y, not {points.shape}")
         if labels.shape != (len(points),):
             raise PromptError(f"{len(points)} points need {len(points)} labels, not an array of shape {labels.shape}")
         if not ((labels == FOREGROUND) | (labels == BACKGROUND)).all():
             raise PromptError("a point's label is 1 (belongs to the object) or 0 (doesn't)")
-        box = None if self.box is None else _floats(self.box, "box")
+        box = None if self.box is None else finite_numbers(self.box, "box")
         if box is not None and box.shape != (4,):
             raise PromptError(f"a box is four numbers, x1 y1 x2 y2, not an array of shape {box.shape}")
         if not len(points) and box is None:
@@ -71,9 +71,9 @@ class Prompt:
         Raises:
             PromptError: As the class.
         """
-        xy = _no_points() if points is None else _floats(points, "points")
-        kinds = np.ones(len(xy) if xy.ndim else 0) if labels is None else _floats(labels, "point labels")
-        return cls(xy, kinds.astype(np.float64), None if box is None else _floats(box, "box"))
+        xy = _no_points() if points is None else finite_numbers(points, "points")
+        kinds = np.ones(len(xy) if xy.ndim else 0) if labels is None else finite_numbers(labels, "point labels")
+        return cls(xy, kinds.astype(np.float64), None if box is None else finite_numbers(box, "box"))
 
     def validate(self, shape: tuple[int, int]) -> tuple[Prompt, list[str]]:
         """The prompt with its box clipped to the image, and plain notes on what was clipped.
@@ -120,13 +120,15 @@ def gather(
     Raises:
         PromptError: Shapes that don't go together.
     """
-    box_rows = None if boxes is None else [row for row in np.atleast_2d(_floats(boxes, "boxes")) if row.size]
+    box_rows = None if boxes is None else _rows(finite_numbers(boxes, "boxes"))
     if points is None:
         if labels is not None:
             raise PromptError("point labels were given without points")
         return [Prompt.of(box=box) for box in box_rows or []]
     sets = _sequence(points)
-    one_set = not sets or _floats(sets[0], "points").ndim < 2
+    # An empty list holds no prompt; an array (0, 2) is one prompt without a point.
+    none = not sets and finite_numbers(np.asarray(points), "points").ndim < 2
+    one_set = not none and (not sets or finite_numbers(sets[0], "points").ndim < 2)
     point_sets: Sequence[Any] = [points] if one_set else sets
     label_sets: Sequence[Any] = [labels] if one_set or labels is None else _sequence(labels)
     if labels is None:
@@ -191,16 +193,42 @@ def _clip_box(box: npt.NDArray[np.float64], shape: tuple[int, int]) -> tuple[npt
     return clipped, f"{named} reaches beyond the image and was clipped to ({inside})"
 
 
+def _rows(boxes: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    if boxes.size == 0 and boxes.shape not in ((0,), (0, 4)):
+        raise PromptError(f"boxes are (B, 4) numbers x1 y1 x2 y2, not an array of shape {boxes.shape}")
+    return [] if boxes.size == 0 else list(np.atleast_2d(boxes))
+
+
 def _sequence(values: Any) -> Sequence[Any]:
-    if not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
-        raise PromptError("points and their labels are arrays, or sequences of arrays, one a prompt")
-    return [values[i] for i in range(len(values))]
-
-
-def _floats(values: npt.ArrayLike, what: str) -> npt.NDArray[np.float64]:
     try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        if isinstance(values, (str, bytes, Mapping)):
+            raise TypeError
+        return [values[i] for i in range(len(values))]
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise PromptError("points and their labels are arrays, or sequences of arrays, one a prompt") from error
+
+
+def finite_numbers(values: npt.ArrayLike, what: str) -> npt.NDArray[np.float64]:
+    """An array of float64 from whatever a program passes.
+
+    Args:
+        values: Numbers, in any shape.
+        what: Their name, for the message.
+
+    Raises:
+        PromptError: They are no numbers, no regular array, or not finite.
+    """
+    try:
+        array = np.asarray(values)
+        numeric = array.dtype.kind in "buif" or (
+            # Integers of any length, which numpy keeps as objects.
+            array.dtype.kind == "O" and all(isinstance(value, (int, float, np.number)) for value in array.flat)
+        )
+        if array.size and not numeric:
+            raise TypeError
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError, LookupError) as error:
         raise PromptError(f"{what} must be numbers in a regular array") from error
     if not np.isfinite(array).all():
         raise PromptError(f"{what} must be finite numbers, without NaN or infinities")

@@ -22,6 +22,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("runtime/samri_runtime/bench/_command.py", {"click"}, {"samri", "samri_runtime"}),
     ("runtime/samri_runtime/bench/_plot.py", {"numpy", "matplotlib"}, {"samri", "samri_runtime"}),
     ("runtime/samri_runtime/_pyinstaller/", {"PyInstaller"}, set()),
+    ("runtime/samri_runtime/_arguments.py", {"click"}, {"samri", "samri_runtime"}),
     ("runtime/samri_runtime/_command.py", {"click"}, {"samri", "samri_runtime"}),
     ("runtime/", {"numpy", "onnxruntime"}, {"samri", "samri_runtime"}),
     (

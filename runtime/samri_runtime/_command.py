@@ -15,6 +15,8 @@ import click
 
 from samri import SamriError, __version__
 from samri.errors import OutputError, ProviderError
+from samri_runtime._arguments import plain, refuse_repeated, split_numbers
+from samri_runtime._interruptible import STOPPED, stoppable
 from samri_runtime.providers import parse_provider_options
 
 
@@ -42,14 +44,22 @@ class Command(click.Command):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            click.echo(f"{self.name}: error: {' '.join(error.format_message().split())}", err=True)
+            click.echo(f"{self.name}: error: {plain(error.format_message())}", err=True)
             raise click.exceptions.Exit(2) from error
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, and refuse what it would silently drop."""
+        args = split_numbers(self, ctx, args)
+        rest = super().parse_args(ctx, list(args))
+        refuse_repeated(ctx, args)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see the class."""
         previous = _unwind_on_sigterm()
         try:
-            return super().invoke(ctx)
+            with stoppable(self.name or "samri"):
+                return super().invoke(ctx)
         except SamriError as error:
             say(f"error: {error}")
             ctx.exit(1)
@@ -57,11 +67,11 @@ class Command(click.Command):
             say(f"error: {error.format_message()}")
             ctx.exit(2)
         except MemoryError:
-            say("error: out of memory: close other programs, or use a smaller model or batch")
+            say("error: out of memory: close other programs, or work on a machine with more")
             ctx.exit(1)
         except KeyboardInterrupt:
             say("stopped")
-            ctx.exit(130)
+            ctx.exit(STOPPED)
         finally:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
@@ -78,6 +88,9 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Comma
             "token_normalize_func": lambda token: token.replace("_", "-"),
         }
         made = click.command(name, cls=Command, context_settings=context_settings, **settings)(function)
+        for option in made.params:
+            if isinstance(option.type, click.Choice):
+                option.type.case_sensitive = False
         return click.version_option(__version__, prog_name=name)(made)
 
     return decorate
@@ -133,7 +146,7 @@ def say(line: str) -> None:
     """One line for the person at the keyboard, on stderr: stdout belongs to results."""
     context = click.get_current_context(silent=True)
     prefix = f"{context.find_root().command.name}: " if context and context.find_root().command.name else ""
-    click.echo(prefix + " ".join(line.split()), err=True)
+    click.echo(prefix + plain(line), err=True)
 
 
 def _no_output(error: OSError) -> str:

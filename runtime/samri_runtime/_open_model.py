@@ -88,6 +88,11 @@ class OpenModel:
                 self._encoder = self._open("encoder", ONE_IMAGE).bound() if fixed else self._open("encoder")
             return self._encoder
 
+    def close(self) -> None:
+        """Let go of the sessions; nothing can be asked afterwards."""
+        self._encoder = None
+        del self.decoder  # It holds a way back here, so it would live until the garbage is collected.
+
     def sessions(self) -> list[tuple[str, Session | BoundSession]]:
         """Those opened so far, by role."""
         opened: list[tuple[str, Session | BoundSession | None]] = [

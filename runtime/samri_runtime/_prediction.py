@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +18,49 @@ from samri.prompts import Prompt
 class Prediction:
     """The answer to B prompts: one mask each, or three candidates each with `multimask`.
 
+    Masks and logits at the slice's size are computed when they are first asked for.
+
     Attributes:
-        masks: (B, H, W) bool, or (B, 3, H, W).
         scores: (B,) float32, or (B, 3): the model's own estimate of the IoU.
         low_res_logits: (B, L, L) float32, or (B, 3, L, L); one of them can be the next call's `mask_input`.
+        shape: (H, W) of the slice.
         prompts: What was asked, after clipping.
         notes: Plain lines on what was clipped.
         profile: How low-resolution logits become masks.
         image_size: S of the model.
     """
 
-    masks: npt.NDArray[np.bool_]
     scores: npt.NDArray[np.float32]
     low_res_logits: npt.NDArray[np.float32]
+    shape: tuple[int, int]
     prompts: tuple[Prompt, ...]
     notes: tuple[str, ...]
     profile: Profile
     image_size: int
-    _logits: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def masks(self) -> npt.NDArray[np.bool_]:
+        """(B, H, W) bool, or (B, 3, H, W)."""
+        flat = self.low_res_logits.reshape(-1, *self.low_res_logits.shape[-2:])
+        masks = np.empty((len(flat), *self.shape), dtype=np.bool_)
+        for mask, low_res in zip(masks, flat, strict=True):
+            np.greater(self._upscaled(low_res), 0, out=mask)
+        return masks.reshape(*self.low_res_logits.shape[:-2], *self.shape)
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Logits at the slice's size, in the shape of `masks`; a mask is where they are above 0. Don't change them."""
-        if self._logits is not None:
-            return self._logits
-        height, width = self.masks.shape[-2:]
-        return upscale_logits(self.low_res_logits, (height, width), self.profile, self.image_size)
+        """Logits at the slice's size, in the shape of `masks`; a mask is where they are above 0. Don't change them.
+
+        They take 4 bytes a pixel and prompt; `each_logits` takes no more for many prompts than for one.
+        """
+        return self._logits
+
+    def each_logits(self) -> Iterator[npt.NDArray[np.float32]]:
+        """The logits of one prompt after the other: (H, W), or (3, H, W)."""
+        return (self._upscaled(low_res) for low_res in self.low_res_logits)
+
+    @cached_property
+    def _logits(self) -> npt.NDArray[np.float32]:
+        return self._upscaled(self.low_res_logits)
+
+    def _upscaled(self, low_res: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return upscale_logits(low_res, self.shape, self.profile, self.image_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,9 +15,8 @@ from samri import __version__
 from samri.bundle import Bundle
 from samri.errors import InputError, PromptError, ProviderError
 from samri.manifest import Graph, Manifest, Precision
-from samri.postprocessing import upscale_logits
-from samri.preprocessing import preprocess
-from samri.prompts import Prompt, gather, pack, to_model_frame
+from samri.preprocessing import checked_pixels, preprocess
+from samri.prompts import Prompt, finite_numbers, gather, pack, to_model_frame
 from samri_runtime import models
 from samri_runtime._decoder import ALL, CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
@@ -30,6 +29,8 @@ from samri_runtime.providers import Provider, load_onnxruntime
 
 class Predictor:
     """A bundle, opened on one provider. `encode` and `predict` may be called from several threads.
+
+    As a context manager, or by `close`, it gives back the memory of its sessions.
 
     Args:
         model: A bundle's folder, or the name of a model that comes with the package (`samri_runtime.models`).
@@ -74,8 +75,26 @@ class Predictor:
                 provider, precision, threads = tuned.provider, tuned.precision, tuned.threads
                 provider_options = tuned.options
         where = Where(provider, dict(provider_options or {}), threads, static_shapes, prompts_per_image)
-        self._model = OpenModel(self.bundle, where, precision)
+        self._opened: OpenModel | None = OpenModel(self.bundle, where, precision)
         self.cache = EmbeddingCache(cache) if isinstance(cache, (str, Path)) else cache
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the sessions and their memory; a call that is under way ends as usual. Again is no error."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+
+    @property
+    def _model(self) -> OpenModel:
+        if self._opened is None:
+            raise InputError(f"this predictor of {self.bundle.folder} is closed: open another with Predictor(...)")
+        return self._opened
 
     @property
     def manifest(self) -> Manifest:
@@ -115,10 +134,10 @@ class Predictor:
             intensity_range: Intensities mapped to black and white; None takes what the bundle's profile says.
 
         Raises:
-            InputError: Not such an image, or NaN or infinite values in it.
+            InputError: Not such an image, or NaN or infinite values in it; or the predictor is closed.
             BundleError: The encoder's file is missing or changed.
         """
-        pixels = np.asarray(image)
+        pixels = checked_pixels(image)
         embedding_id, key = self.manifest.embedding_id(self.precision), None
         if self.cache is not None and embedding_id is not None:
             arithmetic = arithmetic_of(self._model.decoder.session.provider, self._model.where.options)
@@ -149,7 +168,7 @@ class Predictor:
 
         Args:
             embedding: From `encode` of a predictor with the same encoder.
-            boxes: (B, 4) or (4,) XYXY.
+            boxes: (B, 4) or (4,) XYXY. No box at all, `[]`, has an answer without masks.
             points: (N, 2) for one prompt, or a sequence of B such arrays, of any lengths. Together with boxes, each
                 prompt has its box and its points.
             point_labels: Like `points` without the last axis: 1 belongs to the object, 0 doesn't. None: all belong.
@@ -159,29 +178,28 @@ class Predictor:
 
         Raises:
             PromptError: A prompt that makes no sense for this slice.
-            InputError: The embedding was made by another encoder.
+            InputError: The embedding was made by another encoder, or the predictor is closed.
         """
-        asked = gather(boxes, points, point_labels) if prompts is None else list(prompts)
         if prompts is not None and not (boxes is None and points is None and point_labels is None):
             raise PromptError("give either prompts, or boxes and points")
-        if not asked:
-            raise PromptError("no prompt: give at least one box or point")
+        if prompts is None and boxes is None and points is None and point_labels is None:
+            raise PromptError("no prompt: give boxes, points or prompts")
+        self._check(embedding)
+        asked = gather(boxes, points, point_labels) if prompts is None else _listed(prompts)
         checked = [prompt.validate(embedding.shape) for prompt in asked]
         valid = tuple(prompt for prompt, _ in checked)
         coords, labels = pack(valid)
         low_res, scores = self.decode(embedding, coords, labels, mask_input, CANDIDATES if multimask else SINGLE)
         if not multimask:
             low_res, scores = low_res[:, 0], scores[:, 0]
-        logits = upscale_logits(low_res, embedding.shape, self.manifest.profile, self.manifest.image_size)
         return Prediction(
-            masks=logits > 0,
             scores=scores,
             low_res_logits=low_res,
+            shape=embedding.shape,
             prompts=valid,
             notes=tuple(note for _, notes in checked for note in notes),
             profile=self.manifest.profile,
             image_size=self.manifest.image_size,
-            _logits=logits,
         )
 
     def decode(
@@ -212,6 +230,10 @@ class Predictor:
         self._check(embedding)
         frame = to_model_frame(coords, embedding.shape, self.manifest.profile, self.manifest.image_size)
         masks = self._mask_input(mask_input, len(labels))
+        if not len(labels):
+            side = 4 * self.manifest.embedding_shape[1]
+            count = len(range(*wanted.indices(self.manifest.masks)))
+            return np.zeros((0, count, side, side), np.float32), np.zeros((0, count), np.float32)
         low_res, scores = self._model.decoder(embedding.features, frame, labels, masks, wanted)
         if not (np.isfinite(low_res).all() and np.isfinite(scores).all()):
             raise ProviderError(
@@ -224,7 +246,8 @@ class Predictor:
         if mask_input is None:
             return None
         side = 4 * self.manifest.embedding_shape[1]
-        masks = np.asarray(mask_input, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            masks = finite_numbers(mask_input, "mask_input").astype(np.float32)
         if masks.size != count * side * side or masks.shape[-2:] != (side, side):
             raise PromptError(
                 f"mask_input for {count} prompts is ({count}, {side}, {side}) low-resolution logits, not {masks.shape}"
@@ -234,6 +257,8 @@ class Predictor:
         return masks.reshape(count, 1, side, side)
 
     def _check(self, embedding: Embedding) -> None:
+        if not isinstance(embedding, Embedding):
+            raise InputError(f"an embedding is what encode(...) returns, not a {type(embedding).__name__}")
         expected = self.manifest.embedding_id(self.precision)
         shape = (1, *self.manifest.embedding_shape)
         if embedding.features.shape != shape:
@@ -257,3 +282,10 @@ class Predictor:
         }
         shape = (pixels.shape[0], pixels.shape[1])
         return Embedding(features, shape, self.manifest.embedding_id(self.precision), made=made)
+
+
+def _listed(prompts: Sequence[Prompt]) -> list[Prompt]:
+    listed = list(prompts) if isinstance(prompts, Iterable) else [prompts]
+    if isinstance(prompts, Prompt) or not all(isinstance(prompt, Prompt) for prompt in listed):
+        raise PromptError("prompts are a sequence of Prompt: make each with Prompt.of(points, labels, box)")
+    return listed

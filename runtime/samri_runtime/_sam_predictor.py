@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from samri.errors import InputError, PromptError
 from samri.postprocessing import upscale_logits
-from samri.preprocessing import input_shape
-from samri.prompts import ABSENT, Prompt, pack
+from samri.preprocessing import checked_pixels, input_shape
+from samri.prompts import ABSENT, Prompt, finite_numbers, pack
 from samri_runtime._decoder import CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
 from samri_runtime._predictor import Predictor
@@ -46,7 +46,7 @@ class SamPredictor:
         """
         if image_format not in ("RGB", "BGR"):
             raise InputError(f"image_format is RGB or BGR, not {image_format!r}")
-        pixels = np.asarray(image)
+        pixels = checked_pixels(image)
         if image_format == "BGR" and pixels.ndim == 3:
             pixels = pixels[..., ::-1]
         unchanged = (0.0, 255.0) if pixels.dtype == np.uint8 else None
@@ -137,5 +137,5 @@ def _packed(
     """One prompt as Meta's class takes it: unclipped, and possibly none at all (with `mask_input` alone)."""
     if points is None and box is None:
         return np.zeros((1, 1, 2), np.float32), np.full((1, 1), ABSENT, np.float32)
-    corners = None if box is None else np.asarray(box, dtype=np.float64).reshape(-1)
+    corners = None if box is None else finite_numbers(box, "box").reshape(-1)
     return pack([Prompt.of(points, labels, corners)])

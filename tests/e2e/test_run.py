@@ -25,7 +25,7 @@ from samri.postprocessing import upscale_logits
 from samri.preprocessing import profile
 from samri_runtime import Predictor
 from samri_runtime.run import main
-from samri_runtime.run._segment import label_map, segment
+from samri_runtime.run._segment import LabelMap, segment
 from scan_factory import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, brain_like, save_nifti
 
 BOX = (12.5, 10, 30, 41)
@@ -95,7 +95,9 @@ def test_a_2d_nifti_is_segmented_as_its_array(bundle, predictor, tmp_path, slice
         "case 1_seg_.nii.gz",
         "case 1_seg_.png",
     ]
-    assert sorted(result.stdout.splitlines()) == sorted(str(path) for path in (tmp_path / "out").iterdir())
+    line, *files = result.stdout.splitlines()
+    assert line.startswith("object 1: score ")
+    assert sorted(files) == sorted(str(path) for path in (tmp_path / "out").iterdir())
     written = nib.load(tmp_path / "out" / "case 1_seg_.nii.gz")
     expected = expected_mask(predictor, slice_2d)
     assert written.shape == shape[:3]
@@ -228,6 +230,23 @@ def test_several_boxes_give_one_label_map_with_overlaps_to_the_surer_object(bund
         assert (overlay == color).all(axis=-1).any()
 
 
+def label_map(logits: np.ndarray) -> np.ndarray:
+    drawn = LabelMap(logits.shape[1:], len(logits))
+    for one in logits:
+        drawn.add(one)
+    return drawn.labels
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(1, np.uint8), (255, np.uint8), (256, np.uint16), (700, np.uint16)])
+def test_objects_drawn_one_by_one_are_those_of_all_logits_at_once(count, dtype):
+    # Few values, so that there are ties; and a column where nothing is found.
+    logits = np.random.default_rng(count).integers(-3, 4, (count, 20, 30)).astype(np.float32) / 2
+    logits[:, :, 3] = -1
+    labels = label_map(logits)
+    assert labels.dtype == dtype
+    np.testing.assert_array_equal(labels, np.where(logits.max(axis=0) > 0, logits.argmax(axis=0) + 1, 0))
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     count=st.integers(1, 5),
@@ -236,6 +255,7 @@ def test_several_boxes_give_one_label_map_with_overlaps_to_the_surer_object(bund
 def test_a_pixel_belongs_to_the_first_of_the_surest_objects_or_to_none(count, values):
     logits = np.array(values[: 6 * count], np.float32).reshape(count, 2, 3)
     labels = label_map(logits)
+    assert labels.dtype == np.uint8
     for row, column in np.ndindex(2, 3):
         here = logits[:, row, column].tolist()
         assert labels[row, column] == (here.index(max(here)) + 1 if max(here) > 0 else 0)
@@ -336,6 +356,35 @@ def test_the_provenance_says_how_the_mask_came_about(bundle, tmp_path, slice_2d)
     assert written["candidates"][0][0]["voxels"] == load(tmp_path / "out" / "scan_seg_.nii.gz").sum()
 
 
+def test_objects_are_listed_with_name_score_voxels_and_volume(bundle, tmp_path):
+    source = save_nifti(tmp_path / "scan.nii.gz", brain_like((50, 64, 3)), sform=affine(zooms=(0.5, 2.0, 3.0)))
+    options = ("--slice", 1, *box_option(), *box_option((5, 5, 20, 20)), "--label", "left hip", "--label", "right hip")
+    result = succeeded(run(bundle, source, tmp_path / "out", *options))
+    written = json.loads((tmp_path / "out" / "scan_seg_.json").read_text())["candidates"][0]
+    assert [one["name"] for one in written] == ["left hip", "right hip"]
+    assert [one["volume_mm3"] for one in written] == pytest.approx([3 * one["voxels"] for one in written])
+    first = written[0]
+    line = f"object 1 (left hip): score {first['score']:.3f}, {first['voxels']} voxels, {first['volume_mm3']:.6g} mm3"
+    assert result.stdout.splitlines()[0] == line
+    for wrong in (("--label", "one"), ("--label", "a", "--label", "a"), ("--label", "", "--label", "b")):
+        assert run(bundle, source, tmp_path / "no", *options[:12], *wrong).exit_code == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--axis", 1), ("--axis", 1, "--slice", 0), ("--plane", "Coronal")])
+def test_one_coronal_slice_needs_no_number(bundle, tmp_path, options):
+    source = save_nifti(tmp_path / "scan.nii.gz", brain_like((50, 1, 64)), sform=np.eye(4))
+    succeeded(run(bundle, source, tmp_path / "out", *options, *box_option()))
+    assert load(tmp_path / "out" / "scan_seg_.nii.gz").any()
+
+
+def test_a_hot_voxel_that_takes_the_range_is_told(bundle, tmp_path):
+    hot = brain_like((50, 64)).astype(np.float32)
+    for value, told in ((900, False), (20000, True)):
+        hot[2, 3] = value
+        result = succeeded(run(bundle, save_nifti(tmp_path / f"{value}.nii.gz", hot), tmp_path / "out", *box_option()))
+        assert ("a few bright pixels" in result.stderr) == told
+
+
 def test_a_second_run_replaces_the_first_and_gives_the_same_mask(bundle, tmp_path, slice_2d):
     source = save_nifti(tmp_path / "scan.nii.gz", slice_2d)
     output = tmp_path / "a" / "b" / "out"
@@ -413,7 +462,7 @@ def test_a_model_that_answers_with_nan_is_refused(bundle, predictor, tmp_path, s
     real = predictor.predict(predictor.encode(slice_2d), boxes=[BOX])
     for broken in (
         dataclasses.replace(real, scores=np.full_like(real.scores, np.nan)),
-        dataclasses.replace(real, _logits=np.full_like(real.logits(), np.inf)),
+        dataclasses.replace(real, low_res_logits=np.full_like(real.low_res_logits, np.inf)),
     ):
         monkeypatch.setattr(predictor, "predict", lambda *_, answer=broken, **__: answer)
         with pytest.raises(ProviderError, match=r"scan\.nii\.gz: .* NaN or infinite"):

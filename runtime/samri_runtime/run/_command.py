@@ -6,23 +6,25 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import click
 
+from samri.errors import InputError
 from samri.geometry import PLANES, Plane
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
+from samri.outliers import outlier_note
 from samri_runtime import models
 from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
+from samri_runtime._interruptible import Background
 from samri_runtime._predictor import Predictor
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.providers import Provider, is_cpu
 from samri_runtime.run._caching import byte_size_of, choose_cache
 from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
-from samri_runtime.run._request import XY, XYXY, build_prompts, choose_view
+from samri_runtime.run._request import XY, XYXY, build_prompts, check_names, choose_view
 from samri_runtime.run._results import check_output, describe_run, earlier_results, write_results
 from samri_runtime.run._segment import Segmentation, segment
 
@@ -83,6 +85,9 @@ from samri_runtime.run._segment import Segmentation, segment
     metavar="X Y",
     help="A pixel that doesn't belong to it.",
 )
+@click.option(
+    "--label", "names", multiple=True, metavar="NAME", help="Name of an object; one for each, in the order given."
+)
 @click.option("--multimask", is_flag=True, help="Write the model's three candidates instead of one mask.")
 @click.option("--slice", "index", type=int, metavar="K", help="Slice of a volume, from 0.")
 @click.option("--axis", type=click.IntRange(0, 2), help="Array axis that the slices lie along.  [default: 2]")
@@ -132,6 +137,7 @@ def main(
     boxes: tuple[XYXY, ...],
     points: tuple[XY, ...],
     negative_points: tuple[XY, ...],
+    names: tuple[str, ...],
     multimask: bool,
     index: int | None,
     axis: int | None,
@@ -157,6 +163,7 @@ def main(
     NAME_overlay.png (what to look at first), and prints their paths.
     """
     asked = build_prompts(boxes, points, negative_points)
+    check_names(names, len(asked))
     provider, options = _choose_provider(provider, device, provider_options)
     cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
     started = time.perf_counter()
@@ -171,8 +178,7 @@ def main(
         cache=cache,
         prompts_per_image=len(asked),
     )
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        opening = pool.submit(_opened_early, open_model, provider)
+    with Background(functools.partial(_opened_early, open_model, provider)) as opening:
         check_output(output, source, 3 if multimask else 1, png=not no_png)
         scan = _read(source, frame)
         view = choose_view(scan, index, axis, plane)
@@ -181,7 +187,16 @@ def main(
         predictor = opening.result() or open_model()
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
-    segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
+    try:
+        segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
+    except MemoryError as error:
+        rows, columns = view.shape
+        raise InputError(
+            f"out of memory with a slice of {rows} x {columns} pixels: close other programs, cut out the part that is "
+            "needed, or name a smaller --model"
+        ) from error
+    hidden = outlier_note(view.extract(scan.voxels), predictor.manifest.profile)
+    outliers = [] if hidden is None else [hidden]
     seconds = time.perf_counter() - started
     notes = [
         *scan.notes,
@@ -189,10 +204,11 @@ def main(
         *(note for _, clipped in checked for note in clipped),
         *predictor.notes,
         *segmentation.embedding.notes,
+        *outliers,
         *_empty(segmentation),
         *_replaced(output, source),
     ]
-    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, notes)
+    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, notes, names)
     files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png)
     for note in notes:
         say(f"note: {note}")
@@ -255,4 +271,17 @@ def _print_results(files: list[Path], provenance: dict[str, Any], as_json: bool)
     if as_json:
         emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
     else:
-        emit("\n".join(str(file) for file in files))
+        emit("\n".join([*_objects(provenance["candidates"]), *(str(file) for file in files)]))
+
+
+def _objects(candidates: list[list[dict[str, Any]]]) -> list[str]:
+    """A line for each object: its number and name, score, voxels and volume."""
+    lines = []
+    for number, objects in enumerate(candidates, start=1):
+        of_candidate = f"candidate {number}, " if len(candidates) > 1 else ""
+        for one in objects:
+            name = f" ({one['name']})" if one["name"] else ""
+            volume = "" if one["volume_mm3"] is None else f", {one['volume_mm3']:.6g} mm3"
+            score = f"score {one['score']:.3f}, {one['voxels']} voxels{volume}"
+            lines.append(f"{of_candidate}object {one['label']}{name}: {score}")
+    return lines

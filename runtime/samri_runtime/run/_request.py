@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import click
+import numpy as np
 
 from samri.errors import InputError
-from samri.geometry import Plane, SliceView, axis_view, plane_view, whole_view
+from samri.geometry import Plane, SliceView, axis_view, plane_view, single_axis, whole_view
 from samri.io import Scan
 from samri.prompts import BACKGROUND, FOREGROUND, Prompt
 
@@ -20,7 +21,8 @@ _DEFAULT_AXIS = 2  # Of a volume: where most scanners' slices lie.
 def choose_view(scan: Scan, index: int | None, axis: int | None, plane: Plane | None) -> SliceView:
     """The slice that `--slice`, `--axis` and `--plane` mean.
 
-    A scan that is one slice needs none of them. In a volume the axis is the last one unless named.
+    A scan that is one slice needs none of them, nor does an axis or plane of one slice need `--slice`. In a volume the
+    axis is the last one unless named.
 
     Raises:
         click.UsageError: The options don't name one slice.
@@ -32,23 +34,32 @@ def choose_view(scan: Scan, index: int | None, axis: int | None, plane: Plane | 
         if (index, axis, plane) != (None, None, None):
             raise click.UsageError(f"{scan.path} is one slice: leave out --slice, --axis and --plane.")
         return whole_view(scan.grid)
-    single = 0 if scan.grid[0] == 1 else 2 if scan.grid[2] == 1 else None
+    single, place = single_axis(scan.grid), 0 if index is None else index
     try:
-        if index is None:
-            if single is not None and plane is None and axis in (None, single):
-                return whole_view(scan.grid)
-            raise click.UsageError(_which_slice(scan, axis, plane))
         if plane is not None:
-            return plane_view(scan.grid, scan.affine, plane, index)
-        return axis_view(scan.grid, (_DEFAULT_AXIS if single is None else single) if axis is None else axis, index)
+            view = plane_view(scan.grid, scan.affine, plane, place)
+        else:
+            across = (_DEFAULT_AXIS if single is None else single) if axis is None else axis
+            view = axis_view(scan.grid, across, place)
     except InputError as error:
         raise InputError(f"{scan.path}: {error}") from error
+    if index is None and scan.grid[view.axis or 0] > 1:
+        raise click.UsageError(_which_slice(scan, view, axis))
+    return view
 
 
 def view_spacing(scan: Scan, view: SliceView) -> tuple[float, float]:
     """Distance between the rows and between the columns of a slice as shown, in the affine's units."""
     described = view.describe()
     return scan.spacing[described["rows_from_axis"]], scan.spacing[described["columns_from_axis"]]
+
+
+def voxel_volume(scan: Scan) -> float | None:
+    """Cubic millimeters of a voxel; None for a picture, whose spacing nobody knows, and a singular affine."""
+    if scan.nifti is None:
+        return None
+    volume = abs(float(np.linalg.det(scan.affine[:3, :3])))
+    return volume if np.isfinite(volume) and volume > 0 else None
 
 
 def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: Sequence[XY]) -> list[Prompt]:
@@ -68,14 +79,25 @@ def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: 
     return [Prompt.of([*points, *negative_points], labels, boxes[0] if boxes else None)]
 
 
-def _which_slice(scan: Scan, axis: int | None, plane: Plane | None) -> str:
+def check_names(names: Sequence[str], objects: int) -> None:
+    """One name for each object, or none at all.
+
+    Raises:
+        click.UsageError: Another number of names, an empty one, or one twice.
+    """
+    if names and len(names) != objects:
+        raise click.UsageError(f"give --label once for each of the {objects} object(s), in their order, or not at all.")
+    if not all(name.strip() and name.isprintable() for name in names):
+        raise click.UsageError("a --label is a name, not empty and on one line.")
+    if len(set(names)) < len(names):
+        raise click.UsageError("each --label names one object: two are the same.")
+
+
+def _which_slice(scan: Scan, view: SliceView, axis: int | None) -> str:
     """The usage error for a volume without `--slice`, with the range that there is."""
-    if plane is not None:
-        # Any slice of that plane has the view's axis; the first one always exists.
-        along = plane_view(scan.grid, scan.affine, plane, 0).axis
-        named, other = f"--plane {plane}", "--axis"
+    if view.plane is not None:
+        named, other = f"--plane {view.plane}", "--axis"
     else:
-        along = _DEFAULT_AXIS if axis is None else axis
-        named, other = f"axis {along}", "--plane" if axis is not None else "--axis or --plane"
-    last = scan.grid[along or 0] - 1
+        named, other = f"axis {view.axis}", "--plane" if axis is not None else "--axis or --plane"
+    last = scan.grid[view.axis or 0] - 1
     return f"{scan.path} is a volume of shape {scan.grid}: choose --slice 0 to {last} of {named}, or another {other}."

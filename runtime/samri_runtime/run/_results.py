@@ -20,7 +20,7 @@ from samri.io import Scan, draw_overlay, nibabel_version, scan_name, side_by_sid
 from samri.prompts import Prompt
 from samri.staging import refuse_folders_in_the_way, staged_files
 from samri_runtime._predictor import Predictor
-from samri_runtime.run._request import view_spacing
+from samri_runtime.run._request import view_spacing, voxel_volume
 from samri_runtime.run._segment import Segmentation
 
 _CANDIDATES = 3
@@ -117,10 +117,12 @@ def describe_run(
     prompts: Sequence[Prompt],
     segmentation: Segmentation,
     notes: Sequence[str],
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything needed to tell how a mask came about, in plain JSON values; files by name, not by path."""
     import onnxruntime
 
+    millimeters = voxel_volume(scan)
     manifest, bundle, precision = predictor.manifest, predictor.bundle, predictor.precision
     return {
         "program": "samri-run",
@@ -159,7 +161,13 @@ def describe_run(
         "prompts": [prompt.to_json() for prompt in prompts],
         "candidates": [
             [
-                {"label": label, "score": float(score), "voxels": segmentation.voxels(candidate, label)}
+                {
+                    "label": label,
+                    "name": names[label - 1] if names else None,
+                    "score": float(score),
+                    "voxels": (voxels := segmentation.voxels(candidate, label)),
+                    "volume_mm3": None if millimeters is None else voxels * millimeters,
+                }
                 for label, score in enumerate(scores, start=1)
             ]
             for candidate, scores in enumerate(segmentation.scores)

@@ -66,30 +66,44 @@ def segment(
     embedding = predictor.encode(view.extract(scan.voxels), intensity_range=volume_range)
     encoded = time.perf_counter()
     prediction = predictor.predict(embedding, prompts=prompts, multimask=multimask)
-    logits, scores = prediction.logits(), prediction.scores
-    if not (np.isfinite(logits).all() and np.isfinite(scores).all()):
-        raise ProviderError(
-            f"{scan.path}: {predictor.bundle.folder} answered with NaN or infinite numbers on "
-            f"{predictor.providers['decoder']}: use --precision fp32 or --provider cpu, or export the bundle again"
-        )
-    if not multimask:
-        logits, scores = logits[:, np.newaxis], scores[:, np.newaxis]
-    label_maps = tuple(label_map(logits[:, candidate]) for candidate in range(logits.shape[1]))
+    scores = prediction.scores if multimask else prediction.scores[:, np.newaxis]
+    maps = [LabelMap(view.shape, len(prompts)) for _ in range(scores.shape[1])]
+    for logits, its_scores in zip(prediction.each_logits(), scores, strict=True):
+        if not (np.isfinite(logits).all() and np.isfinite(its_scores).all()):
+            raise ProviderError(
+                f"{scan.path}: {predictor.bundle.folder} answered with NaN or infinite numbers on "
+                f"{predictor.providers['decoder']}: use --precision fp32 or --provider cpu, or export the bundle again"
+            )
+        for drawn, candidate in zip(maps, logits if multimask else logits[np.newaxis], strict=True):
+            drawn.add(candidate)
+    label_maps = tuple(drawn.labels for drawn in maps)
     seconds = {"encode": encoded - started, "decode": time.perf_counter() - encoded}
     return Segmentation(
         label_maps, scores.T, embedding, volume_range, {step: round(lasted, 3) for step, lasted in seconds.items()}
     )
 
 
-def label_map(logits: npt.NDArray[np.float32]) -> Labels:
+class LabelMap:
     """Objects in one map: b + 1 where mask b is the surest of those above 0, the first one in a tie; 0 elsewhere.
 
-    Args:
-        logits: (B, H, W), above 0 inside.
+    Masks come one after the other, so that a map of many objects takes no more memory than one of a few.
 
-    Returns:
-        (H, W) uint8, or uint16 for more than 255 objects.
+    Args:
+        shape: (H, W).
+        objects: How many will come.
+
+    Attributes:
+        labels: (H, W) uint8, or uint16 for more than 255 objects.
     """
-    dtype = np.uint8 if len(logits) <= np.iinfo(np.uint8).max else np.uint16
-    labels: Labels = np.where(logits.max(axis=0) > 0, logits.argmax(axis=0) + 1, 0).astype(dtype)
-    return labels
+
+    def __init__(self, shape: tuple[int, int], objects: int) -> None:
+        self.labels: Labels = np.zeros(shape, np.uint8 if objects <= np.iinfo(np.uint8).max else np.uint16)
+        self._surest = np.zeros(shape, np.float32)
+        self._drawn = 0
+
+    def add(self, logits: npt.NDArray[np.float32]) -> None:
+        """Draw the next object: (H, W), above 0 inside."""
+        self._drawn += 1
+        surer = logits > self._surest
+        np.copyto(self._surest, logits, where=surer)
+        np.copyto(self.labels, self.labels.dtype.type(self._drawn), where=surer)
