@@ -66,7 +66,7 @@ _ROW = ("name", "case", "spacing", "shape", "features", "mask")
 
 def journal(ground: Ground, seeds: Path) -> Case:
     """Whatever a kill and a bad disk left of a shard, `samri-embed` ends with the same store, or refuses."""
-    data = _slices(seeds / "data", 5)
+    data = slices_with_masks(seeds / "data", 5)
     options: list[object] = ["--checkpoint", ground.checkpoint, "--batch-size", 2, "--shard-size", 3, "--device", "cpu"]
 
     def embed(folder: Path) -> int:
@@ -264,7 +264,7 @@ def _small_tables(rng: np.random.Generator, content: bytes) -> bytes:
     return content[:-2000] + mutate.flipped(rng, content[-2000:])
 
 
-def _slices(folder: Path, count: int) -> Path:
+def slices_with_masks(folder: Path, count: int) -> Path:
     rng = np.random.default_rng(3)
     folder.mkdir(parents=True)
     for index in range(count):
