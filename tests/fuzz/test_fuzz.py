@@ -55,9 +55,11 @@ def _large(target: str) -> int:
 
 
 def _class(failure: Failure) -> str:
-    """What failures have in common: the text without its numbers, and the line of code that raised."""
-    raised = [line.strip() for line in failure.details.splitlines() if line.lstrip().startswith("File ")]
-    return re.sub(r"\d+|0x[0-9a-f]+|'.'", "#", failure.kind[:60]) + (raised[-1] if raised else "")
+    """What failures have in common: the exception's class and the line of ours that raised, or the text itself."""
+    ours = [line.strip() for line in failure.details.splitlines() if "/samri" in line and "File " in line]
+    if ours:
+        return failure.kind.partition(":")[0] + ours[-1]
+    return re.sub(r"\d+|0x[0-9a-f]+", "#", failure.kind[:60])
 
 
 def _try(target: str, ground: Ground, folder: Path, count: int, seed: int, only: int | None) -> None:
