@@ -161,7 +161,9 @@ def _odd_numbers(rng: np.random.Generator, good: list[list[float]], width: int) 
         lambda: [good] * 2,
         lambda: [good[0], good[0][:-1]],
         lambda: [[*good[0], 1.0]],
-        lambda: np.array(good, mutate.pick(rng, ("f2", "i1", "u1", "c8", "O", "?", "S4", "U4", "M8[s]", "m8[s]"))),
+        lambda: np.array(good, "i8").astype(
+            mutate.pick(rng, ("f2", "i1", "u1", "c8", "O", "?", "S4", "U4", "M8[s]", "m8[s]"))
+        ),
         lambda: np.array(good) * mutate.pick(rng, mutate.FLOATS),
         lambda: rng.normal(20, 15, (int(rng.integers(0, 5)), width)).tolist(),
         lambda: rng.normal(20, 15, tuple(int(n) for n in rng.integers(0, 4, int(rng.integers(0, 5))))),
@@ -181,7 +183,9 @@ def _odd_numbers(rng: np.random.Generator, good: list[list[float]], width: int) 
 
 def _odd_image(rng: np.random.Generator, image: Any) -> Any:
     kinds: list[Callable[[], Any]] = [
-        lambda: image.astype(mutate.pick(rng, ("f2", "f8", "g", "u1", "i8", "u8", "?", "c8", "O", "S3", "M8[s]"))),
+        lambda: image.astype("i8").astype(
+            mutate.pick(rng, ("f2", "f8", "g", "u1", "u8", "?", "c8", "O", "S3", "M8[s]"))
+        ),
         lambda: np.where(rng.random(_SHAPE) < 0.01, mutate.pick(rng, mutate.FLOATS), image),
         lambda: np.zeros(tuple(int(n) for n in rng.integers(0, 5, int(rng.integers(0, 5))))),
         lambda: np.dstack([image] * int(rng.integers(1, 5))),
