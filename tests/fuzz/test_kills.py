@@ -88,7 +88,8 @@ def test_a_kill_at_any_step_leaves_old_or_new_and_the_same_command_mends_it(scen
             if not _kill_and_mend(scenario, tmp_path / str(step), step):
                 break
         except AssertionError as error:
-            broken.append(f"step {step}: {' '.join(str(error).split())[:400]}")
+            said = " ".join(str(error).partition("\nassert ")[0].split())
+            broken.append(f"step {step}: {said.partition(':')[0]}: ...{said[-200:]}")
         shutil.rmtree(tmp_path / str(step))
     else:
         broken.append(f"no end after {MOST_STEPS} steps")
