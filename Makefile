@@ -8,16 +8,20 @@ BIN := $(VENV)/bin
 # Tests at a time. Each takes 2 GB at most.
 JOBS ?= 2
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast test-all lint clean
 
 demo: $(DEMO_VENV)/installed
 	$(DEMO_VENV)/bin/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not exhaustive"
 
 test-fast: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
+
+# With thousands of damaged inputs and a kill at every step: an hour.
+test-all: lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

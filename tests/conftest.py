@@ -20,6 +20,11 @@ from samri_export import export_bundle
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--provider cuda` asks a GPU, where tests are written for one."""
     parser.addoption("--provider", default="cpu", help="what the tests of static shapes run on: cpu, cuda, ...")
+    fuzz = parser.getgroup("fuzz", "damaged and hostile inputs (tests/fuzz)")
+    fuzz.addoption("--fuzz-inputs", type=int, help="inputs for each target; a few by default")
+    fuzz.addoption("--fuzz-seed", type=int, default=0, help="decides all inputs")
+    fuzz.addoption("--fuzz-target", action="append", help="this target only; repeatable")
+    fuzz.addoption("--fuzz-only", type=int, help="this input only, of each target")
 
 
 def pytest_configure(config: pytest.Config) -> None:
