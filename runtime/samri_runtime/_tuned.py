@@ -19,9 +19,10 @@ from typing import Any
 from samri.bundle import Bundle
 from samri.errors import OutputError, ProviderError
 from samri.manifest import PRECISIONS, Precision
+from samri.process import usable_cores
 from samri.staging import staged_file
 from samri_runtime.providers import PROVIDERS, Provider
-from samri_runtime.providers._processor import processor, usable_cores
+from samri_runtime.providers._processor import processor
 from samri_runtime.providers._session import prove_once
 from samri_runtime.providers._wheels import installed_wheels
 

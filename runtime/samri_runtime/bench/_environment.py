@@ -6,9 +6,9 @@ import datetime
 from typing import Any
 
 from samri.bundle import Bundle
+from samri.process import usable_cores
 from samri_runtime.doctor._machine import machine
 from samri_runtime.providers import load_onnxruntime
-from samri_runtime.providers._processor import usable_cores
 from samri_runtime.providers._wheels import installed_wheels
 
 
