@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from samri import SamriError, __version__
-from samri.errors import OutputError, ProviderError
+from samri.errors import OutputError, ProviderError, printable
 from samri.process import unwind_on_signals
 from samri_runtime.providers import parse_provider_options
 
@@ -130,7 +130,7 @@ def say(line: str) -> None:
     """One line for the person at the keyboard, on stderr: stdout belongs to results."""
     context = click.get_current_context(silent=True)
     prefix = f"{context.find_root().command.name}: " if context and context.find_root().command.name else ""
-    click.echo(prefix + " ".join(line.split()), err=True)
+    click.echo(prefix + printable(line), err=True)
 
 
 def _no_output(error: OSError) -> str:
