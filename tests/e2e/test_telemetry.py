@@ -1,4 +1,4 @@
-"""No command lets ONNX Runtime's telemetry begin: nothing of it is left in a user's folders, whatever is imported first."""
+"""No command lets ONNX Runtime's telemetry begin, whatever is imported first: nothing of it is left in a home."""
 
 from __future__ import annotations
 
@@ -108,6 +108,7 @@ def test_the_minimal_example(home: Home, tmp_path: Path) -> None:
     home.check(imported=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["onnxsim", "monai.networks.utils"])
 def test_what_imports_onnxruntime_before_us_finds_it_off(home: Home, first: str) -> None:
     package = "samri_export" if first == "onnxsim" else "samri_training"

@@ -57,7 +57,7 @@ def _counted(
 
 
 def _follow_the_parent() -> None:
-    """Ctrl-C and a closed terminal are the parent's to handle; when it is killed, its workers end instead of waiting."""
+    """Ctrl-C and a closed terminal are the parent's to handle; its workers end when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
