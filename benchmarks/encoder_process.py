@@ -9,7 +9,6 @@ the embedding in the folder. Needs no PyTorch, but for the candidates that are m
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -41,17 +40,18 @@ def main(candidate: str, folder: Path, images: int) -> None:
 
 def with_plain(folder: Path) -> tuple[Encode, Callable[[], str]]:
     """`torch.onnx.export` of segment-anything's encoder, in a session of ONNX Runtime's own settings."""
-    import onnxruntime
-
     from samri.bundle import Bundle
     from samri.preprocessing import preprocess
-    from samri_runtime.providers._processor import usable_cores
+    from samri.process import thread_limit
+    from samri_runtime.providers import load_onnxruntime
+
+    onnxruntime = load_onnxruntime()
 
     manifest = Bundle.open(folder / "bundle").manifest
     settings = onnxruntime.SessionOptions()
     # Its default counts the machine's cores, also those that this process may not use.
-    if usable_cores() < (os.cpu_count() or 1):
-        settings.intra_op_num_threads = usable_cores()
+    if (threads := thread_limit()) is not None:
+        settings.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(folder / "plain.onnx"), settings, providers=["CPUExecutionProvider"])
 
     def encode(picture: Any) -> Any:

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from segment_anything import SamPredictor
 from segment_anything.utils.transforms import ResizeLongestSide
@@ -48,11 +47,14 @@ from peer_graphs import (
 )
 
 from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
+from samri.process import usable_cores
 from samri_export import export_bundle
 from samri_runtime import Embedding, Predictor
 from samri_runtime.bench import phantom_scene
 from samri_runtime.doctor._machine import machine
-from samri_runtime.providers._processor import usable_cores
+from samri_runtime.providers import load_onnxruntime
+
+onnxruntime = load_onnxruntime()  # With its telemetry off.
 
 Masks = np.ndarray[Any, Any]
 OURS, META, TORCH, SAMEXPORTER = "samri", "Meta's ONNX decoder", "torch SamPredictor", "samexporter"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
@@ -26,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from samri.bundle import Bundle
+from samri.process import usable_cores
 from samri_runtime.bench._memory import current_rss, peak_rss
 from samri_runtime.providers import load_onnxruntime
 
-CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+CORES = usable_cores()
 THREADS: dict[str, tuple[int, int | None]] = {
     f"{CORES} threads that spin": (CORES, None),
     f"{CORES} threads that sleep": (CORES, 0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from samri._onnx_wire import external_locations
 from samri.errors import BundleError
 from samri.hashing import file_sha256
 from samri.manifest import FILE_NAME, BundleFile, Graph, Manifest, Precision, Role
+from samri.opening import open_regular, read_regular
 
+_MANIFEST_LIMIT = 16_000_000
 _CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".safetensors", ".bin"}
 
 
@@ -47,10 +50,7 @@ class Bundle:
             BundleError: No bundle there, or its manifest is damaged, unsafe, too new or not the expected one.
         """
         file = _manifest_file(Path(path))
-        try:
-            text = file.read_bytes()
-        except OSError as error:
-            raise BundleError(f"cannot read {file}: {error.strerror}") from error
+        text = read_regular(file, error=BundleError, limit=_MANIFEST_LIMIT)
         sha256 = hashlib.sha256(text).hexdigest()
         if expect_sha256 is not None and sha256 != expect_sha256.strip().lower():
             raise BundleError(f"{file} has SHA-256 {sha256}, not the expected {expect_sha256}: this is another bundle")
@@ -138,11 +138,12 @@ class Bundle:
 
     def _check_place_and_size(self, file: BundleFile) -> None:
         path = self.folder / file.path
-        if not path.is_file():
+        if not path.exists():
             raise BundleError(f"{path} is missing: copy the whole bundle again")
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise BundleError(f"{path} is a link that leaves the bundle: copy the file itself into it")
-        size = path.stat().st_size
+        with open_regular(path, error=BundleError) as opened:
+            size = os.fstat(opened.fileno()).st_size
         if size != file.bytes:
             raise BundleError(f"{path} has {size} bytes, not {file.bytes}: copy the bundle again")
 
@@ -191,6 +192,6 @@ def _found_manifest(path: Path) -> Path:
         raise BundleError(f"{path} is a file, not a bundle: pass the folder that holds {FILE_NAME}")
     if not path.is_dir():
         raise BundleError(f"no bundle at {path}: there is no such folder (samri-export makes one)")
-    if not (path / FILE_NAME).is_file():
+    if not (path / FILE_NAME).exists():
         raise BundleError(f"{path} is not a bundle: it holds no {FILE_NAME} (samri-export writes one)")
     return path / FILE_NAME

@@ -7,6 +7,22 @@ in which file, and the way out. The commands print it and exit with 1.
 from __future__ import annotations
 
 
+def printable(text: object, most: int | None = None) -> str:
+    r"""Text from a file or a person as it may go to a screen: one line, and nothing that a terminal would obey.
+
+    Args:
+        text: The text; control characters and invisible ones become escapes, such as `\x1b`.
+        most: Characters after which it is cut.
+    """
+    words = " ".join(str(text)[: None if most is None else 4 * most].split())
+    line = words if words.isprintable() else "".join(map(_escaped, words))
+    return line if most is None or len(line) <= most else f"{line[: most - 3]}..."
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
 class SamriError(Exception):
     """Base of all errors that a user can act on."""
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,17 +36,19 @@ def try_lock(descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, busy: str) -> Iterator[None]:
+def exclusive(path: Path, busy: str, *, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, which is made where it is missing and removed afterwards.
 
     Args:
         path: The lock file. A link there is not followed.
         busy: The message when another process holds it: which folder, by whom, and what to do.
+        wait: Seconds to wait for that process.
 
     Raises:
         OutputError: Another process holds it, or it can't be made.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    last = time.monotonic() + wait
     while True:
         try:
             descriptor = os.open(path, flags, 0o666)
@@ -53,7 +56,10 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
         if not try_lock(descriptor):
             os.close(descriptor)
-            raise OutputError(busy)
+            if time.monotonic() >= last:
+                raise OutputError(busy)
+            time.sleep(0.05)
+            continue
         # Its last holder may have removed it between our opening and our locking: then it guards nothing.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from samri.errors import BundleError
+from samri.errors import BundleError, printable
 from samri.hashing import file_sha256
 from samri.preprocessing import Profile
 
@@ -192,13 +192,13 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{source} is not valid JSON: copy the bundle again") from error
         entry = _Reader(values, source)
-        if entry.get("format", str) != FORMAT:
-            raise BundleError(f"{source} doesn't describe a SAMRI bundle: its format is {values['format']!r}")
+        if (stated := entry.get("format", str)) != FORMAT:
+            raise BundleError(f"{source} doesn't describe a SAMRI bundle: its format is {printable(stated, 60)}")
         _check_version(entry.get("format_version", str), source)
         image_size = entry.positive("image_size")
         shape = entry.get("embedding_shape", list)
         if len(shape) != 3 or not all(_is_a(size, int) and size > 0 for size in shape) or shape[1] != shape[2]:
-            raise BundleError(f"{source}: embedding_shape is [channels, grid, grid], not {shape}")
+            raise BundleError(f"{source}: embedding_shape is [channels, grid, grid], not {printable(shape, 60)}")
         listed = enumerate(entry.get("graphs", list))
         graphs = [Graph.from_json(item, f"{source}: graphs[{i}]") for i, item in listed if not _is_newer(item)]
         keys = [(graph.role, graph.precision) for graph in graphs]
@@ -255,14 +255,14 @@ class _Reader:
     def positive(self, key: str, default: int | None = None) -> int:
         value = self.get(key, int, default)
         if value <= 0:
-            raise BundleError(f"{self._where}: {key!r} must be above 0, not {value}")
+            raise BundleError(f"{self._where}: {key!r} must be above 0, not {printable(value, 60)}")
         return value
 
     def choice(self, key: str, choices: tuple[_T, ...]) -> _T:
         value = self._values.get(key)
         if not isinstance(value, str) or value not in choices:
             known = ", ".join(str(choice) for choice in choices)
-            raise BundleError(f"{self._where}: {key!r} is {value!r}; this samri knows {known}")
+            raise BundleError(f"{self._where}: {key!r} is {printable(value, 60)}; this samri knows {known}")
         return next(choice for choice in choices if choice == value)
 
 
@@ -273,10 +273,10 @@ def _is_a(value: Any, kind: type) -> bool:
 def _check_version(version: str, source: str) -> None:
     major = version.partition(".")[0]
     if not major.isdecimal():
-        raise BundleError(f"{source}: format_version {version!r} is not of the form 1.0")
+        raise BundleError(f"{source}: format_version {printable(version, 60)} is not of the form 1.0")
     if major != FORMAT_VERSION.partition(".")[0]:
         raise BundleError(
-            f"{source} has format version {version}, and this samri reads {FORMAT_VERSION}: "
+            f"{source} has format version {printable(version, 60)}, and this samri reads {FORMAT_VERSION}: "
             "upgrade with pip install -U samri, or export the checkpoint again"
         )
 

@@ -11,9 +11,9 @@ import torch
 
 from samri.errors import InputError
 from samri.model import infer_architecture, load_checkpoint
+from samri.process import usable_cores
 from samri.staging import staged_file
 from samri_runtime._command import command, emit, say
-from samri_runtime.providers._processor import usable_cores
 from samri_tiny.architecture import IMAGE_SIZE, tiny_sam
 from samri_tiny.finetuning import finetune
 from samri_tiny.plan import Phase, Plan

@@ -10,11 +10,14 @@ from samri.errors import (
     ProviderError,
     SamriError,
 )
+from samri.process import forbid_telemetry
 from samri.prompts import Prompt
 from samri_runtime._embedding import Embedding
 from samri_runtime._prediction import Prediction
 from samri_runtime._predictor import Predictor
 from samri_runtime._sam_predictor import SamPredictor
+
+forbid_telemetry()
 
 __all__ = [
     "BundleError",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
 import click
+
+from samri.errors import printable
 
 # A line on the screen holds the cause and the way out; more is what somebody pasted.
 _LONGEST_LINE = 600
 _KEPT_AT_THE_END = 200
 _EXAMPLE = ("40", "60", "110", "120")
 _NUMBERS = (type(click.FLOAT), type(click.INT))  # Ranges derive from them.
-_TURNS_TEXT_AROUND = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def split_numbers(command: click.Command, context: click.Context, arguments: Sequence[str]) -> list[str]:
@@ -73,7 +73,7 @@ def refuse_repeated(context: click.Context, arguments: Sequence[str]) -> None:
 
 def plain(text: str) -> str:
     """A message on one line, without characters that steer a terminal, and its middle left out where it is endless."""
-    line = "".join("?" if _steers(character) else character for character in " ".join(text.split()))
+    line = printable(text)
     if len(line) <= _LONGEST_LINE:
         return line
     return f"{line[: _LONGEST_LINE - _KEPT_AT_THE_END - 5]} ... {line[-_KEPT_AT_THE_END:]}"
@@ -81,10 +81,6 @@ def plain(text: str) -> str:
 
 def _name(option: click.Option) -> str:
     return max(option.opts, key=lambda name: name.startswith("--"))
-
-
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) == "Cc" or character in _TURNS_TEXT_AROUND
 
 
 __all__ = ["plain", "refuse_repeated", "split_numbers"]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
 from samri import SamriError, __version__
 from samri.errors import OutputError, ProviderError
+from samri.process import unwind_on_signals
 from samri_runtime._arguments import plain, refuse_repeated, split_numbers
 from samri_runtime._interruptible import STOPPED, stoppable
 from samri_runtime.providers import parse_provider_options
@@ -23,8 +22,7 @@ from samri_runtime.providers import parse_provider_options
 class Command(click.Command):
     """A click command that ends with 0 (done), 1 (a failure the user can act on), 2 (wrong usage) or 130 (stopped).
 
-    A `SamriError` becomes one line on stderr. SIGTERM, which SLURM and container hosts send, unwinds the stack as
-    Ctrl-C does, so that nothing half-written stays.
+    A `SamriError` becomes one line on stderr. SIGTERM and SIGHUP unwind the stack as Ctrl-C does.
     """
 
     def main(self, *args: Any, **extra: Any) -> Any:
@@ -56,7 +54,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see the class."""
-        previous = _unwind_on_sigterm()
+        restore = unwind_on_signals()
         try:
             with stoppable(self.name or "samri"):
                 return super().invoke(ctx)
@@ -73,8 +71,7 @@ class Command(click.Command):
             say("stopped")
             ctx.exit(STOPPED)
         finally:
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
+            restore()
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Command]:
@@ -165,18 +162,6 @@ def _stdout_fails() -> bool:
         os.close(sink)
         return True
     return False
-
-
-def _unwind_on_sigterm() -> Any:
-    """Turn SIGTERM into KeyboardInterrupt; returns the handler to restore, or None off the main thread."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        return signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # Only the main thread may set handlers; a host that runs commands elsewhere keeps its own.
-        return None
 
 
 __all__ = ["Command", "GivenModel", "GivenPath", "command", "emit", "provider_options_of", "say"]

@@ -6,26 +6,33 @@ Runtime that it was measured with; a stale one is ignored, and said so.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from samri.bundle import Bundle
-from samri.errors import OutputError, ProviderError
+from samri.errors import OutputError, ProviderError, SamriError, printable
+from samri.locking import exclusive
 from samri.manifest import PRECISIONS, Precision
+from samri.opening import open_regular, read_json
+from samri.process import usable_cores
 from samri.staging import staged_file
 from samri_runtime.providers import PROVIDERS, Provider
-from samri_runtime.providers._processor import processor, usable_cores
+from samri_runtime.providers._processor import processor
 from samri_runtime.providers._session import prove_once
 from samri_runtime.providers._wheels import installed_wheels
 
 _VERSION = 1
+_LIMIT = 1_000_000
+_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Tuned:
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
-        options = "".join(f", {key}={value}" for key, value in self.options.items())
+        options = "".join(f", {printable(key, 60)}={printable(value, 60)}" for key, value in self.options.items())
         return f"{self.provider}, {self.precision}{threads}{options}"
 
 
@@ -69,68 +76,144 @@ def recall(bundle: Bundle) -> tuple[Tuned | None, list[str]]:
     """The settings that were measured best for a bundle, and plain lines about them or about why there are none."""
     try:
         path = tuned_file()
-        text = path.read_text(encoding="utf-8")
+        path.stat()
     except (OSError, RuntimeError):  # Nothing was tuned here, or there is no home.
         return None, []
-    entries = _entries(text)
-    if entries is None:
-        return None, [f"{path} is damaged and was ignored: run samri-bench --tune again, or delete it"]
-    entry = entries.get(_key(bundle))
+    try:
+        entry = _read(path)["tuned"].get(_key(bundle))
+    except _UnusableError as error:
+        return None, [f"the tuned settings were ignored: {error}"]
     if entry is None:
         return None, []
+    name = printable(bundle.manifest.name, 100)
     tuned = _tuned(entry)
-    if tuned is None or entry.get("wheels") != _wheels():
-        then, now = ", ".join(map(str, entry.get("wheels") or ["?"])), ", ".join(_wheels())
+    if tuned is None:
         return None, [
-            f"the settings tuned for {bundle.manifest.name} are for {then}, not for {now}, and were ignored: "
+            f"the settings tuned for {name} in {path} make no sense and were ignored: run samri-bench --tune again"
+        ]
+    if entry["wheels"] != _wheels():
+        then, now = printable(", ".join(entry["wheels"]), 200), ", ".join(_wheels())
+        return None, [
+            f"the settings tuned for {name} are for {then}, not for {now}, and were ignored: "
             "run samri-bench --tune again"
         ]
     try:
         prove_once(tuned.provider)
     except ProviderError as error:
-        return None, [f"{error}; the settings tuned for {bundle.manifest.name} were ignored"]
+        return None, [f"{error}; the settings tuned for {name} were ignored"]
     return tuned, [f"tuned for this machine: {tuned} (samri-bench --tune; {path})"]
 
 
-def remember(bundle: Bundle, tuned: Tuned) -> Path:
-    """Keep settings for later runs, in place of earlier ones for the same bundle and machine; the file they are in.
+def check_can_remember() -> None:
+    """Look, before anything is measured, whether what is found can be kept.
 
     Raises:
-        OutputError: It can't be written.
+        OutputError: Its folder can't be made or written, or what lies in its place is a link, a pipe or a folder.
     """
-    try:
+    with _config_errors():
         path = tuned_file()
-        entries = (_entries(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+    _refuse_foreign(path)
+
+
+def remember(bundle: Bundle, tuned: Tuned, *, progress: Callable[[str], None] = lambda line: None) -> Path:
+    """Keep settings for later runs, in place of earlier ones for the same bundle and machine; the file they are in.
+
+    Other entries stay as they are, also those that another process writes at the same time. A damaged file is kept
+    beside under another name, and `progress` is told which.
+
+    Raises:
+        OutputError: It can't be written, or is no file of ours.
+    """
+    check_can_remember()
+    path = tuned_file()
+    entry = {"model": bundle.manifest.name, "wheels": _wheels(), **asdict(tuned)}
+    busy = f"another process has been writing {path} for {_PATIENCE_S:g} s: try again"
+    with exclusive(path.with_suffix(".lock"), busy, wait=_PATIENCE_S):
+        _refuse_foreign(path)
+        try:
+            values: dict[str, Any] = _read(path) if path.exists() else {"version": _VERSION, "tuned": {}}
+            values["tuned"][_key(bundle)] = entry
+            text = json.dumps(values, indent=2)
+        except (_UnusableError, ValueError, RecursionError):
+            progress(f"{path} was damaged or of another version: it is now {_set_aside(path)}")
+            text = json.dumps({"version": _VERSION, "tuned": {_key(bundle): entry}}, indent=2)
+        with staged_file(path) as staged:
+            staged.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+class _UnusableError(SamriError):
+    """The file of settings can't be used as it is."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    remedy = "run samri-bench --tune again, or delete it"
+    values = read_json(path, error=_UnusableError, remedy=remedy, limit=_LIMIT)
+    if not isinstance(values, dict) or values.get("version") != _VERSION or not isinstance(values.get("tuned"), dict):
+        raise _UnusableError(f"{path} is damaged: {remedy}")
+    return values
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.is_symlink():
+        raise OutputError(f"{path} is a symbolic link, which is not followed: remove it, or set SAMRI_CONFIG_DIR")
+    if path.exists():
+        open_regular(path, error=OutputError).close()
+
+
+def _set_aside(path: Path) -> Path:
+    """Give a file another name that no file has; only whoever holds the lock does so."""
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"tuned.damaged-{number}.json")):
+        number += 1
+    with _config_errors():
+        path.rename(aside)
+    return aside
+
+
+@contextlib.contextmanager
+def _config_errors() -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         raise OutputError(
             f"cannot keep the tuned settings: {error}: set SAMRI_CONFIG_DIR to a folder of yours"
         ) from error
-    entries[_key(bundle)] = {"model": bundle.manifest.name, "wheels": _wheels(), **asdict(tuned)}
-    with staged_file(path) as staged:
-        staged.write_text(json.dumps({"version": _VERSION, "tuned": entries}, indent=2) + "\n", encoding="utf-8")
-    return path
 
 
-def _entries(text: str) -> dict[str, Any] | None:
-    try:
-        values = json.loads(text)
-    except ValueError:
+def _tuned(entry: Any) -> Tuned | None:
+    """The settings in an entry, every part of which is as it is written here; else None."""
+    if not isinstance(entry, dict):
         return None
-    if not isinstance(values, dict) or values.get("version") != _VERSION or not isinstance(values.get("tuned"), dict):
-        return None
-    return {key: entry for key, entry in values["tuned"].items() if isinstance(entry, dict)}
-
-
-def _tuned(entry: Mapping[str, Any]) -> Tuned | None:
     provider = next((name for name in PROVIDERS if name == entry.get("provider") and name != "auto"), None)
     precision = next((name for name in PRECISIONS if name == entry.get("precision")), None)
-    threads, dice, options = entry.get("threads"), entry.get("mean_dice"), entry.get("options")
-    if provider is None or precision is None or not isinstance(dice, int | float) or not isinstance(options, dict):
+    threads: Any = entry.get("threads")
+    dice: Any = entry.get("mean_dice")
+    options: Any = entry.get("options")
+    if provider is None or precision is None or not _is_number(dice, 0, 1) or not _is_texts(options):
         return None
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and not (_is_number(threads, 1, 1024) and isinstance(threads, int)):
         return None
-    return Tuned(provider, precision, threads, {str(key): str(value) for key, value in options.items()}, float(dice))
+    wheels = entry.get("wheels")
+    if not isinstance(wheels, list) or not all(isinstance(wheel, str) for wheel in wheels):
+        return None
+    return Tuned(provider, precision, threads, options, float(dice))
+
+
+def _is_number(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_texts(value: Any) -> bool:
+    """Whether these can be a provider's options: few short texts by name."""
+    return (
+        isinstance(value, dict)
+        and len(value) <= 100
+        and all(isinstance(text, str) and len(text) <= 1000 for pair in value.items() for text in pair)
+    )
 
 
 def _key(bundle: Bundle) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -344,3 +345,35 @@ def test_the_embedding_id_depends_on_all_that_decides_an_embedding() -> None:
     }
     assert len(ids) == 5
     assert embedding_id("a" * 64, profile("samri"), 1024, "fp32") in ids
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["manifest.json", "encoder.onnx"])
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(bundle: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "copy")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(BundleError, match="is a named pipe"):
+        Bundle.open(folder).verify()
+
+
+def test_a_manifest_of_absurd_size_is_not_read(bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "copy")
+    os.truncate(folder / "manifest.json", 1 << 32)
+    with pytest.raises(BundleError, match="has 4294967296 bytes"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("key", ["format", "format_version", "embedding_shape", "image_size"])
+@pytest.mark.parametrize("value", ["\x1b[2J\u202e" + "x" * 5000, [["\x1b" * 5000]]], ids=["text", "list"])
+def test_no_control_character_of_a_manifest_gets_into_a_message(
+    bundle: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "copy")
+    values = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**values, key: value}))
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(folder)
+    line = str(caught.value)
+    assert line.isprintable()
+    assert len(line) < 500

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -210,6 +212,7 @@ def test_a_machine_without_accelerators_is_told_so(bundle: Path, monkeypatch: py
     assert run("--model", bundle, "--gpu") == (
         1,
         "",
+        "samri-bench: looking for what works here\n"
         "samri-bench: error: no accelerator works here: samri-doctor says why\n",
     )
 
@@ -229,6 +232,31 @@ def test_wrong_usage_ends_with_2(bundle: Path, arguments: tuple[str, ...], words
     assert (code, out) == (2, "")
     assert words in err
     assert len(err.splitlines()) == 1
+
+
+def test_without_matplotlib_the_tables_are_written_and_the_picture_is_left_out_from_the_start(
+    bundle: Path, tmp_path: Path
+) -> None:
+    blocked = "import sys; sys.modules['matplotlib'] = None; from samri_runtime.bench._command import main; main()"
+    asked = ["--model", str(bundle), "--provider", "cpu", *QUICK, "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, *asked],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    first = done.stderr.splitlines()[0]
+    assert "bench.png is left out" in first
+    assert "pip install 'samri[bench]'" in first
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bench.csv", "bench.json", "bench.md"]
+
+
+def test_a_long_measurement_says_that_it_is_at_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_measure, "_REPORT_S", 0.05)
+    said: list[str] = []
+    measure(bundle, [], phantom_scene(), EFFORT, progress=said.append)
+    assert any(line.startswith("cpu fp32: at it for ") for line in said)
 
 
 def test_what_cannot_be_written_is_said_before_the_work(bundle: Path, tmp_path: Path) -> None:

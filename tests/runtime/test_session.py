@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from samri import process
 from samri.errors import BundleError, ProviderError
-from samri_runtime.providers import _inference
 from samri_runtime.providers._names import PROVIDERS
 from samri_runtime.providers._session import Session, open_probe, open_session
 
@@ -153,11 +153,16 @@ def test_sessions_wait_without_spinning_and_plan_no_memory_pattern(graph: Path) 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux restricts a process to some cores this way")
 def test_a_process_restricted_to_some_cores_gets_as_many_threads(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(process, "_quotas", lambda *_: [])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert settings_of(open_session(graph, "cpu")).intra_op_num_threads == 3
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    assert _inference._restricted_cores() is None
+    monkeypatch.setattr(process, "_quotas", lambda *_: [2])
+    assert settings_of(open_session(graph, "cpu")).intra_op_num_threads == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert settings_of(open_session(graph, "cpu")).intra_op_num_threads == 1
+    assert settings_of(open_session(graph, "cpu", threads=3)).intra_op_num_threads == 3
 
 
 @pytest.fixture

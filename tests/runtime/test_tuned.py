@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from samri.bundle import Bundle
-from samri.errors import InputError
+from samri.errors import InputError, OutputError
 from samri_runtime import Predictor, _tuned
 from samri_runtime._tuned import Tuned, recall, remember, tuned_file
 from samri_runtime.bench import Case, Sample
@@ -95,20 +97,46 @@ def test_settings_come_back_for_the_bundle_they_were_measured_on(bundle: Path) -
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99, "tuned": {}}', '{"version": 1, "tuned": []}'])
-def test_a_damaged_file_is_ignored_and_said_so(bundle: Path, text: str) -> None:
+def test_a_damaged_file_is_ignored_and_kept_beside_the_new_one(bundle: Path, text: str) -> None:
     opened = Bundle.open(bundle)
     path = remember(opened, TUNED)
-    path.write_text(text)
-    tuned, notes = recall(opened)
-    assert tuned is None
-    assert len(notes) == 1
-    assert "is damaged and was ignored" in notes[0]
-    remember(opened, TUNED)
-    assert recall(opened)[0] == TUNED
+    said: list[str] = []
+    for number in (1, 2):
+        path.write_text(text)
+        tuned, notes = recall(opened)
+        assert tuned is None
+        assert len(notes) == 1
+        assert "were ignored" in notes[0]
+        assert "is damaged" in notes[0]
+        remember(opened, TUNED, progress=said.append)
+        assert recall(opened)[0] == TUNED
+        aside = path.with_name(f"tuned.damaged-{number}.json")
+        assert aside.read_text() == text
+        assert str(aside) in said[-1]
 
 
 @pytest.mark.parametrize(
-    "changes", [{"provider": "auto"}, {"precision": "fp8"}, {"threads": 0}, {"threads": "2"}, {"options": None}]
+    "changes",
+    [
+        {"provider": "auto"},
+        {"provider": []},
+        {"precision": "fp8"},
+        {"threads": 0},
+        {"threads": "2"},
+        {"threads": True},
+        {"threads": 2.0},
+        {"threads": 10**9},
+        {"options": None},
+        {"options": {"a": {}}},
+        {"options": {"a": "b" * 5000}},
+        {"mean_dice": 10**400},
+        {"mean_dice": float("nan")},
+        {"mean_dice": True},
+        {"wheels": 5},
+        {"wheels": [1]},
+        {"wheels": None},
+    ],
+    ids=str,
 )
 def test_an_entry_that_makes_no_sense_is_ignored(bundle: Path, changes: dict[str, object]) -> None:
     opened = Bundle.open(bundle)
@@ -120,6 +148,68 @@ def test_an_entry_that_makes_no_sense_is_ignored(bundle: Path, changes: dict[str
     tuned, notes = recall(opened)
     assert tuned is None
     assert "were ignored: run samri-bench --tune again" in notes[0]
+
+
+def test_an_entry_of_another_kind_or_too_deep_is_one_line_and_others_are_kept(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    path = remember(opened, TUNED)
+    values = json.loads(path.read_text())
+    (key,) = values["tuned"]
+    for entry in (5, [], "text", True):
+        path.write_text(json.dumps({**values, "tuned": {key: entry, "another machine": 7}, "more": 1}))
+        assert recall(opened)[0] is None
+        remember(opened, TUNED)
+        kept = json.loads(path.read_text())
+        assert (kept["tuned"]["another machine"], kept["more"]) == (7, 1)
+    path.write_text('{"version": 1, "tuned": {"deep": ' + "[" * 700 + "]" * 700 + "}}")
+    remember(opened, TUNED)
+    assert recall(opened)[0] == TUNED
+    path.write_text('{"version": 1, "tuned": ' + "[" * 200_000)
+    assert "is damaged" in recall(opened)[1][0]
+    path.write_text(" " * 2_000_000)
+    assert "bytes" in recall(opened)[1][0]
+
+
+def test_control_characters_of_the_file_never_reach_the_screen(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    path = remember(opened, Tuned("cpu", "fp32", 1, {"key\x1b[2J": "\x07value\u202e"}, 1.0))
+    (line,) = recall(opened)[1]
+    assert line.isprintable()
+    values = json.loads(path.read_text())
+    (entry,) = values["tuned"].values()
+    entry["wheels"] = ["\x1b]0;title\x07"]
+    path.write_text(json.dumps(values))
+    (line,) = recall(opened)[1]
+    assert line.isprintable()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_or_a_link_in_its_place_is_neither_waited_for_nor_followed(bundle: Path, tmp_path: Path) -> None:
+    opened = Bundle.open(bundle)
+    path = tuned_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    assert "is a named pipe" in recall(opened)[1][0]
+    with pytest.raises(OutputError, match="is a named pipe"):
+        remember(opened, TUNED)
+    path.unlink()
+    (tmp_path / "theirs").write_text("theirs")
+    path.symlink_to(tmp_path / "theirs")
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        remember(opened, TUNED)
+    result = CliRunner().invoke(main, ["--model", str(bundle), "--tune"])
+    assert result.exit_code == 1
+    assert "round" not in result.stderr
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_two_that_write_at_once_lose_nothing(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    others = [Bundle(opened.folder, opened.manifest, f"{number:064d}") for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda other: remember(other, TUNED), others))
+    assert all(recall(other)[0] == TUNED for other in others)
+    assert [path.name for path in tuned_file().parent.iterdir()] == ["tuned.json"]
 
 
 def test_settings_for_another_onnx_runtime_are_ignored_and_said_so(

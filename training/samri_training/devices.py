@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from samri.errors import ProviderError
+from samri.process import thread_limit
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,8 @@ def is_torch_device(name: str) -> bool:
 def torch_device(name: str, local_rank: int = 0) -> torch.device:
     """The torch device of a process; `auto` takes the best there is.
 
+    PyTorch's threads are limited to what a container's quota leaves, which PyTorch doesn't look at.
+
     Args:
         name: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         local_rank: This process's number on its machine: which GPU `cuda` means, where each process has its own.
@@ -32,6 +35,8 @@ def torch_device(name: str, local_rank: int = 0) -> torch.device:
 
     if not is_torch_device(name):
         raise ProviderError(f"there is no torch device {name!r}: use auto, cpu, cuda, cuda:1 or mps")
+    if (threads := thread_limit()) is not None and threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -9,10 +9,10 @@ from typing import Any
 
 from samri.errors import ProviderError
 from samri.manifest import Manifest, Precision
+from samri.process import usable_cores
 from samri_runtime.providers import Provider, load_onnxruntime
 from samri_runtime.providers._names import auto_candidates
 from samri_runtime.providers._plugins import plugin_providers
-from samri_runtime.providers._processor import usable_cores
 from samri_runtime.providers._session import open_probe
 from samri_runtime.providers._wheels import installed_wheels
 

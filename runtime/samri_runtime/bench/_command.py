@@ -11,14 +11,15 @@ from pathlib import Path
 import click
 
 from samri.bundle import Bundle
-from samri.errors import OutputError, ProviderError
+from samri.errors import MissingDependencyError, OutputError, ProviderError
 from samri.manifest import PRECISIONS, Precision
 from samri_runtime import models
 from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
-from samri_runtime._tuned import remember
+from samri_runtime._tuned import check_can_remember, remember
 from samri_runtime.bench._case import accelerator_cases, cases, precisions_of, usable_providers
 from samri_runtime.bench._environment import environment
 from samri_runtime.bench._measure import Effort, Sample, measure
+from samri_runtime.bench._plot import import_matplotlib
 from samri_runtime.bench._report import Report
 from samri_runtime.bench._scene import phantom_scene, scan_scene
 from samri_runtime.bench._tune import best, candidates, effort_of, settings_of
@@ -112,11 +113,15 @@ def main(
     if index is not None and source is None:
         raise click.UsageError("--slice needs --input.")
     bundle = Bundle.open(models.locate(model))
+    if tune:
+        check_can_remember()
+    png = output is not None and not no_png and _can_plot()
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"cannot write {output}: it is not a folder; name another --output")
     wanted = precisions or precisions_of(bundle.manifest)
     for precision in wanted:
         bundle.graph("encoder", precision)
+    say("looking for what works here")
     if tune:
         asked = [case for case in candidates(bundle.manifest) if case.precision in wanted]
     elif gpu:
@@ -131,7 +136,7 @@ def main(
     typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     report = Report(environment(bundle), scene.name, samples, effort.batches, typed)
     if output is not None:
-        for path in report.write(output, png=not no_png):
+        for path in report.write(output, png=png):
             say(f"wrote {path}")
     emit(json.dumps(report.to_json(), indent=2, allow_nan=False) if as_json else report.to_text())
     if tune:
@@ -142,12 +147,22 @@ def main(
         context.exit(1)
 
 
+def _can_plot() -> bool:
+    """Whether the picture can be drawn; asked before the work, which takes minutes."""
+    try:
+        import_matplotlib()
+    except MissingDependencyError as error:
+        say(f"note: bench.png is left out: {error}")
+        return False
+    return True
+
+
 def _keep_best(bundle: Bundle, samples: Sequence[Sample]) -> None:
     winner, left_out = best(samples)
     for line in left_out:
         say(f"left out: {line}")
     tuned = settings_of(winner)
-    path = remember(bundle, tuned)
+    path = remember(bundle, tuned, progress=say)
     seconds, usual = effort_of(winner), effort_of(samples[0])
     say(f"best here: {tuned}, with {seconds:.3g} s for an image and ten boxes; fp32 on the CPU takes {usual:.3g} s")
     say(f"kept in {path}, for runs that ask for no provider, precision or threads")

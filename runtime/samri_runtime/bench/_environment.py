@@ -6,9 +6,10 @@ import datetime
 from typing import Any
 
 from samri.bundle import Bundle
+from samri.errors import printable
+from samri.process import usable_cores
 from samri_runtime.doctor._machine import machine
 from samri_runtime.providers import load_onnxruntime
-from samri_runtime.providers._processor import usable_cores
 from samri_runtime.providers._wheels import installed_wheels
 
 
@@ -32,9 +33,10 @@ def environment(bundle: Bundle) -> dict[str, Any]:
 def environment_lines(found: dict[str, Any]) -> list[str]:
     """The same for people."""
     here, model = found["machine"], found["model"]
+    name, backbone = printable(model["name"], 200), printable(model["backbone"], 200)
     gpus = f"; GPUs {', '.join(here['nvidia']['gpus'])}" if here["nvidia"]["gpus"] else ""
     return [
-        f"{model['name']}: {model['backbone']} at {model['image_size']}, manifest {model['sha256'][:16]}",
+        f"{name}: {backbone} at {model['image_size']}, manifest {model['sha256'][:16]}",
         f"{here['processor']}, {here['usable_cores']} of {here['cores']} cores{gpus}; {here['system']}",
         f"samri {here['samri']}, Python {here['python']}, numpy {here['numpy']}, {', '.join(found['wheels'])}; "
         f"{found['date']}",

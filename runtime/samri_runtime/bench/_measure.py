@@ -21,6 +21,7 @@ from samri_runtime.bench._case import REFERENCE, Case
 from samri_runtime.bench._scene import Scene
 
 _WORKER = "samri_runtime.bench._worker"
+_REPORT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def measure(
                 if sample.error is not None:
                     continue
                 progress(f"round {turn} of {effort.rounds}: {sample.case}")
-                result = _run(Path(folder), str(model), sample.case, effort)
+                result = _run(Path(folder), str(model), sample.case, effort, progress)
                 if "error" in result:
                     if place == 0:
                         raise ProviderError(f"{model} can't be measured: {result['error']}")
@@ -163,7 +164,28 @@ def measure(
     return samples
 
 
-def _run(folder: Path, model: str, case: Case, effort: Effort) -> dict[str, Any]:
+def _ended(command: Sequence[str], limit: float, waiting: Callable[[float], None]) -> tuple[int | None, str]:
+    """Run a process; its code, None when it was killed after `limit` seconds, and its stderr."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=_environment()
+    )
+    with process:
+        try:
+            while (left := started + limit - time.monotonic()) > 0:
+                try:
+                    stderr = process.communicate(timeout=min(left, _REPORT_S))[1]
+                    return process.returncode, stderr
+                except subprocess.TimeoutExpired:
+                    waiting(time.monotonic() - started)
+            return None, ""
+        finally:
+            process.kill()
+
+
+def _run(
+    folder: Path, model: str, case: Case, effort: Effort, progress: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     request, result = folder / "request.json", folder / "result.json"
     result.unlink(missing_ok=True)
     asked = {
@@ -177,15 +199,14 @@ def _run(folder: Path, model: str, case: Case, effort: Effort) -> dict[str, Any]
     }
     request.write_text(json.dumps(asked), encoding="utf-8")
     command = [sys.executable, "-m", _WORKER, str(request), str(result)]
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=effort.limit, env=_environment())
-    except subprocess.TimeoutExpired:
+    returncode, stderr = _ended(command, effort.limit, lambda waited: progress(f"{case}: at it for {waited:.0f} s"))
+    if returncode is None:
         return {"error": f"gave no result within {effort.limit:g} s"}
     if result.is_file():
         measured: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return measured
-    said = (ended.stderr.strip().splitlines() or ["without a word"])[-1]
-    return {"error": f"its process ended with {ended.returncode}: {said}"}
+    said = (stderr.strip().splitlines() or ["without a word"])[-1]
+    return {"error": f"its process ended with {returncode}: {said}"}
 
 
 def _environment() -> dict[str, str]:

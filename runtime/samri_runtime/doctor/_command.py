@@ -44,7 +44,7 @@ def main(
     Ends with 0 when all is well, and with 1 when the provider asked for can't be used, wheels are in conflict, or heavy
     parts of the model ran elsewhere; the reason is on stderr.
     """
-    found = diagnose(provider, model, precision=precision, provider_options=provider_options)
+    found = diagnose(provider, model, precision=precision, provider_options=provider_options, progress=say)
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else as_text(found))
     for problem in found.problems:
         say(f"error: {problem}")

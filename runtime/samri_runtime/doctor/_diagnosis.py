@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from samri.errors import MissingDependencyError, ProviderError
 from samri.manifest import Precision
+from samri_runtime.doctor._extras import Extra, as_json, installed_extras
 from samri_runtime.doctor._machine import machine
 from samri_runtime.doctor._placement import Placement
 from samri_runtime.doctor._trial import Trial, broken_promises, strays, trial_graphs, try_graph, try_probe
 from samri_runtime.providers._inference import preload_cuda
-from samri_runtime.providers._names import CUDA, PROVIDERS, Provider, execution_provider
+from samri_runtime.providers._names import CUDA, PROVIDERS, Provider, auto_candidates, execution_provider
 from samri_runtime.providers._plugins import PLUGINS, plugin_providers
 from samri_runtime.providers._wheels import Wheel, conflict_line, installed_wheels, load_onnxruntime
 
@@ -43,6 +44,7 @@ class Diagnosis:
         graphs: Where the graphs of the bundle ran.
         notes: Plain lines worth knowing.
         problems: Plain lines to act on; without any, all is well.
+        extras: SAMRI's own, and what each lacks.
     """
 
     machine: Mapping[str, Any]
@@ -55,10 +57,11 @@ class Diagnosis:
     graphs: tuple[Trial, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
+    extras: tuple[Extra, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "graphs": [trial.to_json() for trial in self.graphs]}
+        return {**asdict(self), "graphs": [trial.to_json() for trial in self.graphs], "extras": as_json(self.extras)}
 
 
 def diagnose(
@@ -67,6 +70,7 @@ def diagnose(
     *,
     precision: Precision = "fp32",
     provider_options: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Diagnosis:
     """Examine the machine, the wheels and, given a bundle, one run of each graph that it would use.
 
@@ -75,25 +79,30 @@ def diagnose(
         model: A bundle.
         precision: Of the graphs to run.
         provider_options: As for `open_session`.
+        progress: Gets a plain line before each step that may take long.
 
     Raises:
         BundleError: The bundle can't be used.
     """
     graphs = trial_graphs(model, precision) if model is not None else []
     wheels = installed_wheels()
+    extras = installed_extras(wheels)
     try:
         onnxruntime = load_onnxruntime()
     except MissingDependencyError as error:
-        return Diagnosis(machine(), None, wheels, None, (), provider, None, (), (), (str(error),))
+        return Diagnosis(machine(), None, wheels, None, (), provider, None, (), (), (str(error),), extras)
     offered = [*onnxruntime.get_available_providers(), *plugin_providers(wheels)]
     libraries = tuple(preload_cuda(onnxruntime)) if CUDA in offered else None
     runs_on: Provider | None = None
     trials: list[Trial] = []
     notes: list[str] = []
     try:
+        _tell(progress, provider, offered)
         session, placement = try_probe(provider, provider_options or {})
         tried = [graph for graph in graphs if graph.runs_on(session.provider)]
-        trials = [try_graph(graph, provider, provider_options or {}) for graph in tried]
+        for graph in tried:
+            progress(f"running {graph.role} {graph.precision} on {session.provider}")
+            trials.append(try_graph(graph, provider, provider_options or {}))
         runs_on = session.provider
         notes = [*session.notes, *(note for trial in trials for note in trial.notes)]
         problems = broken_promises(trials) if trials else _broken_promise(session.provider, placement)
@@ -115,12 +124,13 @@ def diagnose(
         },
         wheels=wheels,
         cuda_libraries=libraries,
-        providers=tuple(_state(name, offered) for name in PROVIDERS if name != "auto"),
+        providers=tuple(_state(name, offered, progress) for name in PROVIDERS if name != "auto"),
         asked=provider,
         runs_on=runs_on,
         graphs=tuple(trials),
         notes=tuple(dict.fromkeys([*notes, *_unknown_plugins(wheels)])),
         problems=tuple(problems),
+        extras=extras,
     )
 
 
@@ -129,9 +139,17 @@ def _broken_promise(provider: Provider, placement: Placement) -> list[str]:
     return [f"{provider} doesn't do its part: {stray}"] if stray else []
 
 
-def _state(provider: Provider, offered: Sequence[str]) -> ProviderState:
+def _tell(progress: Callable[[str], None], provider: Provider, offered: Sequence[str]) -> None:
+    """Accelerators load libraries of gigabytes; ONNX Runtime's own CPU code is there at once."""
+    accelerated = len(auto_candidates(offered)) > 1 if provider == "auto" else provider != "cpu"
+    if accelerated:
+        progress(f"trying {provider}")
+
+
+def _state(provider: Provider, offered: Sequence[str], progress: Callable[[str], None]) -> ProviderState:
     if execution_provider(provider, offered) is None:
         return ProviderState(provider, False, False, "the installed wheel doesn't have it")
+    _tell(progress, provider, offered)
     try:
         session, placement = try_probe(provider, {})
     except ProviderError as error:

@@ -9,7 +9,7 @@ from samri_runtime.doctor._diagnosis import Diagnosis, ProviderState
 
 def as_text(diagnosis: Diagnosis) -> str:
     """The diagnosis in sections, without its problems: the command says those on stderr."""
-    sections = [_machine(diagnosis), _runtime(diagnosis), _providers(diagnosis), _asked(diagnosis)]
+    sections = [_machine(diagnosis), _runtime(diagnosis), _providers(diagnosis), _extras(diagnosis), _asked(diagnosis)]
     return "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines)
 
 
@@ -40,6 +40,13 @@ def _providers(diagnosis: Diagnosis) -> Iterator[str]:
         yield "Providers"
     for state in diagnosis.providers:
         yield f"  {state.provider:<9} {_verdict(state)}"
+
+
+def _extras(diagnosis: Diagnosis) -> Iterator[str]:
+    if diagnosis.extras:
+        yield "Extras"
+    for extra in diagnosis.extras:
+        yield f"  {extra.name:<9} {extra}"
 
 
 def _verdict(state: ProviderState) -> str:

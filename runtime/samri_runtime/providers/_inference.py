@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from samri.errors import BundleError, ProviderError
+from samri.process import thread_limit
 from samri_runtime.providers._failure import failure_reason
 from samri_runtime.providers._names import CPU, CUDA, TENSORRT, Provider
 from samri_runtime.providers._ort_log import Record, captured_log, one_line
@@ -114,24 +113,13 @@ def _settings(onnxruntime: Any, threads: int | None, profile: Path | None) -> An
     # The planner would allocate everything anew at the second run of each shape; DirectML doesn't allow it at all.
     settings.enable_mem_pattern = False
     if threads is None:
-        threads = _restricted_cores()
+        threads = thread_limit()  # ONNX Runtime's own default counts the machine's cores and pins a thread to each.
     if threads is not None:
         settings.intra_op_num_threads = threads
     if profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
     return settings
-
-
-def _restricted_cores() -> int | None:
-    """The number of cores when this process may use some of them only (a container, SLURM); else None.
-
-    ONNX Runtime's own default counts the machine's cores and pins a thread to each.
-    """
-    if sys.platform != "linux":
-        return None
-    usable = len(os.sched_getaffinity(0))
-    return usable if usable < (os.cpu_count() or usable) else None
 
 
 def _is_graph_fault(error: Exception) -> bool:

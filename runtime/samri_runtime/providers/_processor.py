@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import sys
 from pathlib import Path
 
 
@@ -39,10 +37,3 @@ def computes_int8_fast(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         for flag in value.split()
     }
     return not flags or not flags.isdisjoint(_INTEGER_DOT_PRODUCTS)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: all, or those that a container or a scheduler left it."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from samri.errors import MissingDependencyError
-from samri_runtime.providers._telemetry import forbid_telemetry, stop_telemetry
+from samri.process import TELEMETRY_VARIABLES, forbid_telemetry
 
 # Distributions called onnxruntime-* that hold no runtime of their own, for those whose file list is lost.
 _COMPANIONS = re.compile(r"onnxruntime-(ep|extensions|genai|tools|easy|transformers)\b")
@@ -145,7 +146,8 @@ def load_onnxruntime() -> Any:
         raise MissingDependencyError(_damaged(str(error))) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise MissingDependencyError(_damaged("its files are gone, as when one of two wheels was uninstalled"))
-    stop_telemetry(onnxruntime)
+    if os.environ.get(TELEMETRY_VARIABLES[0]) == "1":
+        onnxruntime.disable_telemetry_events()  # On Windows, and where a host had imported onnxruntime before.
     return onnxruntime
 
 

@@ -14,7 +14,7 @@ from samri.bundle import Bundle
 from samri.errors import BundleError, ProviderError
 from samri.manifest import Precision
 from samri.preprocessing import ProfileName
-from samri_runtime.providers import Provider, open_session
+from samri_runtime.providers import Provider, load_onnxruntime, open_session
 from samri_training.devices import torch_device
 from samri_training.store import EncoderFacts
 
@@ -151,8 +151,6 @@ class BundleEncoder:
         precision: Precision = "fp32",
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
-        import onnxruntime
-
         bundle = Bundle.open(folder)
         graph = bundle.graph("encoder", precision)
         if graph.embedding_id is None:
@@ -164,7 +162,7 @@ class BundleEncoder:
         self.made_with = {
             "samri": __version__,
             "numpy": np.__version__,
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": load_onnxruntime().__version__,
             "device": self.runs_on,
         }
 

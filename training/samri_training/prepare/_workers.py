@@ -57,8 +57,10 @@ def _counted(
 
 
 def _follow_the_parent() -> None:
-    """Ctrl-C is the parent's to handle; when the parent is killed, its workers end too instead of waiting for ever."""
+    """Ctrl-C and a closed terminal are the parent's to handle; its workers end when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
