@@ -98,6 +98,7 @@ class PublishedCache:
         first = self.slices[0].read(facts.embedding_shape)
         dtype: StoredDtype = "fp16" if first.features.dtype == np.float16 else "fp32"
         self.info = StoreInfo.of(facts, dtype, KIND, spacing_known(self.slices))
+        self.content_sha256: str | None = None  # Its files hold no checksums, and reading them all takes too long.
 
     def __len__(self) -> int:
         return len(self.slices)
