@@ -51,6 +51,8 @@ def open_regular(
         # Opening a device or a pipe may have effects of its own, so it is looked at first.
         _refuse_irregular(path, path.stat(follow_symlinks=follow), error, limit)
         descriptor = os.open(path, flags)
+    except SamriError:  # Most of them are ValueErrors too.
+        raise
     except FileNotFoundError as caught:
         raise error(f"{path} does not exist: check the path") from caught
     except OSError as caught:
