@@ -59,7 +59,8 @@ def _key_and_value(_context: click.Context, _option: click.Parameter, pairs: tup
     type=_FOLDER,
     required=True,
     metavar="FOLDER",
-    help="The store; with training, validation and testing folders in the data, one store each in folders so named.",
+    help="The store; where the data lies in folders for training, validation and testing (or train, val, test ...), "
+    "one store each in folders so named.",
 )
 @click.option("--checkpoint", type=_FILE, metavar="FILE", help="Encode by torch, with the encoder of this .pth.")
 @click.option(

@@ -17,7 +17,7 @@ from samri.hashing import stream_sha256
 from samri.opening import open_regular
 from samri.preprocessing import preprocess, profile
 from samri_training.published import KIND, CachedSlice, find_cached, spacing_known
-from samri_training.slices import SPLITS, SlicePair, find_slices, match_slices, split_of
+from samri_training.slices import KNOWN_NAMES, SPLITS, SlicePair, find_slices, match_slices, split_of
 from samri_training.store import EncoderFacts
 
 _T = TypeVar("_T", SlicePair, CachedSlice)
@@ -133,14 +133,12 @@ def _has_cached(folder: Path) -> bool:
 
 
 def _by_split(folder: Path, items: Sequence[_T]) -> list[tuple[str, list[_T]]]:
-    if folder.absolute().name in SPLITS:
-        return [("", list(items))]
     groups: dict[str, list[_T]] = {}
     for item in items:
         groups.setdefault(split_of(item.name) or "", []).append(item)
     if "" in groups and len(groups) > 1:
         raise InputError(
-            f"{folder}: {groups[''][0].name} lies in none of the folders {', '.join(SPLITS)}, and other slices do: "
+            f"{folder}: {groups[''][0].name} lies in no folder for {KNOWN_NAMES}, and other slices do: "
             "name one of these folders, or move the slice"
         )
     return [(split, groups[split]) for split in ("", *SPLITS) if split in groups]

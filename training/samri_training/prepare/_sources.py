@@ -11,7 +11,7 @@ from typing import Literal
 
 from samri.errors import InputError
 from samri_training.prepare._bids import match_bids
-from samri_training.slices import Split, match_slices
+from samri_training.slices import Split, match_slices, split_of
 from samri_training.slices._layout import image_files, stem
 
 Layout = Literal["img-seg", "nnunet", "bids", "pattern"]
@@ -202,7 +202,8 @@ def _match_pattern(
         case = "_".join(key)
         if images[key] == masks[key]:
             raise InputError(f"{images[key]} is both image and mask by --pattern: make the two patterns differ")
-        pairs.append(SourcePair(case, values.get("patient", case), images[key], masks[key]))
+        split = split_of(images[key].relative_to(folder).as_posix())
+        pairs.append(SourcePair(case, values.get("patient", case), images[key], masks[key], split=split))
     # `{case}.nii.gz` also fits the masks `{case}_seg.nii.gz` beside it.
     paired = {file for pair in pairs for file in (pair.image, pair.mask)}
     alone = [sorted({file for file in files.values() if file not in paired}) for files in (images, masks)]

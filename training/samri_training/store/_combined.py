@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from samri.errors import InputError
-from samri_training.slices import SPLITS
+from samri_training.slices import split_named
 from samri_training.store._info import EncoderFacts, StoreInfo
 from samri_training.store._store import StoredSlice
 
@@ -105,7 +105,7 @@ def _prefixes(parts: Sequence[Embeddings]) -> tuple[list[str], list[str]]:
     folders = [path.relative_to(above).parts for path in absolute]
     whole = ["".join(f"{folder}/" for folder in each) for each in folders]
     # The splits of one dataset are of the same patients, or of others with names of their own.
-    datasets = ["".join(f"{folder}/" for folder in each if folder not in SPLITS) for each in folders]
+    datasets = ["".join(f"{folder}/" for folder in each if split_named(folder) is None) for each in folders]
     names: dict[str, str] = {}
     cases: dict[str, str] = {}
     same_name = same_case = False
