@@ -29,7 +29,7 @@ from samri_training.store import Embeddings, EmbeddingStore, EncoderFacts, Store
 
 KIND = "published cache"
 SUFFIXES = (".npz", ".npy", ".pt", ".pth")
-_MASK_SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz", ".pt", ".png", ".tif", ".tiff")
+_MASK_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".npy", ".npz", ".pt", ".png", ".tif", ".tiff")
 _MASK_ENDS = ("_seg", "_mask")
 # No embedding or mask is larger; a compressed file may claim any size.
 _LARGEST_ARRAY = 1 << 30
@@ -121,8 +121,8 @@ class PublishedCache:
 
 
 def spacing_known(slices: Sequence[CachedSlice]) -> bool:
-    """Whether all masks are NIfTI files, which say how large a pixel is."""
-    return all(cached.mask is not None and cached.mask.suffix in (".gz", ".nii") for cached in slices)
+    """Whether all masks are NIfTI or MGH files, which say how large a pixel is."""
+    return all(cached.mask is not None and cached.mask.suffix in (".gz", ".nii", ".mgz", ".mgh") for cached in slices)
 
 
 def open_embeddings(path: str | Path, facts: EncoderFacts) -> Embeddings:

@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from samri.errors import InputError
 from samri.io import read_scan
+from samri_training.slices._formats import unread_below
 from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
 from samri_training.slices._splits import SPLITS, Split, split_named, split_of_folders
 
 SIDECAR = "slices.json"
 FORMAT, FORMAT_VERSION = "samri-slices", 1
 
-SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _ROLE = re.compile(r"(?P<case>.+)_(?P<role>img|seg)(?:_(?P<tail>.*))?", re.DOTALL)
 
 
@@ -95,6 +96,8 @@ def find_slices(folder: str | os.PathLike[str]) -> list[SlicePair]:
     for file, partner in [(file, "_seg_") for file in images] + [(file, "_img_") for file in masks]:
         raise InputError(f"{file} has no partner with {partner} in its name beside it: add that file, or remove this")
     if not pairs:
+        if (found := unread_below(folder)) is not None:
+            raise InputError(f"{folder} holds no slices: {found}")
         raise InputError(
             f"{folder} holds no slices (*_img_*.nii.gz with *_seg_*.nii.gz): samri-prepare makes them from volumes"
         )
