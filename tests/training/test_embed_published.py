@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -243,3 +244,31 @@ def test_an_archive_that_claims_to_be_huge_is_refused(tmp_path: Path, monkeypatc
         stream.write(bytes(1 << 21))
     with pytest.raises(InputError, match="claims 2097"):
         find_cached(tmp_path)[0].read(SHAPE)
+
+
+def test_files_that_claim_more_than_they_hold_are_refused_at_once(tmp_path: Path, facts: EncoderFacts) -> None:
+    small = torch.ones(1)
+    expanded = {"img": torch.from_numpy(features(0)), "mask": small.expand(1, 100_000, 10_000_000)}
+    torch.save(expanded, tmp_path / "p_img_0.pt")
+    assert (tmp_path / "p_img_0.pt").stat().st_size < 100_000
+    with pytest.raises(InputError, match=r"p_img_0\.pt claims a tensor of shape \(1, 100000, 10000000\) in 4 bytes"):
+        PublishedCache(tmp_path, facts)
+    (tmp_path / "p_img_0.pt").unlink()
+    path = write_archive(tmp_path, 0)
+    header = np.lib.format.magic(1, 0) + b"\x76\x00"
+    text = "{'descr': '|u1', 'fortran_order': False, 'shape': (1, 100000, 10000000), }"
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in held.items():
+            archive.writestr(name, header + text.ljust(117).encode() + b"\n1" if name == "mask.npy" else content)
+    with pytest.raises(InputError, match=r"claims an array of shape \(1, 100000, 10000000\) for 'mask' in 129 bytes"):
+        PublishedCache(tmp_path, facts)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy", "pt"])
+def test_a_named_pipe_among_the_caches_is_not_waited_for(tmp_path: Path, facts: EncoderFacts, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"p_img_0.{suffix}")
+    np.save(tmp_path / "p_seg_0.npy", labels(0)[0])
+    with pytest.raises(InputError, match=rf"p_img_0\.{suffix} is a named pipe"):
+        PublishedCache(tmp_path, facts)

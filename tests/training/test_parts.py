@@ -155,7 +155,7 @@ def test_evaluation_takes_the_split_that_was_asked_for_or_none(tmp_path: Path, s
 def test_embeddings_in_and_out_of_splits_are_not_guessed_about(tmp_path: Path, small_sam: Sam, weights: Path) -> None:
     write_store(tmp_path / "training", small_sam, drawn_slices(3))
     loose = write_store(tmp_path / "loose", small_sam, drawn_slices(3))
-    with pytest.raises(InputError, match="outside of the folders training, validation, testing"):
+    with pytest.raises(InputError, match="outside of folders for training or train, validation or val"):
         opened(weights, tmp_path)
     assert len(opened(weights, loose, val_every=0).training) == 3
 

@@ -303,7 +303,7 @@ def test_stores_of_two_encoders_are_not_mixed(folder: Path, other: EmbeddingStor
     with pytest.raises(InputError, match=r"other.pth, profile sam.*tiny.pth"):
         combine([EmbeddingStore.open(folder), other])
     with pytest.raises(InputError, match=r"other.* use its own checkpoint"):
-        require_encoder(other, "e" * 32, "tiny.pth")
+        require_encoder(other, FACTS, "tiny.pth")
 
 
 @pytest.mark.parametrize(

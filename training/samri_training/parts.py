@@ -7,13 +7,14 @@ from pathlib import Path
 
 from samri.errors import InputError
 from samri_training.published import holds_embedding
-from samri_training.slices import SPLITS, Split
+from samri_training.slices import KNOWN_NAMES, SPLITS, Split, split_named
 from samri_training.store import PLAN_NAME
 
 
 def parts_by_split(folder: Path) -> dict[Split | None, list[Path]]:
     """Every store and published cache at or below a folder, by the last split's name among the folders above it.
 
+    Folders are called `training`, `train`, `Embedding_train` and so on (`samri_training.slices.split_named`).
     A folder that is itself called `training`, say, and has no splits in it, is that split. None stands for embeddings
     that belong to no split; nothing is found in a folder without embeddings.
 
@@ -38,8 +39,8 @@ def parts_by_split(folder: Path) -> dict[Split | None, list[Path]]:
             folders.clear()
     if None in found and len(found) > 1:
         raise InputError(
-            f"{folder}: {found[None][0]} holds embeddings outside of the folders {', '.join(SPLITS)}, and others lie "
-            "in these: name one of them, or move the embeddings"
+            f"{folder}: {found[None][0]} holds embeddings outside of folders for {KNOWN_NAMES}, and others lie in "
+            "these: name one of them, or move the embeddings"
         )
     own = _own_split(folder)
     return {own: found[None]} if None in found else found
@@ -66,17 +67,17 @@ def parts_of(folder: Path, split: Split, *, asked: bool = False) -> list[Path]:
     there = ", ".join(name for name in SPLITS if name in found)
     if there:
         raise InputError(f"{folder} holds no embeddings for {split}, only for {there}: name the folder that is meant")
-    raise InputError(f"{folder} has no folders {', '.join(SPLITS)} in it, so {split} can't be told: drop --split")
+    raise InputError(f"{folder} has no folders for {KNOWN_NAMES} in it, so {split} can't be told: drop --split")
 
 
 def _own_split(folder: Path) -> Split | None:
-    return next((split for split in SPLITS if split == folder.absolute().name), None)
+    return split_named(folder.absolute().name)
 
 
 def _split_and_root(folder: Path, below: tuple[str, ...]) -> tuple[Split | None, Path]:
     """The last split among the folders below `folder`, and the path down to it."""
     for count in range(len(below), 0, -1):
-        for split in SPLITS:
-            if split == below[count - 1]:
-                return split, folder.joinpath(*below[:count])
+        split = split_named(below[count - 1])
+        if split is not None:
+            return split, folder.joinpath(*below[:count])
     return None, folder

@@ -9,28 +9,31 @@ These files don't say which encoder made them: whoever reads them has to know, a
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
 from samri.io import Scan, read_scan
-from samri_training.slices import SPLITS, label_map, one_slice, slice_spacing, split_of
+from samri.opening import open_regular
+from samri_training.slices import SPLITS, label_map, one_slice, slice_spacing, split_named, split_of
 from samri_training.store import Embeddings, EmbeddingStore, EncoderFacts, StoredDtype, StoredSlice, StoreInfo
 
 KIND = "published cache"
 SUFFIXES = (".npz", ".npy", ".pt", ".pth")
-_MASK_SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz", ".pt", ".png", ".tif", ".tiff")
+_MASK_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".npy", ".npz", ".pt", ".png", ".tif", ".tiff")
 _MASK_ENDS = ("_seg", "_mask")
 # No embedding or mask is larger; a compressed file may claim any size.
 _LARGEST_ARRAY = 1 << 30
+_LARGEST_MASK = 1 << 28  # Pixels.
 # What torch's restricted unpickler and its zip reader were seen to raise on damaged files.
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
 
@@ -98,6 +101,7 @@ class PublishedCache:
         first = self.slices[0].read(facts.embedding_shape)
         dtype: StoredDtype = "fp16" if first.features.dtype == np.float16 else "fp32"
         self.info = StoreInfo.of(facts, dtype, KIND, spacing_known(self.slices))
+        self.content_sha256: str | None = None  # Its files hold no checksums, and reading them all takes too long.
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -117,8 +121,8 @@ class PublishedCache:
 
 
 def spacing_known(slices: Sequence[CachedSlice]) -> bool:
-    """Whether all masks are NIfTI files, which say how large a pixel is."""
-    return all(cached.mask is not None and cached.mask.suffix in (".gz", ".nii") for cached in slices)
+    """Whether all masks are NIfTI or MGH files, which say how large a pixel is."""
+    return all(cached.mask is not None and cached.mask.suffix in (".gz", ".nii", ".mgz", ".mgh") for cached in slices)
 
 
 def open_embeddings(path: str | Path, facts: EncoderFacts) -> Embeddings:
@@ -145,7 +149,7 @@ def find_cached(folder: Path) -> list[CachedSlice]:
         if name in found:
             raise InputError(f"{found[name].file} and {file} have the same name but for the suffix: remove one of them")
         mask = None if file.suffix == ".npz" else _mask_beside(file)
-        above = [part for part in Path(name).parent.parts if part not in SPLITS]
+        above = [part for part in Path(name).parent.parts if split_named(part) is None]
         found[name] = CachedSlice(name, "/".join([*above, _case_and_mask(file.stem)[0]]), file, mask)
     if not found:
         raise InputError(f"{folder} holds no cached embeddings (*.npz, or *.npy and *.pt beside their masks)")
@@ -196,6 +200,7 @@ def _no_mask(file: Path) -> InputError:
 
 def _arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a file by name; a bare one is called `img`."""
+    open_regular(file, limit=_LARGEST_ARRAY).close()
     try:
         if file.suffix == ".npz":
             return _read_npz(file)
@@ -204,7 +209,7 @@ def _arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
         return _read_pt(file)
     except InputError:
         raise
-    except (OSError, zipfile.BadZipFile, *_UNREADABLE) as error:
+    except (OSError, MemoryError, zipfile.BadZipFile, *_UNREADABLE) as error:
         raise InputError(
             f"{file} can't be read as an embedding: it is cut off, or carries objects; copy it again"
         ) from error
@@ -221,8 +226,19 @@ def _read_npz(file: Path) -> dict[str, npt.NDArray[Any]]:
             if member.file_size > _LARGEST_ARRAY:
                 raise InputError(f"{file} claims {member.file_size} bytes for {key!r}: that is no embedding or mask")
             with archive.open(member) as stream:
+                _check_claim(file, key, stream, member.file_size)
+            with archive.open(member) as stream:
                 arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
     return arrays
+
+
+def _check_claim(file: Path, key: str, stream: IO[bytes], held: int) -> None:
+    """Numpy makes room for what the array's header claims before it reads the numbers."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if math.prod(shape) * dtype.itemsize > held:
+        raise InputError(f"{file} claims an array of shape {shape} for {key!r} in {held} bytes: copy it again")
 
 
 def _read_pt(file: Path) -> dict[str, npt.NDArray[Any]]:
@@ -233,14 +249,20 @@ def _read_pt(file: Path) -> dict[str, npt.NDArray[Any]]:
         content = {"img": content}
     if not isinstance(content, Mapping) or not isinstance(content.get("img"), torch.Tensor):
         raise InputError(f"{file} holds a {type(content).__name__}, not a tensor or img, mask and ori_size")
-    return {str(name): _as_array(value) for name, value in content.items()}
+    return {name: _as_array(file, content[name]) for name in ("img", "mask", "ori_size") if name in content}
 
 
-def _as_array(value: Any) -> npt.NDArray[Any]:
+def _as_array(file: Path, value: Any) -> npt.NDArray[Any]:
     import torch
 
     if not isinstance(value, torch.Tensor):
         return np.asarray(value)
+    # An expanded tensor takes no room in the file, and all of it once it is computed with.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise InputError(
+            f"{file} claims a tensor of shape {tuple(value.shape)} in {value.untyped_storage().nbytes()} bytes (an "
+            "expanded one): save it with .contiguous()"
+        )
     plain = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
     array: npt.NDArray[Any] = plain.numpy()
     return array
@@ -259,6 +281,8 @@ def _as_scan(file: Path, values: npt.NDArray[Any]) -> Scan:
     """An array that has no place in space, as `label_map` takes it."""
     if values.dtype.kind not in "buif" or values.ndim not in (2, 3) or not values.size:
         raise InputError(f"{file} holds a mask {values.dtype} {values.shape}: it must be labels, (1, H, W) or (H, W)")
+    if values.size > _LARGEST_MASK:
+        raise InputError(f"{file} holds a mask of {values.shape} pixels: that is no slice")
     return Scan(file, "nifti", values, np.eye(4))
 
 

@@ -12,13 +12,15 @@ import click
 from samri.errors import InputError
 from samri.manifest import PRECISIONS, Precision
 from samri.preprocessing import PROFILE_NAMES, ProfileName, says_medsam
-from samri_runtime._command import command, say
+from samri_runtime import models
+from samri_runtime._command import GivenModel, command, say
 from samri_runtime.providers import Provider
 from samri_training.embed._division import Share, parse_share, share_from
 from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
 from samri_training.embed._progress import duration
 from samri_training.embed._run import Outcome, embed
 from samri_training.embed._sources import find_sources
+from samri_training.extras import require_packages
 from samri_training.parts import parts_by_split
 from samri_training.store import PLAN_NAME, EmbeddingStore, EncoderFacts, StoredDtype
 from samri_training.store._info import STORED_DTYPES
@@ -57,13 +59,19 @@ def _key_and_value(_context: click.Context, _option: click.Parameter, pairs: tup
     type=_FOLDER,
     required=True,
     metavar="FOLDER",
-    help="The store; with training, validation and testing folders in the data, one store each in folders so named.",
+    help="The store; where the data lies in folders for training, validation and testing (or train, val, test ...), "
+    "one store each in folders so named.",
 )
 @click.option("--checkpoint", type=_FILE, metavar="FILE", help="Encode by torch, with the encoder of this .pth.")
 @click.option(
     "--base", type=_FILE, metavar="FILE", help="The full checkpoint that a decoder-only --checkpoint was tuned from."
 )
-@click.option("--model", type=_FOLDER, metavar="BUNDLE", help="Encode by ONNX Runtime, with this bundle's encoder.")
+@click.option(
+    "--model",
+    type=GivenModel(),
+    metavar="BUNDLE",
+    help="Encode by ONNX Runtime, with the encoder of this bundle, or of samri-tiny.",
+)
 @click.option(
     "--profile",
     type=click.Choice(PROFILE_NAMES),
@@ -122,7 +130,7 @@ def main(
     save_dir: Path,
     checkpoint: Path | None,
     base: Path | None,
-    model: Path | None,
+    model: str | None,
     profile: ProfileName | None,
     device: str,
     provider_options: dict[str, str],
@@ -150,6 +158,7 @@ def main(
     if model is not None and (profile is not None or base is not None):
         raise click.UsageError("a bundle has its own --profile and needs no --base: leave them out.")
     share = share_from(os.environ, part)
+    _require_packages(by_torch=checkpoint is not None)
     sources = find_sources(data_dir)
     encoder: Encoder | None
     if model is not None:
@@ -180,6 +189,11 @@ def main(
     _report(outcome, facts, as_json)
 
 
+def _require_packages(*, by_torch: bool) -> None:
+    modules = ("torch", "segment_anything") if by_torch else ("onnxruntime",)
+    require_packages("samri-embed", "nibabel", *modules)
+
+
 def _default_profile(checkpoint: Path, base: Path | None) -> ProfileName:
     if says_medsam(checkpoint, base):
         raise click.UsageError(f"{checkpoint} looks like MedSAM, whose preprocessing differs: pass --profile medsam.")
@@ -199,7 +213,7 @@ def _open_checkpoint(
     return encoder
 
 
-def _open_bundle(model: Path, device: str, options: dict[str, str], precision: Precision) -> Encoder:
+def _open_bundle(model: str, device: str, options: dict[str, str], precision: Precision) -> Encoder:
     name, _, number = device.partition(":")
     name = _TORCH_DEVICES.get(name, name)
     provider = next((known for known in get_args(Provider) if known == name), None)
@@ -211,8 +225,8 @@ def _open_bundle(model: Path, device: str, options: dict[str, str], precision: P
         options = {"device_id": number, **options}
     elif number not in ("", "0") and provider == "auto":
         say("note: --device auto leaves every process on the first GPU; name it, as in --device cuda")
-    encoder = BundleEncoder(model, provider, precision, options)
-    for note in encoder.notes:
+    encoder = BundleEncoder(models.locate(model), provider, precision, options)
+    for note in (*models.notes_on(model), *encoder.notes):
         say(f"note: {note}")
     return encoder
 
@@ -239,6 +253,7 @@ def _report(outcome: Outcome, facts: EncoderFacts, as_json: bool) -> None:
             "embedding_id": facts.embedding_id,
             "part": str(outcome.share),
             "slices": outcome.slices,
+            "changed_shards": outcome.changed,
             "seconds": round(outcome.seconds, 3),
         }
         click.echo(json.dumps(values, indent=2))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from samri.errors import OutputError
+from samri_training.embed._changes import Store, remove_changed
 from samri_training.embed._division import Share
 from samri_training.embed._encoders import Encoder
 from samri_training.embed._progress import Progress
@@ -34,12 +35,14 @@ class Outcome:
         share: Of the work.
         slices: Embedded by this run; those that were there already don't count.
         seconds: It took.
+        changed: Shards that were embedded again, since an image or mask of theirs is no longer the same.
     """
 
     stores: Mapping[Path, int]
     share: Share
     slices: int
     seconds: float
+    changed: int = 0
 
     @property
     def rate(self) -> float:
@@ -81,52 +84,64 @@ def embed(
     """
     started = time.monotonic()
     share = share or Share()
-    plans = [_begin(source, Path(save_dir), facts, dtype, slices_per_shard) for source in sources]
-    work = share.of([(place, shard) for place, (_, plan) in enumerate(plans) for shard in plan.shards])
-    todo = [(place, shard) for place, shard in work if not _finished(*plans[place], shard)]
-    _check_room(Path(save_dir), sum(plans[place][1].info.bytes_per_slice * shard.count for place, shard in todo))
-    total, waiting = (sum(shard.count for _, shard in shards) for shards in (work, todo))
-    done = 0
-    with ThreadPoolExecutor(max(workers, 1)) as pool, Progress(total, total - waiting) as progress:
-        for place, shard in todo:
-            folder, plan = plans[place]
-            with ShardWriter(folder, plan.info, shard, batch_size) as writer:
-                progress.skip(writer.done)
-                for loaded in _read_ahead(sources[place], facts, writer, batch_size, pool if workers else None):
-                    writer.append(_embedded(loaded, sources[place], encoder))
-                    done += len(loaded)
-                    progress.advance(len(loaded))
-                writer.seal(encoder.made_with if encoder else {})
-    stores = {folder: _index(folder, plan) for folder, plan in plans}
-    return Outcome(stores, share, done, time.monotonic() - started)
+    stores = [_begin(source, Path(save_dir), facts, dtype, slices_per_shard) for source in sources]
+    work = share.of([(store, shard) for store in stores for shard in store.plan.shards])
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        changed = remove_changed(stores, work, pool)
+        todo = [(store, shard) for store, shard in work if not _finished(store, shard)]
+        _check_room(Path(save_dir), stores, share)
+        total, waiting = (sum(shard.count for _, shard in shards) for shards in (work, todo))
+        done = 0
+        with Progress(total, total - waiting) as progress:
+            for store, shard in todo:
+                inputs = store.inputs_sha256(shard, pool)
+                with ShardWriter(store.folder, store.plan.info, shard, batch_size, inputs) as writer:
+                    progress.skip(writer.done)
+                    for loaded in _read_ahead(store.source, facts, writer, batch_size, pool if workers else None):
+                        writer.append(_embedded(loaded, store.source, encoder))
+                        done += len(loaded)
+                        progress.advance(len(loaded))
+                    writer.seal(encoder.made_with if encoder else {})
+    missing = {store.folder: _index(store) for store in stores}
+    return Outcome(missing, share, done, time.monotonic() - started, changed)
 
 
 def _begin(
     source: Source, save_dir: Path, facts: EncoderFacts, dtype: StoredDtype, slices_per_shard: int | None
-) -> tuple[Path, StorePlan]:
+) -> Store:
     folder = save_dir / source.split
     if slices_per_shard is None and (folder / PLAN_NAME).is_file():
         slices_per_shard = StorePlan.read(folder).slices_per_shard
     plan = StorePlan.of(StoreInfo.of(facts, dtype, source.kind, source.spacing_known), source.slices, slices_per_shard)
     plan.begin(folder)
-    return folder, StorePlan.read(folder)
+    return Store(source, folder, StorePlan.read(folder))
 
 
-def _finished(folder: Path, plan: StorePlan, shard: Shard) -> bool:
-    manifest = ShardManifest.read(folder, shard)
+def _finished(store: Store, shard: Shard) -> bool:
+    manifest = ShardManifest.read(store.folder, shard)
     if manifest is None:
         return False
-    manifest.check_file(folder, plan)
-    (folder / f"{shard.name}.journal").unlink(missing_ok=True)  # Of a process that was killed in its last moment.
+    manifest.check_file(store.folder, store.plan)
+    # Of a process that was killed in its last moment.
+    (store.folder / f"{shard.name}.journal").unlink(missing_ok=True)
     return True
 
 
-def _check_room(save_dir: Path, needed: int) -> None:
+def _check_room(save_dir: Path, stores: Sequence[Store], share: Share) -> None:
+    """All that is missing counts, whoever makes it: the parts of a run share one disk."""
+    needed = 0
+    for store in stores:
+        for shard in store.plan.shards:
+            if ShardManifest.read(store.folder, shard) is None:
+                part = store.folder / f"{shard.name}.part"
+                there = part.stat().st_size if part.is_file() else 0
+                needed += max(store.plan.info.bytes_per_slice * shard.count - there, 0)
     free = shutil.disk_usage(save_dir).free
     if needed > free:
+        of_all = f" (of all {share.count} parts together)" * (share.count > 1)
         raise OutputError(
-            f"{save_dir} has room for {free / 1e9:.1f} GB, and the embeddings to come take {needed / 1e9:.1f} GB: "
-            "make room, or name another --save-dir"
+            f"{save_dir} has room for {free / 1e9:.1f} GB, and the embeddings to come{of_all} take "
+            f"{needed / 1e9:.1f} GB: make room, or name another --save-dir"
         )
 
 
@@ -167,10 +182,10 @@ def _embedded(loaded: Sequence[Loaded], source: Source, encoder: Encoder | None)
     ]
 
 
-def _index(folder: Path, plan: StorePlan) -> int:
+def _index(store: Store) -> int:
     """Write the index if all shards are there; returns how many aren't."""
-    manifests = [ShardManifest.read(folder, shard) for shard in plan.shards]
-    finished = [manifest for manifest in manifests if manifest is not None]
+    manifests = [ShardManifest.read(store.folder, shard) for shard in store.plan.shards]
+    finished = [manifest for manifest in manifests if manifest is not None and not store.is_changed(manifest)]
     if len(finished) == len(manifests):
-        write_index(folder, finished)
+        write_index(store.folder, finished)
     return len(manifests) - len(finished)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
+from samri.hashing import stream_sha256
+from samri.opening import open_regular
 from samri.preprocessing import preprocess, profile
 from samri_training.published import KIND, CachedSlice, find_cached, spacing_known
-from samri_training.slices import SPLITS, SlicePair, find_slices, match_slices, split_of
+from samri_training.slices import KNOWN_NAMES, SPLITS, SlicePair, find_slices, match_slices, split_of
 from samri_training.store import EncoderFacts
 
 _T = TypeVar("_T", SlicePair, CachedSlice)
@@ -48,6 +52,7 @@ class Source:
         slices: (name, case) of each, in the order that the store will have.
         spacing_known: Whether pixel sizes are real millimetres.
         load: Reads slice i for an encoder with those facts; may be called from several threads.
+        fingerprint: SHA-256 of all that slice i is read from; may be called from several threads.
     """
 
     split: str
@@ -55,6 +60,7 @@ class Source:
     slices: Sequence[tuple[str, str]]
     spacing_known: bool
     load: Callable[[int, EncoderFacts], Loaded]
+    fingerprint: Callable[[int], str]
 
     @property
     def is_encoded(self) -> bool:
@@ -89,7 +95,19 @@ def _slices(split: str, pairs: Sequence[SlicePair]) -> Source:
             raise InputError(f"{pair.image}: {error}") from error
         return Loaded(pair.name, _whom(pair), image, read.mask, read.spacing)
 
-    return Source(split, "slices", [(pair.name, _whom(pair)) for pair in pairs], True, load)
+    def fingerprint(index: int) -> str:
+        pair = pairs[index]
+        return _fingerprint((pair.image, pair.mask), pair.intensity_range)
+
+    return Source(split, "slices", [(pair.name, _whom(pair)) for pair in pairs], True, load, fingerprint)
+
+
+def _fingerprint(files: Sequence[Path], beside: object = None) -> str:
+    digest = hashlib.sha256(repr(beside).encode())
+    for path in files:
+        with open_regular(path) as file:
+            digest.update(stream_sha256(cast(BufferedReader, file)).encode())
+    return digest.hexdigest()
 
 
 def _whom(pair: SlicePair) -> str:
@@ -102,7 +120,12 @@ def _cached(split: str, slices: Sequence[CachedSlice]) -> Source:
         read = slices[index].read(facts.embedding_shape)
         return Loaded(read.name, read.case, np.asarray(read.features), read.mask, read.spacing)
 
-    return Source(split, KIND, [(item.name, item.case) for item in slices], spacing_known(slices), load)
+    def fingerprint(index: int) -> str:
+        cached = slices[index]
+        return _fingerprint((cached.file,) if cached.mask is None else (cached.file, cached.mask))
+
+    named = [(item.name, item.case) for item in slices]
+    return Source(split, KIND, named, spacing_known(slices), load, fingerprint)
 
 
 def _has_cached(folder: Path) -> bool:
@@ -110,14 +133,12 @@ def _has_cached(folder: Path) -> bool:
 
 
 def _by_split(folder: Path, items: Sequence[_T]) -> list[tuple[str, list[_T]]]:
-    if folder.absolute().name in SPLITS:
-        return [("", list(items))]
     groups: dict[str, list[_T]] = {}
     for item in items:
         groups.setdefault(split_of(item.name) or "", []).append(item)
     if "" in groups and len(groups) > 1:
         raise InputError(
-            f"{folder}: {groups[''][0].name} lies in none of the folders {', '.join(SPLITS)}, and other slices do: "
+            f"{folder}: {groups[''][0].name} lies in no folder for {KNOWN_NAMES}, and other slices do: "
             "name one of these folders, or move the slice"
         )
     return [(split, groups[split]) for split in ("", *SPLITS) if split in groups]

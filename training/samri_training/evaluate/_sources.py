@@ -135,7 +135,7 @@ class EmbeddedSlices:
             InputError: Names the store, and what its embeddings were made with.
         """
         facts = model.facts(self._embeddings.info.encoder_precision)
-        require_encoder(self._embeddings, facts.embedding_id, f"the model {model.name}")
+        require_encoder(self._embeddings, facts, f"the model {model.name}")
 
     @property
     def notes(self) -> list[str]:

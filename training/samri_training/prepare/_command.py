@@ -9,12 +9,12 @@ from typing import Literal
 
 import click
 
-from samri.errors import MissingDependencyError
 from samri.geometry import PLANES, Plane
 from samri_runtime._command import command, say
+from samri_training.extras import require_packages
 from samri_training.prepare._cut import Cut
 from samri_training.prepare._dataset import prepare
-from samri_training.prepare._sources import check_pattern
+from samri_training.prepare._pattern import check_pattern
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -39,7 +39,7 @@ def _index_or_all(_context: click.Context, _option: click.Parameter, value: str 
     nargs=2,
     metavar="IMAGE MASK",
     help="Paths below the input, as in 'images/{case}.nii.gz' 'masks/{case}_label.nii.gz'; {patient} may stand there "
-    "too.  [default: the layout is recognized: *_img_* with *_seg_*, nnU-Net, BIDS]",
+    "too.  [default: the layout is recognized: *_img_* with *_seg_*, nnU-Net, BIDS, a segmentations folder a case]",
 )
 @click.option("--images", metavar="GLOB", help="Consider these images only, such as '*_T1w.nii.gz'.")
 @click.option("--masks", metavar="GLOB", help="Consider these masks only, such as '*_desc-manual_dseg.nii.gz'.")
@@ -106,14 +106,13 @@ def main(
     Images and masks are matched by their names. Writes training, validation and testing folders with *_img_*.nii.gz
     and *_seg_*.nii.gz, report.json and report.txt, and prints the report.
     """
+    require_packages("samri-prepare", "nibabel", "tqdm")
     _check_usage(pattern, plane, axis, shares, split_files, patient)
     if split_files is None and shares is None and (source / "splits").is_dir():
         split_files = source / "splits"
         say(f"note: patients are divided as {split_files} says; --split divides them anew")
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise MissingDependencyError(f"samri-prepare needs tqdm ({error}): pip install 'samri[train]'") from error
+    from tqdm import tqdm
+
     # Nothing on a stderr that isn't a terminal: the report is the record.
     with tqdm(unit="pair", disable=None, leave=False) as bar:
 

@@ -17,6 +17,7 @@ from samri.io import MissingFrameError, Scan, read_scan
 from samri.preprocessing import percentile_range
 from samri_training.prepare._slice_files import SliceWriter, smallest_exact
 from samri_training.prepare._sources import SourcePair
+from samri_training.prepare._structures import read_structures
 from samri_training.prepare._tally import LabelTally
 from samri_training.slices import check_same_grid, gray, label_map
 
@@ -114,17 +115,20 @@ def _read_frames(pair: SourcePair, frame: int | Literal["all"] | None) -> Iterat
             scan = read_scan(pair.image, frame)
         except MissingFrameError as error:
             raise InputError(f"{error}, or --frame all") from error
-        yield None, _checked(scan, _read_mask(pair.mask, scan))
+        yield None, _checked(scan, _read_mask(pair, scan), pair)
         return
     scan = read_scan(pair.image, 0)
     for index in range(scan.frames):
         if index:
             scan = read_scan(pair.image, index)
-        yield index if scan.frames > 1 else None, _checked(scan, _read_mask(pair.mask, scan))
+        yield index if scan.frames > 1 else None, _checked(scan, _read_mask(pair, scan), pair)
 
 
-def _read_mask(path: Path, scan: Scan) -> Scan:
+def _read_mask(pair: SourcePair, scan: Scan) -> Scan:
     """The label map of this frame: its own, or the one for all frames."""
+    if pair.structures:
+        return read_structures(pair.structures, scan)
+    path = pair.mask
     try:
         return read_scan(path)
     except MissingFrameError:
@@ -137,14 +141,18 @@ def _read_mask(path: Path, scan: Scan) -> Scan:
     return mask if scan.frame == 0 else read_scan(path, scan.frame)
 
 
-def _checked(scan: Scan, mask: Scan) -> _Frame:
+def _checked(scan: Scan, mask: Scan, pair: SourcePair) -> _Frame:
     check_same_grid(scan, mask)
     image, labels = gray(scan), label_map(mask)
+    notes = (*scan.notes, *mask.notes)
+    if pair.labels is not None:
+        labels, said = pair.labels.checked(labels, mask.path)
+        notes += said
     if not labels.any():
         raise InputError(f"{mask.path} is empty: every voxel is 0; mark its structures, or leave the pair out")
     if labels.shape != scan.grid:  # One of them is a picture, (H, W), the other a NIfTI of one slice, (1, H, W).
         labels = labels.reshape(scan.grid)
-    return _Frame(scan, smallest_exact(image), labels, (*scan.notes, *mask.notes))
+    return _Frame(scan, smallest_exact(image), labels, notes)
 
 
 def _cut_frame(

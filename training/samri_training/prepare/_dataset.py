@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from samri.errors import InputError, OutputError
 from samri.preprocessing import profile
 from samri.staging import staged_folder
 from samri_training.prepare._cut import BY_LAST_AXIS, Cut, CutCase, Refused
+from samri_training.prepare._labels import merged_names
 from samri_training.prepare._patients import DEFAULT_SHARES, divide, keep_given, read_split_files
 from samri_training.prepare._report import FORMAT as REPORT_FORMAT
 from samri_training.prepare._report import REPORT_JSON, REPORT_TEXT, Report
@@ -66,6 +67,8 @@ def prepare(
     """
     _check_places(source, output, overwrite)
     sources = find_sources(source, pattern=pattern, images=images, masks=masks, patient=patient)
+    described = list(dict.fromkeys(pair.labels for pair in sources.pairs if pair.labels is not None))
+    names = merged_names(described)
     refused = [Refused(str(mask), _no_image(mask)) for mask in sources.without_image]
     if not sources.pairs:
         raise InputError(_refusal(refused))
@@ -96,7 +99,8 @@ def prepare(
             **{"frame": how.frame, "min_pixels": how.min_pixels},
             "division": _describe_division(sources.pairs, shares, seed, split_files),
         }
-        report = Report(str(source), settings, cases, left_out, _notes(cases))
+        notes = [*(note for labels in described for note in labels.notes), *_notes(cases)]
+        report = Report(str(source), settings, cases, left_out, notes, names)
         if not report.slices:
             raise InputError(f"{source}: no slice is left: {left_out[0].why if left_out else 'nothing is marked'}")
         _write_records(stage, source, how, report)
@@ -173,14 +177,14 @@ def _notes(cases: dict[Split, list[CutCase]]) -> list[str]:
 def _write_records(folder: Path, source: Path, how: Cut, report: Report) -> None:
     for split, cases in report.cases.items():
         if cases:
-            sidecar = _sidecar(source, how, cases)
+            sidecar = _sidecar(source, how, cases, report.names)
             (folder / split / SIDECAR).write_text(json.dumps(sidecar, allow_nan=False), encoding="utf-8")
     text = json.dumps(report.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
     (folder / REPORT_JSON).write_text(text, encoding="utf-8")
     (folder / REPORT_TEXT).write_text(report.to_text(), encoding="utf-8")
 
 
-def _sidecar(source: Path, how: Cut, cases: Sequence[CutCase]) -> dict[str, Any]:
+def _sidecar(source: Path, how: Cut, cases: Sequence[CutCase], names: Mapping[int, str]) -> dict[str, Any]:
     """What the slices' own files can't say: patients, the volumes' intensities, and where each slice came from."""
     recorded: dict[str, dict[str, Any]] = {}
     for case in cases:
@@ -203,5 +207,6 @@ def _sidecar(source: Path, how: Cut, cases: Sequence[CutCase]) -> dict[str, Any]
         "percentiles": list(profile("medsam").percentiles),
         "plane": how.plane,
         "axis": None if how.plane else how.axis,
+        "labels": {str(label): name for label, name in names.items()},
         "cases": recorded,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from samri import __version__
@@ -29,6 +29,7 @@ class Report:
         cases: Cases of each split, in the order of their names.
         left_out: Files that nothing came of, and why.
         notes: What a person should know of, in plain lines.
+        names: Label to the name of its structure, as far as the source says.
     """
 
     source: str
@@ -36,6 +37,7 @@ class Report:
     cases: dict[Split, list[CutCase]]
     left_out: list[LeftOut]
     notes: list[str]
+    names: dict[int, str] = field(default_factory=dict)
 
     @property
     def slices(self) -> int:
@@ -58,6 +60,7 @@ class Report:
             "samri": __version__,
             "source": self.source,
             "settings": self.settings,
+            "label_names": {str(label): name for label, name in self.names.items()},
             "splits": {split: self._describe(split) for split in SPLITS},
             "total": self._describe(None),
             "left_out": [asdict(item) for item in self.left_out],
@@ -83,7 +86,7 @@ class Report:
             "",
             *_table(
                 ("label", "slices", "pixels", "small", "medium", "large", "dropped"),
-                [(str(label), *map(str, asdict(tally).values())) for label, tally in self.labels().items()],
+                [(self._named(label), *map(str, asdict(tally).values())) for label, tally in self.labels().items()],
             ),
             "small < 0.5 %, medium 0.5 to 3.5 %, large > 3.5 % of the image, each counted once a slice",
             f"dropped: fewer than {self.settings['min_pixels']} pixels in the slice",
@@ -95,6 +98,9 @@ class Report:
         if len(self.left_out) > _SHOWN:
             lines.append(f"left out: {len(self.left_out) - _SHOWN} more, all of them in {REPORT_JSON}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)]) + "\n"
+
+    def _named(self, label: int) -> str:
+        return f"{label} {self.names[label]}" if label in self.names else str(label)
 
     def _cases_of(self, split: Split | None) -> Sequence[CutCase]:
         return [case for name in SPLITS if split in (None, name) for case in self.cases.get(name, [])]

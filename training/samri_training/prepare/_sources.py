@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,12 +12,16 @@ from typing import Literal
 
 from samri.errors import InputError
 from samri_training.prepare._bids import match_bids
-from samri_training.slices import Split, match_slices
+from samri_training.prepare._labels import Labels, bids_table_of, read_bids_table, read_dataset_json
+from samri_training.prepare._pattern import compiled, placeholders
+from samri_training.prepare._structures import holds_structures, labels_of, match_structures
+from samri_training.slices import Split, match_slices, split_of
+from samri_training.slices._formats import unread, unread_below
 from samri_training.slices._layout import image_files, stem
+from samri_training.slices._splits import split_of_folders
 
-Layout = Literal["img-seg", "nnunet", "bids", "pattern"]
+Layout = Literal["img-seg", "nnunet", "bids", "structures", "pattern"]
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NO_MASK = "no mask belongs to it"
 _CHANNEL = re.compile(r"(.+)_\d{4}")
 
@@ -33,6 +38,8 @@ class SourcePair:
         tail: Name of the slice within its case, for a ready 2-D pair.
         split: Where the source has put it already.
         intensity_range: Of the volume that a ready 2-D pair was cut from, if that was recorded.
+        labels: What the dataset says that its labels mean.
+        structures: (label, file) of each structure, where each has a file of its own; `mask` is then their folder.
     """
 
     case: str
@@ -42,6 +49,8 @@ class SourcePair:
     tail: str = ""
     split: Split | None = None
     intensity_range: tuple[float, float] | None = None
+    labels: Labels | None = None
+    structures: tuple[tuple[int, Path], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,12 +106,14 @@ def find_sources(
     elif layout == "nnunet":
         found = _match_nnunet(folder, wanted_image, wanted_mask)
     elif layout == "bids":
-        matched, alone = match_bids(folder, wanted_image, wanted_mask)
-        pairs = [SourcePair(stem(image), _bids_patient(image), image, mask) for image, mask in matched]
-        found = Sources("bids", pairs, [], alone)
+        found = _match_bids(folder, wanted_image, wanted_mask)
+    elif layout == "structures":
+        found = _match_structures(folder, wanted_image, wanted_mask)
     else:
         found = _match_img_seg(folder, wanted_image, wanted_mask)
     if not found.pairs and not found.without_image:
+        if (unread := unread_below(folder)) is not None:
+            raise InputError(f"{folder} holds no pairs of image and mask: {unread}")
         raise InputError(
             f"{folder} holds no pairs of image and mask whose names say so ({layout} layout): "
             "name them with --pattern 'images/{case}.nii.gz' 'masks/{case}.nii.gz'"
@@ -120,7 +131,7 @@ def _recognize(folder: Path) -> Layout:
         return "nnunet"
     if (folder / "dataset_description.json").is_file() or any(path.is_dir() for path in folder.glob("sub-*")):
         return "bids"
-    return "img-seg"
+    return "structures" if holds_structures(folder) else "img-seg"
 
 
 def _globbed(glob: str | None) -> Callable[[Path], bool]:
@@ -157,6 +168,11 @@ def _match_nnunet(folder: Path, wanted_image: Callable[[Path], bool], wanted_mas
     pairs: list[SourcePair] = []
     left_out: list[LeftOut] = []
     without_image: list[Path] = []
+    description = folder / "dataset.json"
+    labels = read_dataset_json(description) if description.exists() else None
+    if labels is not None and labels.file_ending is not None and (wrong := unread(labels.file_ending)) is not None:
+        raise InputError(f"{description} says that the images are {wrong}")
+    names = dict(labels.channels) if labels is not None else {}
     for part, split in (("Tr", None), ("Ts", "testing")):
         if not (folder / f"images{part}").is_dir():
             continue
@@ -175,10 +191,40 @@ def _match_nnunet(folder: Path, wanted_image: Callable[[Path], bool], wanted_mas
                 continue
             # One image a case: the channel that comes first. The others are there for whoever asks by --images.
             image, *others = found
-            left_out += [LeftOut(str(other), "another channel: ask for it by --images") for other in others]
-            pairs.append(SourcePair(case, case, image, masks[case], split="testing" if split else None))
+            for other in others:
+                name = names.get(stem(other)[-4:])
+                which = f"another channel{f' ({name})' if name else ''}"
+                left_out.append(LeftOut(str(other), f"{which}: ask for it by --images"))
+            pairs.append(SourcePair(case, case, image, masks[case], split="testing" if split else None, labels=labels))
         without_image += [mask for case, mask in masks.items() if case not in channels]
     return Sources("nnunet", pairs, left_out, without_image)
+
+
+def _match_bids(folder: Path, wanted_image: Callable[[Path], bool], wanted_mask: Callable[[Path], bool]) -> Sources:
+    matched, alone = match_bids(folder, wanted_image, wanted_mask)
+    tables = {mask: bids_table_of(mask, folder) for _, mask in matched}
+    labels = {table: read_bids_table(table) for table in set(tables.values()) if table is not None}
+    pairs = []
+    for image, mask in matched:
+        table, patient = tables[mask], image.name.split("_")[0]
+        pairs.append(SourcePair(stem(image), patient, image, mask, labels=None if table is None else labels[table]))
+    return Sources("bids", pairs, [], alone)
+
+
+def _match_structures(
+    folder: Path, wanted_image: Callable[[Path], bool], wanted_mask: Callable[[Path], bool]
+) -> Sources:
+    matched, without_mask, without_image = match_structures(folder, wanted_image, wanted_mask)
+    numbers = labels_of([files for _, files in matched])
+    labels = Labels(folder, tuple((number, name) for name, number in numbers.items()))
+    pairs = []
+    for image, files in matched:
+        below = image.parent.relative_to(folder)
+        case = "_".join(below.parts) or stem(image)
+        structures = tuple((numbers[stem(file)], file) for file in files)
+        split = split_of_folders(below.parts)
+        pairs.append(SourcePair(case, case, image, files[0].parent, split=split, labels=labels, structures=structures))
+    return Sources("structures", pairs, [LeftOut(str(image), _NO_MASK) for image in without_mask], without_image)
 
 
 def _match_pattern(
@@ -187,8 +233,8 @@ def _match_pattern(
     wanted_image: Callable[[Path], bool],
     wanted_mask: Callable[[Path], bool],
 ) -> Sources:
-    names = [list(dict.fromkeys(_PLACEHOLDER.findall(template))) for template in pattern]
-    expressions = [_compiled(template) for template in pattern]
+    names = [placeholders(template) for template in pattern]
+    expressions = [compiled(template) for template in pattern]
     images: dict[tuple[str, ...], Path] = {}
     masks: dict[tuple[str, ...], Path] = {}
     for file in image_files(folder):
@@ -202,35 +248,12 @@ def _match_pattern(
         case = "_".join(key)
         if images[key] == masks[key]:
             raise InputError(f"{images[key]} is both image and mask by --pattern: make the two patterns differ")
-        pairs.append(SourcePair(case, values.get("patient", case), images[key], masks[key]))
+        split = split_of(images[key].relative_to(folder).as_posix())
+        pairs.append(SourcePair(case, values.get("patient", case), images[key], masks[key], split=split))
     # `{case}.nii.gz` also fits the masks `{case}_seg.nii.gz` beside it.
     paired = {file for pair in pairs for file in (pair.image, pair.mask)}
     alone = [sorted({file for file in files.values() if file not in paired}) for files in (images, masks)]
     return Sources("pattern", pairs, [LeftOut(str(image), _NO_MASK) for image in alone[0]], alone[1])
-
-
-def check_pattern(pattern: tuple[str, str]) -> str | None:
-    """What is wrong with a `--pattern`, if anything is."""
-    image, mask = ({*_PLACEHOLDER.findall(template)} for template in pattern)
-    if not all(name.isidentifier() for name in image | mask):
-        return "a placeholder is a word that begins with a letter, such as {case}"
-    if not image:
-        return "a pattern needs a placeholder such as {case}, where the names of two cases differ"
-    if image != mask:
-        return f"both patterns need the same placeholders: {sorted(image)} and {sorted(mask)} differ"
-    return None
-
-
-def _compiled(template: str) -> re.Pattern[str]:
-    """`{name}` stands for any characters but a slash; named twice, for the same ones."""
-    parts, seen = [], set()
-    for index, part in enumerate(_PLACEHOLDER.split(template)):
-        if index % 2 == 0:
-            parts.append(re.escape(part))
-        else:
-            parts.append(f"(?P={part})" if part in seen else f"(?P<{part}>[^/]+?)")
-            seen.add(part)
-    return re.compile("".join(parts))
 
 
 def _by_name(files: Iterable[Path], name: Callable[[Path], str]) -> dict[str, Path]:
@@ -242,15 +265,11 @@ def _by_name(files: Iterable[Path], name: Callable[[Path], str]) -> dict[str, Pa
     return named
 
 
-def _bids_patient(image: Path) -> str:
-    return image.name.split("_")[0]
-
-
 def _with_patient(pair: SourcePair, expression: str) -> SourcePair:
     match = re.search(expression, pair.case)
     if match is None or not match[1]:
         raise InputError(f"--patient {expression!r} finds no patient in the name {pair.case} of {pair.image}")
-    return SourcePair(pair.case, match[1], pair.image, pair.mask, pair.tail, pair.split, pair.intensity_range)
+    return dataclasses.replace(pair, patient=match[1])
 
 
 def _refuse_equal_names(pairs: list[SourcePair]) -> None:

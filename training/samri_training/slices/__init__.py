@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
-from samri_training.slices._layout import SPLITS, Slice, SlicePair, Split, find_slices, match_slices, split_of
+from samri_training.slices._layout import Slice, SlicePair, find_slices, match_slices
 from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
+from samri_training.slices._splits import KNOWN_NAMES, SPLITS, Split, split_named, split_of
 
 __all__ = [
+    "KNOWN_NAMES",
     "SPLITS",
     "Slice",
     "SlicePair",
@@ -23,5 +25,6 @@ __all__ = [
     "match_slices",
     "one_slice",
     "slice_spacing",
+    "split_named",
     "split_of",
 ]

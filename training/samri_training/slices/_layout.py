@@ -8,22 +8,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
 from samri.io import read_scan
+from samri_training.slices._formats import unread_below
 from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
-
-Split = Literal["training", "validation", "testing"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+from samri_training.slices._splits import SPLITS, Split, split_named, split_of_folders
 
 SIDECAR = "slices.json"
 FORMAT, FORMAT_VERSION = "samri-slices", 1
 
-SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _ROLE = re.compile(r"(?P<case>.+)_(?P<role>img|seg)(?:_(?P<tail>.*))?", re.DOTALL)
 
 
@@ -55,7 +54,7 @@ class SlicePair:
         image: File of the image.
         mask: File of the label map.
         patient: Whom `case` shows; `case` itself where nothing else is recorded.
-        split: The folder it lies in, if that is one of the three.
+        split: By the name of a folder that it lies in, see `split_named`.
         tail: What stands behind `_img_`.
         intensity_range: See `Slice`.
     """
@@ -97,6 +96,8 @@ def find_slices(folder: str | os.PathLike[str]) -> list[SlicePair]:
     for file, partner in [(file, "_seg_") for file in images] + [(file, "_img_") for file in masks]:
         raise InputError(f"{file} has no partner with {partner} in its name beside it: add that file, or remove this")
     if not pairs:
+        if (found := unread_below(folder)) is not None:
+            raise InputError(f"{folder} holds no slices: {found}")
         raise InputError(
             f"{folder} holds no slices (*_img_*.nii.gz with *_seg_*.nii.gz): samri-prepare makes them from volumes"
         )
@@ -130,12 +131,6 @@ def match_slices(folder: Path) -> tuple[list[SlicePair], list[Path], list[Path]]
     return pairs, without_mask, without_image
 
 
-def split_of(name: str) -> Split | None:
-    """The split that a slice belongs to: the last of the folders in its name that is called like one."""
-    folders = name.split("/")[:-1]
-    return next((split for folder in reversed(folders) for split in SPLITS if split == folder), None)
-
-
 def image_files(folder: Path) -> Iterator[Path]:
     """Every file below a folder whose suffix says that it is an image; hidden files and folders are passed over.
 
@@ -165,8 +160,9 @@ def _pair(folder: Path, key: Path, image: Path, mask: Path, cases: dict[str, Any
     match = _ROLE.fullmatch(key.name)
     assert match is not None  # It was found by this name.
     parents = key.parent.relative_to(folder).parts
-    split = next((split for split in SPLITS if split == key.parent.absolute().name), None)
-    prefix = [part for part in parents if part not in SPLITS]
+    # The folder that was named itself, which may be called `test` for any reason, has to bear one of the exact names.
+    own = next((split for split in SPLITS if split == folder.absolute().name), None)
+    prefix = [part for part in parents if split_named(part) is None]
     recorded = cases.get(match["case"], {})
     case = "/".join([*prefix, match["case"]])
     return SlicePair(
@@ -175,7 +171,7 @@ def _pair(folder: Path, key: Path, image: Path, mask: Path, cases: dict[str, Any
         image=image,
         mask=mask,
         patient="/".join([*prefix, recorded["patient"]]) if recorded else case,
-        split=split,
+        split=split_of_folders(parents) or own,
         tail=match["tail"] or "",
         intensity_range=None if recorded.get("intensity_range") is None else tuple(recorded["intensity_range"]),
     )

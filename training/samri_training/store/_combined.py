@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from samri.errors import InputError
-from samri_training.slices import SPLITS
-from samri_training.store._info import StoreInfo
+from samri_training.slices import split_named
+from samri_training.store._info import EncoderFacts, StoreInfo
 from samri_training.store._store import StoredSlice
 
 
@@ -27,6 +28,11 @@ class Embeddings(Protocol):
     @property
     def info(self) -> StoreInfo:
         """Which encoder and preprocessing made all of it."""
+        ...
+
+    @property
+    def content_sha256(self) -> str | None:
+        """Of all that it holds; None where only reading everything could tell."""
         ...
 
     def __len__(self) -> int: ...
@@ -48,6 +54,11 @@ class _Combined:
         self.path = parts[0].path
         known = all(part.info.spacing_known for part in parts)
         self.info = dataclasses.replace(parts[0].info, spacing_known=known)
+
+    @property
+    def content_sha256(self) -> str | None:
+        each = [part.content_sha256 for part in self._parts]
+        return None if None in each else hashlib.sha256("".join(map(str, each)).encode()).hexdigest()
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -80,7 +91,7 @@ def combine(parts: Sequence[Embeddings]) -> Embeddings:
         raise InputError("no embeddings: name at least one store")
     seen: set[Path] = set()
     for part in parts:
-        require_encoder(part, parts[0].info.embedding_id, f"{parts[0].path} ({parts[0].info.checkpoint})")
+        _require_id(part, parts[0].info.embedding_id, f"{parts[0].path} ({parts[0].info.checkpoint})")
         if part.path.resolve() in seen:
             raise InputError(f"{part.path} is named twice, and its slices would count twice: name it once")
         seen.add(part.path.resolve())
@@ -94,7 +105,7 @@ def _prefixes(parts: Sequence[Embeddings]) -> tuple[list[str], list[str]]:
     folders = [path.relative_to(above).parts for path in absolute]
     whole = ["".join(f"{folder}/" for folder in each) for each in folders]
     # The splits of one dataset are of the same patients, or of others with names of their own.
-    datasets = ["".join(f"{folder}/" for folder in each if folder not in SPLITS) for each in folders]
+    datasets = ["".join(f"{folder}/" for folder in each if split_named(folder) is None) for each in folders]
     names: dict[str, str] = {}
     cases: dict[str, str] = {}
     same_name = same_case = False
@@ -106,12 +117,23 @@ def _prefixes(parts: Sequence[Embeddings]) -> tuple[list[str], list[str]]:
     return whole if same_name else nothing, datasets if same_case else nothing
 
 
-def require_encoder(source: Embeddings, embedding_id: str, wanted: str) -> None:
-    """Make sure that `source` was made by the encoder of that id; `wanted` names it, or the checkpoint, for people.
+def require_encoder(source: Embeddings, facts: EncoderFacts, wanted: str) -> None:
+    """Make sure that `source` was made by the encoder of those facts; `wanted` names it, or the checkpoint, for people.
 
     Raises:
-        InputError: It was made by another one.
+        InputError: It was made by another one, or contradicts it.
     """
+    _require_id(source, facts.embedding_id, wanted)
+    info = source.info
+    for what, stored, own in (
+        ("image size", info.image_size, facts.image_size),
+        ("embedding shape", info.embedding_shape, facts.embedding_shape),
+    ):
+        if stored != own:
+            raise InputError(f"{source.path} is damaged: its {what} is {stored}, and {wanted} has {own}: copy it again")
+
+
+def _require_id(source: Embeddings, embedding_id: str, wanted: str) -> None:
     info = source.info
     if info.embedding_id != embedding_id:
         raise InputError(

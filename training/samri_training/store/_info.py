@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -21,6 +22,9 @@ StoredDtype = Literal["fp16", "fp32"]
 STORED_DTYPES: tuple[StoredDtype, ...] = get_args(StoredDtype)
 
 _NUMPY: dict[StoredDtype, npt.DTypeLike] = {"fp16": "<f2", "fp32": "<f4"}
+
+# Pixels along a side of an encoder's input.
+_LARGEST_IMAGE = 1 << 16
 
 _T = TypeVar("_T")
 
@@ -140,7 +144,7 @@ class StoreInfo:
     @property
     def bytes_per_slice(self) -> int:
         """Bytes of one embedding, without its mask."""
-        return int(np.prod(self.embedding_shape)) * self.numpy_dtype.itemsize
+        return math.prod(self.embedding_shape) * self.numpy_dtype.itemsize
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -156,10 +160,13 @@ class StoreInfo:
         shape = field(values, "embedding_shape", list, where)
         if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
             raise InputError(f"{where}: embedding_shape is three sizes, not {shape}: copy the store again")
+        image_size = field(values, "image_size", int, where)
+        if not 0 < image_size <= _LARGEST_IMAGE:
+            raise InputError(f"{where}: image_size can't be {image_size}: copy the store again")
         return cls(
             embedding_id=field(values, "embedding_id", str, where),
             profile=_choice(values, "profile", PROFILE_NAMES, where),
-            image_size=field(values, "image_size", int, where),
+            image_size=image_size,
             embedding_shape=(shape[0], shape[1], shape[2]),
             backbone=field(values, "backbone", str, where),
             encoder_precision=_choice(values, "encoder_precision", PRECISIONS, where),

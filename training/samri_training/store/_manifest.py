@@ -10,8 +10,9 @@ from typing import Any
 
 from samri.errors import InputError
 from samri.hashing import file_sha256
-from samri.staging import staged_file
 from samri_training.store import _info
+from samri_training.store._checksum import check_checksum, with_checksum
+from samri_training.store._own_files import write_text
 from samri_training.store._plan import FORMAT_VERSION, INDEX_NAME, Shard, StorePlan, check_format, read_json
 
 _SHARD_FORMAT = "samri-embeddings-shard"
@@ -28,6 +29,8 @@ class ShardManifest:
         bytes: Of the file.
         sha256: Of the file.
         made_with: Versions of the programs that made it, and what the encoder ran on.
+        tables_sha256: Of the file's header and small tables; None in a manifest of format 1.0.
+        inputs_sha256: Of the files that its slices came from; None where that wasn't recorded.
     """
 
     shard: Shard
@@ -35,6 +38,8 @@ class ShardManifest:
     bytes: int
     sha256: str
     made_with: Mapping[str, str] = field(default_factory=dict)
+    tables_sha256: str | None = None
+    inputs_sha256: str | None = None
 
     @property
     def file(self) -> str:
@@ -49,7 +54,7 @@ class ShardManifest:
             **asdict(self),
             "shard": asdict(self.shard),
         }
-        return json.dumps(values, indent=2) + "\n"
+        return json.dumps(with_checksum(values), indent=2) + "\n"
 
     @classmethod
     def read(cls, folder: Path, shard: Shard) -> ShardManifest | None:
@@ -65,18 +70,22 @@ class ShardManifest:
         check_format(values, _SHARD_FORMAT, file)
         if values.get("shard") != asdict(shard):
             raise InputError(f"{file} is of other slices than {shard.name} of this store: delete it and its shard")
-        return cls._of(shard, values, file)
+        manifest = cls._of(shard, values, file)
+        check_checksum(values, str(file))
+        return manifest
 
     @classmethod
     def _of(cls, shard: Shard, values: Any, file: Path) -> ShardManifest:
         where = str(file)
-        made_with = values.get("made_with")
+        made_with = values.get("made_with") if isinstance(values, Mapping) else None
         return cls(
             shard,
             _info.field(values, "embedding_id", str, where),
             _info.field(values, "bytes", int, where),
             _info.field(values, "sha256", str, where),
             made_with if isinstance(made_with, dict) else {},
+            _optional(values, "tables_sha256", where),
+            _optional(values, "inputs_sha256", where),
         )
 
     def check_file(self, folder: Path, plan: StorePlan) -> None:
@@ -99,6 +108,11 @@ class ShardManifest:
             raise InputError(
                 f"{path} is damaged ({size} bytes, not {self.bytes}): delete it and run samri-embed again, "
                 "or copy it again"
+            )
+        if size < self.shard.count * plan.info.bytes_per_slice:
+            raise InputError(
+                f"{path} is too small for its {self.shard.count} embeddings of {plan.info.bytes_per_slice} bytes: "
+                "copy the store again"
             )
 
     def check_hash(self, folder: Path) -> None:
@@ -140,12 +154,20 @@ def read_manifests(folder: Path, plan: StorePlan) -> list[ShardManifest]:
     entries = _info.field(values, "shards", list, str(file))
     if len(entries) != len(shards):
         raise InputError(f"{file} lists {len(entries)} shards, and the store has {len(shards)}: delete it")
-    return [ShardManifest._of(shard, entry, file) for shard, entry in zip(shards, entries, strict=True)]
+    manifests = [ShardManifest._of(shard, entry, file) for shard, entry in zip(shards, entries, strict=True)]
+    check_checksum(values, str(file))
+    return manifests
 
 
 def write_index(folder: Path, manifests: Sequence[ShardManifest]) -> None:
     """Write `index.json`. Every process that finds all shards finished writes the same one, so none has to wait."""
-    entries = [{"embedding_id": m.embedding_id, "bytes": m.bytes, "sha256": m.sha256} for m in manifests]
+    entries = [
+        {"embedding_id": m.embedding_id, "bytes": m.bytes, "sha256": m.sha256, "tables_sha256": m.tables_sha256}
+        for m in manifests
+    ]
     values = {"format": _INDEX_FORMAT, "format_version": FORMAT_VERSION, "shards": entries}
-    with staged_file(folder / INDEX_NAME) as stage:
-        stage.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8", newline="\n")
+    write_text(folder / INDEX_NAME, json.dumps(with_checksum(values), indent=1) + "\n")
+
+
+def _optional(values: Mapping[str, Any], key: str, where: str) -> str | None:
+    return None if isinstance(values, Mapping) and values.get(key) is None else _info.field(values, key, str, where)

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samri import opening
 from samri.errors import InputError
-from samri.staging import staged_file
+from samri_training.store._checksum import check_checksum, with_checksum
 from samri_training.store._info import StoreInfo, field
+from samri_training.store._own_files import write_text
 
 FORMAT = "samri-embeddings"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 PLAN_NAME = "store.json"
 INDEX_NAME = "index.json"
 
 # Enough shards for 64 processes where there are slices enough, and never more than 512 MiB in one (ViT-B, fp16).
 _SHARDS_WANTED = 64
 _LEAST, _MOST = 16, 256
+# Far beyond any data set, and little enough to go through.
+_MOST_SLICES, _MOST_SHARDS = 100_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class StorePlan:
             "slices_per_shard": self.slices_per_shard,
             **self.info.to_json(),
         }
-        return json.dumps(values, indent=2, allow_nan=False) + "\n"
+        return json.dumps(with_checksum(values), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> StorePlan:
@@ -104,8 +109,14 @@ class StorePlan:
         per_shard = field(values, "slices_per_shard", int, str(file))
         if slices < 1 or per_shard < 1:
             raise InputError(f"{file} is damaged (no slices): copy the store again")
+        if slices > _MOST_SLICES or slices > _MOST_SHARDS * per_shard:
+            raise InputError(
+                f"{file} is damaged ({slices} slices, {per_shard} in a shard, which no store has): copy the store again"
+            )
         info = StoreInfo.from_json(values, str(file))
-        return cls(info, slices, field(values, "slices_sha256", str, str(file)), per_shard)
+        plan = cls(info, slices, field(values, "slices_sha256", str, str(file)), per_shard)
+        check_checksum(values, str(file))
+        return plan
 
     def begin(self, folder: Path) -> None:
         """Write `store.json`, or make sure that the one there plans the same store.
@@ -114,9 +125,8 @@ class StorePlan:
             InputError: The folder holds another store: of another encoder, number format, or other slices.
             OutputError: The folder can't be written.
         """
-        if not (folder / PLAN_NAME).is_file():
-            with staged_file(folder / PLAN_NAME) as stage:
-                stage.write_text(self.to_json(), encoding="utf-8", newline="\n")
+        if not os.path.lexists(folder / PLAN_NAME):
+            write_text(folder / PLAN_NAME, self.to_json())
         # Read back, since another process may have come first with something else.
         self._check_same(StorePlan.read(folder), folder)
 
@@ -152,17 +162,12 @@ def slices_digest(slices: Iterable[tuple[str, str]]) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """The values in a JSON file.
+    """The values in one of a store's JSON files.
 
     Raises:
         InputError: It can't be read or isn't JSON.
     """
-    try:
-        return json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is damaged (not JSON): copy the store again") from error
+    return opening.read_json(file, remedy="copy the store again")
 
 
 def check_format(values: Any, expected: str, file: Path) -> None:

@@ -14,11 +14,13 @@ before it is known how long the masks behind them will be. The tensors, in file 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
+from samri.opening import open_regular
 from samri_training.store._info import StoreInfo
 from samri_training.store._masks import unpack_mask
 
@@ -84,6 +87,13 @@ def header(layout: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata
     return length.to_bytes(8, "little") + text.ljust(length)
 
 
+def tables_digest(content: mmap.mmap, mask_bytes: int, info: StoreInfo, count: int) -> str:
+    """SHA-256 of all of a shard that no slice's own checksum covers: its header, and the tables behind the masks."""
+    digest = hashlib.sha256(content[:HEADER_BYTES])
+    digest.update(content[HEADER_BYTES + count * info.bytes_per_slice + mask_bytes :])
+    return digest.hexdigest()
+
+
 class ShardFile:
     """A finished shard, mapped into memory: pages are read when they are touched.
 
@@ -91,15 +101,16 @@ class ShardFile:
         path: The file.
         info: What the store says of itself.
         count: How many slices the file must hold.
+        tables_sha256: What `tables_digest` gave when the file was written; None compares nothing.
 
     Raises:
         InputError: It can't be read, or isn't the shard that it should be.
     """
 
-    def __init__(self, path: Path, info: StoreInfo, count: int) -> None:
+    def __init__(self, path: Path, info: StoreInfo, count: int, tables_sha256: str | None = None) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
@@ -119,6 +130,11 @@ class ShardFile:
             tensor = tensors.get(name)
             if tensor is None or tensor.dtype != dtype or tensor.shape != (shape or (tensor.size,)):
                 raise self._damaged(f"its header describes no {name} of {count} slices")
+        if (
+            tables_sha256 is not None
+            and tables_digest(self._map, tensors["masks"].nbytes, info, count) != tables_sha256
+        ):
+            raise self._damaged("its header or one of its tables")
         self.features: npt.NDArray[Any] = tensors["features"]
         self._masks, self._names = tensors["masks"], tensors["names"]
         self._spacing, self._ends = tensors["spacing"], tensors["mask_ends"]
@@ -126,21 +142,27 @@ class ShardFile:
 
     def row(self, index: int) -> SliceRow:
         """Facts on one slice."""
-        try:
-            name, case = json.loads(self._names.tobytes())[index]
-        except (ValueError, IndexError) as error:
-            raise self._damaged("its table of names") from error
+        name, case = self._name_table[index]
         height, width, itemsize = (int(size) for size in self._sizes[index])
         begin, end = self._mask_span(index)
         row, column = (float(distance) for distance in self._spacing[index])
+        if not (0 < row < np.inf and 0 < column < np.inf):
+            raise self._damaged("its table of spacing")
         return SliceRow(name, case, (height, width), (row, column), end - begin, itemsize, int(self._crc32[index]))
 
     def names(self) -> list[tuple[str, str]]:
         """(name, case) of every slice."""
+        return self._name_table
+
+    @cached_property
+    def _name_table(self) -> list[tuple[str, str]]:
         try:
-            return [(name, case) for name, case in json.loads(self._names.tobytes())]
-        except ValueError as error:
+            pairs = [(name, case) for name, case in json.loads(self._names.tobytes())]
+        except (ValueError, TypeError, RecursionError) as error:
             raise self._damaged("its table of names") from error
+        if len(pairs) != len(self.features) or not all(type(text) is str for pair in pairs for text in pair):
+            raise self._damaged("its table of names")
+        return pairs
 
     def mask(self, index: int) -> npt.NDArray[Any]:
         """(H, W) label map, uint8 or uint16.

@@ -9,7 +9,7 @@ manifest with the SHA-256, and its name, in that order; all of it can be done tw
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,10 +24,12 @@ import numpy.typing as npt
 
 from samri.errors import InputError, OutputError
 from samri.hashing import file_sha256
+from samri.opening import read_regular
 from samri_training.store._info import StoreInfo
-from samri_training.store._locking import lock
+from samri_training.store._journal import journal_line, read_rows, rows_line
 from samri_training.store._manifest import ShardManifest
 from samri_training.store._masks import pack_mask
+from samri_training.store._own_files import as_output_error, lock_own, open_own, rename_own, write_all, write_text
 from samri_training.store._plan import FORMAT, FORMAT_VERSION, Shard
 from samri_training.store._shard_file import HEADER_BYTES, SliceRow, header, tables
 
@@ -60,24 +62,38 @@ class ShardWriter:
         shard: Which shard.
         batch_size: Slices that are encoded at once. An unfinished shard of another batch size is begun anew, since the
             last digits of an embedding may depend on its batch.
+        inputs_sha256: Of the files that the slices come from. An unfinished shard of other files is begun anew.
 
     Raises:
         OutputError: The folder can't be written, or another process is writing this shard.
     """
 
-    def __init__(self, folder: Path, info: StoreInfo, shard: Shard, batch_size: int) -> None:
+    def __init__(
+        self, folder: Path, info: StoreInfo, shard: Shard, batch_size: int, inputs_sha256: str | None = None
+    ) -> None:
         self.shard = shard
         self.rows: list[SliceRow] = []
         self._info = info
         self._folder = folder
         self._journal_path = folder / f"{shard.name}.journal"
         self._part = folder / f"{shard.name}.part"
-        self._head = {"embedding_id": info.embedding_id, "dtype": info.dtype, "batch_size": batch_size, **asdict(shard)}
+        self._inputs_sha256 = inputs_sha256
+        self._head = journal_line(
+            {
+                **{"embedding_id": info.embedding_id, "dtype": info.dtype, "batch_size": batch_size},
+                **{**asdict(shard), "inputs_sha256": inputs_sha256},
+            }
+        )
         with _writing(self._part):
-            self._file = FileIO(self._part, "r+b" if self._part.exists() else "x+b")
+            file = lock_own(self._part)
+            if file is None:
+                raise OutputError(
+                    f"{self._part} is being written by another samri-embed: wait for it, or give each process its own "
+                    "--shard"
+                )
+            self._file = file
             self._journal: FileIO | None = None
             try:
-                lock(self._file, self._part)
                 self._resume()
             except BaseException:
                 self._close()
@@ -110,13 +126,13 @@ class ShardWriter:
             for place, item in enumerate(slices, start=self.done):
                 features = self._stored(item)
                 packed, itemsize = pack_mask(item.mask)
-                _write(self._file, features, HEADER_BYTES + place * self._info.bytes_per_slice)
-                _write(self._file, packed, mask_at)
+                write_all(self._file, features, HEADER_BYTES + place * self._info.bytes_per_slice)
+                write_all(self._file, packed, mask_at)
                 mask_at += len(packed)
                 crc = zlib.crc32(packed, zlib.crc32(features.data))
                 shape = (item.mask.shape[0], item.mask.shape[1])
                 batch.append(SliceRow(item.name, item.case, shape, item.spacing, len(packed), itemsize, crc))
-            _write(self._journal, _line([asdict(row) for row in batch]), self._journal.tell())
+            write_all(self._journal, rows_line(batch), self._journal.tell())
             self.rows += batch
 
     def seal(self, made_with: Mapping[str, str]) -> ShardManifest:
@@ -130,7 +146,7 @@ class ShardWriter:
         """
         assert self.done == self.shard.count, "a shard is sealed when it is full"
         with _writing(self._part):
-            self._write_tables()
+            tables_sha256 = self._write_tables()
             os.fsync(self._file.fileno())
             manifest = ShardManifest(
                 shard=self.shard,
@@ -138,13 +154,15 @@ class ShardWriter:
                 bytes=self._part.stat().st_size,
                 sha256=file_sha256(self._part),
                 made_with=dict(made_with),
+                tables_sha256=tables_sha256,
+                inputs_sha256=self._inputs_sha256,
             )
-            # Half a manifest does no harm: it counts for nothing until the shard has its name.
-            text = manifest.to_json()
-            (self._folder / f"{self.shard.name}.json").write_text(text, encoding="utf-8", newline="\n")
-            self._close()
-            self._part.replace(self._folder / manifest.file)
-            self._journal_path.unlink()
+            # A manifest counts for nothing until its shard has its name.
+            write_text(self._folder / f"{self.shard.name}.json", manifest.to_json())
+            if self._journal is not None:
+                self._journal.close()
+            rename_own(self._file, self._part, self._folder / manifest.file)
+            self._journal_path.unlink(missing_ok=True)
         return manifest
 
     @property
@@ -166,7 +184,8 @@ class ShardWriter:
             )
         return features
 
-    def _write_tables(self) -> None:
+    def _write_tables(self) -> str:
+        """Write all but the embeddings and masks; returns the SHA-256 of it (`_shard_file.tables_digest`)."""
         mask_bytes = sum(row.mask_bytes for row in self.rows)
         padded = -(-mask_bytes // 8) * 8
         small = tables(self.rows)
@@ -185,10 +204,12 @@ class ShardWriter:
         }
         at = self._masks_begin + mask_bytes
         for piece in (b"\0" * (padded - mask_bytes), *(table.tobytes() for table in small.values())):
-            _write(self._file, piece, at)
+            write_all(self._file, piece, at)
             at += len(piece)
         self._file.truncate(at)
-        _write(self._file, header(layout, metadata), 0)
+        head = header(layout, metadata)
+        write_all(self._file, head, 0)
+        return hashlib.sha256(head + b"".join(table.tobytes() for table in small.values())).hexdigest()
 
     def _resume(self) -> None:
         """Take over what an earlier process left, as far as it is whole; cut off the rest."""
@@ -198,32 +219,26 @@ class ShardWriter:
                 break
             self.rows += rows
             kept = end
-        self._journal = FileIO(self._journal_path, "r+b" if self._journal_path.exists() else "x+b")
+        self._journal = open_own(self._journal_path)
         self._journal.truncate(kept)
         self._journal.seek(kept)
         if not kept:
-            _write(self._journal, _line(self._head), 0)
+            write_all(self._journal, self._head, 0)
 
     def _claimed(self) -> Iterator[tuple[list[SliceRow], int]]:
         """Batches that the journal claims, each with the journal's length up to it."""
-        if not self._journal_path.exists():
+        if not self._journal_path.is_file():
             return
-        lines = self._journal_path.read_bytes().splitlines(keepends=True)
-        if not lines or lines[0] != _line(self._head):
+        lines = read_regular(self._journal_path, follow=False).splitlines(keepends=True)
+        if not lines or lines[0] != self._head:
             return
         end = len(lines[0])
         yield [], end
         for line in lines[1:]:
+            rows = read_rows(line)
+            if rows is None:
+                return
             end += len(line)
-            try:
-                rows = [
-                    SliceRow(**{**row, "shape": tuple(row["shape"]), "spacing": tuple(row["spacing"])})
-                    for row in json.loads(line)
-                ]
-            except (ValueError, TypeError, KeyError):
-                return
-            if not line.endswith(b"\n"):
-                return
             yield rows, end
 
     def _whole(self, rows: list[SliceRow]) -> bool:
@@ -245,31 +260,10 @@ class ShardWriter:
         self._file.close()
 
 
-def _line(values: Any) -> bytes:
-    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
-
-
-def _write(file: FileIO, content: Any, at: int) -> None:
-    """All of `content` at that place; one system call may write a part only."""
-    file.seek(at)
-    left = memoryview(content).cast("B")
-    while left:
-        left = left[file.write(left) :]
-
-
 def _read(file: FileIO, at: int, count: int) -> bytes:
     file.seek(at)
     return file.read(count)
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno is not None else str(error)
-        raise OutputError(
-            f"cannot write {path}: {reason}; what is finished is kept, so make room and run samri-embed again"
-        ) from error
+def _writing(path: Path) -> contextlib.AbstractContextManager[None]:
+    return as_output_error(path, "; what is finished is kept, so make room and run samri-embed again")

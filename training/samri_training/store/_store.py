@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -126,6 +127,11 @@ class EmbeddingStore:
         for manifest in self._manifests:
             yield from self._shard(manifest.shard.index).names()
 
+    @property
+    def content_sha256(self) -> str:
+        """Of everything in it, from the shards' recorded SHA-256: masks that were corrected make another one."""
+        return hashlib.sha256("".join(manifest.sha256 for manifest in self._manifests).encode()).hexdigest()
+
     def verify(self) -> Iterator[str]:
         """Hash every shard; yields the name of each one that is whole.
 
@@ -160,7 +166,8 @@ class EmbeddingStore:
             shard = self._open.pop(number, None)
             if shard is None:
                 manifest = self._manifests[number]
-                shard = ShardFile(self.path / manifest.file, self.info, manifest.shard.count)
+                count, tables = manifest.shard.count, manifest.tables_sha256
+                shard = ShardFile(self.path / manifest.file, self.info, count, tables)
             self._open[number] = shard
             while len(self._open) > _OPEN_SHARDS:
                 # Arrays handed out keep their map alive; without any, it is unmapped here.

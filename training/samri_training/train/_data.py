@@ -78,7 +78,7 @@ def _opened(path: Path, settings: Settings, checkpoint: Checkpoint, weights: str
             "pass --profile medsam (or samri, if it isn't)"
         )
     info = source.info
-    own = EncoderFacts.of_checkpoint(checkpoint, weights, info.profile, info.encoder_precision).embedding_id
+    own = EncoderFacts.of_checkpoint(checkpoint, weights, info.profile, info.encoder_precision)
     require_encoder(source, own, str(checkpoint.path))
     if settings.profile not in (None, info.profile):
         raise InputError(f"{path} was embedded with profile {info.profile}, not {settings.profile}: drop --profile")
