@@ -152,7 +152,13 @@ def main(
     names = requested_label_names(label_names)
     if (data_dir is None) == (not embedding_dirs):
         raise click.UsageError("give --data-dir or --embedding-dir, one of them.")
-    require_packages("evaluating", "scipy", "tqdm", *([] if no_plots else ["matplotlib"]))
+    checkpoints = any(request.is_checkpoint for request in requests)
+    require_packages(
+        "evaluating",
+        *("scipy", "tqdm"),
+        *(("torch", "segment_anything") if checkpoints else ()),
+        *(() if no_plots else ("matplotlib",)),
+    )
     protocol = Protocol(prompts, seed, jitter, multimask, min_pixels)
     # The folder is claimed first: hours of work must not end in a name that is taken.
     with staged_folder(output, overwrite=overwrite) as stage:

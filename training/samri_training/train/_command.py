@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from samri.errors import SamriError
 from samri_runtime._command import command, say
+from samri_training.extras import require_training_packages
 from samri_training.train._settings import Settings, described, read_config
 
 _PATHS = click.Path(path_type=Path)
@@ -57,15 +58,15 @@ def main(context: click.Context, /, config: Path | None, resume: Path | None, as
     Start it with torchrun for several GPUs or nodes. The command line goes before the config file, that before the
     settings of a resumed run, and those before the defaults.
     """
-    from samri_training.train._processes import StoppedWithOthersError
-
     first = int(os.environ.get("RANK", "0")) == 0
     try:
+        require_training_packages()
         settings = _settings(context, config, resume, given)
     except SamriError:
         if first:
             raise
         context.exit(1)  # All processes have the same command line; one line about it is enough.
+    from samri_training.train._processes import StoppedWithOthersError
     from samri_training.train._run import train
 
     try:
