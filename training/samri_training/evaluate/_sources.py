@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from samri.errors import InputError
 from samri_training.evaluate._models import Model
+from samri_training.mixing import require_same_frame
 from samri_training.slices import SPLITS, SlicePair, Split, find_slices
 from samri_training.store import Embeddings, require_encoder
 
@@ -136,6 +137,7 @@ class EmbeddedSlices:
         """
         facts = model.facts(self._embeddings.info.encoder_precision)
         require_encoder(self._embeddings, facts.embedding_id, f"the model {model.name}")
+        require_same_frame(self._embeddings, facts, f"the model {model.name}")
 
     @property
     def notes(self) -> list[str]:
