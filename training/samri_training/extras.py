@@ -6,7 +6,6 @@ import importlib
 
 from samri.errors import MissingDependencyError
 
-
 # What a whole run needs, the pictures at its end included.
 _TRAINING = ("torch", "monai", "segment_anything", "scipy", "yaml", "tqdm", "matplotlib")
 

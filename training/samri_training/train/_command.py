@@ -32,6 +32,8 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         plain = next((option for option in get_args(kind) if option is not NoneType), kind) if _optional(kind) else kind
         if kind is bool:
             flag = f"{flag}/--no-{flag[2:]}"
+        elif name == "labels_per_slice":
+            settings |= {"type": _CountOrAll(), "metavar": "N|all"}
         elif get_origin(plain) is Literal:
             settings["type"] = click.Choice(get_args(plain))
         else:
@@ -40,6 +42,14 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
             settings |= {"is_flag": False, "flag_value": "bf16"}
         function = click.option(flag, name, **settings)(function)
     return function
+
+
+class _CountOrAll(click.ParamType):  # type: ignore[type-arg]
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or `all`."""
+        return value if value == "all" else click.INT.convert(value, param, ctx)
 
 
 def _optional(kind: Any) -> bool:
