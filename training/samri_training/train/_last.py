@@ -88,7 +88,8 @@ def _read_last(path: Path) -> Last:
         raise CheckpointError(
             f"{path}: holds no state of a run to go on with, only weights: start a new run from it with --checkpoint"
         )
-    if state.get("format_version") != FORMAT_VERSION:
+    version = state.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: written by another version of samri-train: go on with that one")
     return Last(
         path=path,

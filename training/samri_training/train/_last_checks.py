@@ -127,7 +127,8 @@ def _check_optimizer(saved: Mapping[str, Any], training: Training, path: Path) -
     group = _mapping(groups[0], "optimizer.param_groups[0]", path)
     for name, value in own.items():
         there: Any = group.get(name)
-        same = _is_number(there) and there >= 0 if name == "lr" else type(there) is type(value) and there == value
+        # As text, since a tensor among them is neither equal nor unequal.
+        same = _is_number(there) and there >= 0 if name == "lr" else repr(there) == repr(value)
         _require(bool(same), f"optimizer.param_groups[0].{name}", path)
     states: Mapping[Any, Any] = _mapping(saved.get("state"), "optimizer.state", path)
     parameters = list(training.parameters.values())
