@@ -142,7 +142,11 @@ def _check_optimizer(saved: Mapping[str, Any], training: Training, path: Path) -
             _require(_is_like(moments[name], parameters[number]), f"{what}.{name}", path)
         step = moments["step"]
         _require(
-            isinstance(step, Tensor) and step.ndim == 0 and step.is_floating_point() and bool(step >= 0),
+            isinstance(step, Tensor)
+            and step.ndim == 0
+            and step.is_floating_point()
+            and bool(step >= 0)
+            and bool(step == step.round()),
             f"{what}.step",
             path,
         )
