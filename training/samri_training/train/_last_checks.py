@@ -141,15 +141,8 @@ def _check_optimizer(saved: Mapping[str, Any], training: Training, path: Path) -
         for name in ("exp_avg", "exp_avg_sq"):
             _require(_is_like(moments[name], parameters[number]), f"{what}.{name}", path)
         step = moments["step"]
-        _require(
-            isinstance(step, Tensor)
-            and step.ndim == 0
-            and step.is_floating_point()
-            and bool(step >= 0)
-            and bool(step == step.round()),
-            f"{what}.step",
-            path,
-        )
+        scalar = isinstance(step, Tensor) and step.ndim == 0 and step.is_floating_point()
+        _require(scalar and bool(step >= 0) and bool(step == step.round()), f"{what}.step", path)
 
 
 def _require(holds: bool, what: str, path: Path) -> None:
