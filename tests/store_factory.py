@@ -37,9 +37,13 @@ class DrawnSlice:
 
 
 def drawn_slices(count: int, seed: int = 0, cases: int = 4) -> list[DrawnSlice]:
-    """Slices of several shapes with two bright, overlapping-free ellipses each, labelled 1 and 2, on a noisy ground."""
+    """Slices of several shapes with two bright, overlapping-free ellipses each, labelled 1 and 2, on a noisy ground.
+
+    Each seed has cases of its own.
+    """
+    case = f"seed{seed}_case" if seed else "case"
     shapes = [(96, 96), (120, 80), (64, 100), (150, 150)]
-    return [_drawn(shapes[at % 4], f"case{at % cases}", np.random.default_rng([seed, at])) for at in range(count)]
+    return [_drawn(shapes[at % 4], f"{case}{at % cases}", np.random.default_rng([seed, at])) for at in range(count)]
 
 
 def write_store(

@@ -94,7 +94,7 @@ def test_a_value_of_thousands_of_characters_is_not_repeated_whole(option: str) -
 
 def test_a_message_can_not_steer_the_terminal_and_keeps_its_end() -> None:
     assert plain("red \x1b[31m\nnext\u202eline \x9b\x00") == r"red \x1b[31m next\u202eline \x9b\x00"
-    assert plain("Größe, 画像 and \udcff stay") == "Größe, 画像 and \udcff stay"
+    assert plain("Größe, 画像 stay, \udcff is named") == r"Größe, 画像 stay, \udcff is named"
     long = plain("cannot read " + "y" * 5000 + ": check the path")
     assert long.startswith("cannot read yyy")
     assert long.endswith("y: check the path")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from samri.errors import InputError, ProviderError
-from samri_training.devices import torch_device
+from samri_training.devices import bf16_note, torch_device
 from samri_training.train import Settings
 
 
@@ -48,3 +49,13 @@ def test_other_names_are_none(name: str) -> None:
 
 def test_a_numbered_gpu_is_a_setting_of_training() -> None:
     assert Settings.of({"device": "cuda:1"}, "mine.yaml").device == "cuda:1"
+
+
+def test_a_processor_without_bf16_units_gets_a_note(tmp_path: Path) -> None:
+    plain, modern, unknown = (tmp_path / name for name in ("plain", "modern", "unknown"))
+    plain.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n")
+    modern.write_text("processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_bf16\n")
+    cpu = torch.device("cpu")
+    note = bf16_note("bf16", cpu, plain)
+    assert note is not None and "--amp" in note
+    assert bf16_note("off", cpu, plain) is bf16_note("bf16", cpu, modern) is bf16_note("bf16", cpu, unknown) is None

@@ -410,6 +410,24 @@ def test_a_size_that_no_structure_has_is_left_out_of_the_tables(
     assert "small (" not in report.partition("## How it was measured")[0]
 
 
+def test_one_number_is_another_structure_in_each_dataset(
+    few: Path, checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for dataset in ("brain", "knee"):
+        shutil.copytree(few, tmp_path / "data" / dataset / "testing")
+    options = ["--model", checkpoints[0], "--device", "cpu", "--no-plots"]
+    result = run(*options, "--data-dir", tmp_path / "data", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert {row["dataset"] for row in rows_of(tmp_path / "out")} == {"brain", "knee"}
+    numbers = json.loads((tmp_path / "out" / "summary.json").read_text())
+    kinds = [(group["dataset"], group["label"]) for group in numbers["by_structure"]]
+    assert kinds == [(dataset, label) for dataset in ("brain", "knee") for label in (1, 2, 5)]
+    wholes = [group for group in numbers["by_dataset"] if group["size"] == "all"]
+    assert [(group["dataset"], group["structures"]) for group in wholes] == [("brain", 6), ("knee", 6)]
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "### Dataset: brain" in report and "### Dataset: knee" in report
+
+
 def test_one_case_is_reported_as_too_few(few: Path, tmp_path: Path, checkpoints: tuple[Path, Path]) -> None:
     result = run(
         *("-m", checkpoints[0], "-m", checkpoints[1], "--data-dir", few, "--device", "cpu"),

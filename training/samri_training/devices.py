@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samri.errors import ProviderError
@@ -11,12 +13,37 @@ from samri.process import thread_limit
 if TYPE_CHECKING:
     import torch
 
+# What Linux calls the units of x86 and of ARM that multiply bfloat16 numbers.
+_BF16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}
+
 _KNOWN = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def is_torch_device(name: str) -> bool:
     """Whether a text is of the form `auto`, `cpu`, `mps`, `cuda` or `cuda:1`."""
     return _KNOWN.fullmatch(name) is not None
+
+
+def bf16_note(amp: str, device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """A line when mixed precision in bf16 makes a processor slower, since it has no units for it; None if it may."""
+    if amp != "bf16" or device.type != "cpu" or has_bf16_units(cpuinfo) is not False:
+        return None
+    return (
+        "note: this processor has no bf16 units (avx512_bf16, amx_bf16), so --amp makes training several times slower: "
+        "leave it out on this machine"
+    )
+
+
+def has_bf16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the processor multiplies bfloat16 numbers itself; None where the system doesn't say."""
+    if sys.platform != "linux":
+        return None
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = [line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))]
+    return bool(_BF16_UNITS & set(flags[0])) if flags else None
 
 
 def torch_device(name: str, local_rank: int = 0) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,11 +20,12 @@ from samri_training.evaluate._requests import requested_label_names, requested_m
 from samri_training.evaluate._sources import TEST_SPLIT, EmbeddedSlices, SliceFolder
 from samri_training.evaluate._summary import summarize
 from samri_training.extras import require_packages
+from samri_training.mixing import refuse_mixed_splits
 from samri_training.parts import parts_of
 from samri_training.prompting import PROMPT_KINDS, PromptKind
 from samri_training.published import open_embeddings
 from samri_training.slices import SPLITS, Split
-from samri_training.store import combine
+from samri_training.store import Embeddings, EncoderFacts
 
 _BOX_AND_POINT = "box+point"
 
@@ -152,7 +154,13 @@ def main(
     names = requested_label_names(label_names)
     if (data_dir is None) == (not embedding_dirs):
         raise click.UsageError("give --data-dir or --embedding-dir, one of them.")
-    require_packages("evaluating", "scipy", "tqdm", *([] if no_plots else ["matplotlib"]))
+    checkpoints = any(request.is_checkpoint for request in requests)
+    require_packages(
+        "evaluating",
+        *("scipy", "tqdm"),
+        *(("torch", "segment_anything") if checkpoints else ()),
+        *(() if no_plots else ("matplotlib",)),
+    )
     protocol = Protocol(prompts, seed, jitter, multimask, min_pixels)
     # The folder is claimed first: hours of work must not end in a name that is taken.
     with staged_folder(output, overwrite=overwrite) as stage:
@@ -162,7 +170,7 @@ def main(
         ]
         opened = [open_model(request, provider, device) for request in requests]
         # A cache without provenance is taken to be the first model's own.
-        source = slices or EmbeddedSlices(combine([open_embeddings(part, opened[0].facts("fp32")) for part in parts]))
+        source = slices or EmbeddedSlices(*_opened(parts, embedding_dirs, opened[0].facts("fp32")))
         with _progress(len(source)) as bar:
             evaluation = evaluate(source, opened, protocol, on_slice=bar.update)
         summary = summarize(evaluation)
@@ -180,6 +188,13 @@ def main(
     else:
         click.echo(overview(evaluation, summary))
     say(f"{evaluation.structures} structures of {len(evaluation.cases)} case(s): {output}: {', '.join(files)}")
+
+
+def _opened(parts: Sequence[Path], folders: Sequence[Path], facts: EncoderFacts) -> list[Embeddings]:
+    opened = [open_embeddings(part, facts) for part in parts]
+    for folder in folders:
+        refuse_mixed_splits(folder, [part for part in opened if part.path.is_relative_to(folder)])
+    return opened
 
 
 def _progress(slices: int) -> Any:

@@ -58,6 +58,7 @@ class Row:
     measures: Measures
     score: float
     asked: Prompt
+    dataset: str = ""
 
 
 @dataclass
@@ -158,6 +159,7 @@ def _evaluate_slice(sample: Sample, models: Sequence[Model], evaluation: Evaluat
                         measure(mask, truths[label], sample.spacing),
                         float(score),
                         asked,
+                        sample.dataset,
                     )
                 )
 

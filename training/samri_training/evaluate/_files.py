@@ -20,6 +20,7 @@ CASES, NUMBERS, REPORT = "cases.csv", "summary.json", "report.md"
 COLUMNS = (
     "prompt",
     "model",
+    "dataset",
     "case",
     "slice",
     "label",
@@ -88,6 +89,7 @@ def to_json(evaluation: Evaluation, summary: Summary, provenance: Mapping[str, A
             "structures_too_small": evaluation.structures_too_small,
         },
         "by_size": [group.to_json() for group in summary.groups],
+        "by_dataset": [group.to_json() for group in summary.datasets],
         "by_structure": [group.to_json() for group in summary.structures],
         "tests": [test.to_json() for test in summary.tests],
     }
@@ -98,6 +100,7 @@ def _cells(row: Row, label_name: str) -> list[object]:
     return [
         row.prompt,
         row.model,
+        row.dataset,
         row.case,
         row.slice,
         row.label,

@@ -28,7 +28,12 @@ def report(evaluation: Evaluation, summary: Summary, label_names: Mapping[int, s
         parts += [f"## Prompt: {PROMPT_TITLES[prompt]}", "### By size", _by_size(groups)]
         if tests:
             parts += ["### Models compared", _tests(tests)]
-        parts += ["### By structure", _by_structure(structures, label_names)]
+        if not summary.dataset_names:
+            parts += ["### By structure", _by_structure(structures, label_names)]
+        for dataset in summary.dataset_names:
+            sizes = [group for group in summary.datasets if (group.prompt, group.dataset) == (prompt, dataset)]
+            own = [group for group in structures if group.dataset == dataset]
+            parts += [f"### Dataset: {_plain(dataset or '.')}", _by_size(sizes), _by_structure(own, label_names)]
     return "\n\n".join([*parts, "## How it was measured", _method(evaluation, summary)]) + "\n"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from samri.errors import InputError
 from samri_training.evaluate._models import Model
 from samri_training.slices import SPLITS, SlicePair, Split, find_slices
-from samri_training.store import Embeddings, require_encoder
+from samri_training.store import Embeddings, combine, require_encoder
 
 TEST_SPLIT: Split = "testing"
 
@@ -30,6 +31,8 @@ class Sample:
         image: (H, W) intensities; None in a store, which holds the embedding instead.
         intensity_range: Percentiles of the whole volume, where they are known.
         features: (1, C, G, G) float32, from a store.
+        dataset: The folders that tell datasets apart, without the split; empty where there is one alone. Label 1 of one
+            dataset is another structure than label 1 of the next.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Sample:
     image: npt.NDArray[Any] | None = None
     intensity_range: tuple[float, float] | None = None
     features: npt.NDArray[np.float32] | None = None
+    dataset: str = ""
 
 
 class Source(Protocol):
@@ -97,7 +101,8 @@ class SliceFolder:
         for pair in self._pairs:
             read = pair.read()
             case = pair.patient or pair.case
-            yield Sample(pair.name, case, read.mask, read.spacing, read.image, read.intensity_range)
+            dataset = _dataset(pair.name.split("/")[:-1])
+            yield Sample(pair.name, case, read.mask, read.spacing, read.image, read.intensity_range, dataset=dataset)
 
     def accept(self, model: Model) -> None:
         """Any model: it encodes the slices itself."""
@@ -114,10 +119,23 @@ class SliceFolder:
 
 
 class EmbeddedSlices:
-    """Slices that were embedded before: nothing is encoded, so all models must share the encoder."""
+    """Slices that were embedded before: nothing is encoded, so all models must share the encoder.
 
-    def __init__(self, embeddings: Embeddings) -> None:
-        self._embeddings = embeddings
+    Args:
+        parts: Stores and published caches, of one dataset or of several.
+
+    Raises:
+        InputError: None, or not of one encoder.
+    """
+
+    def __init__(self, *parts: Embeddings) -> None:
+        self._embeddings = combine(parts)
+        above = Path(os.path.commonpath([part.path.absolute() for part in parts]))
+        self._datasets = [
+            _dataset([*part.path.absolute().relative_to(above).parts, *name.split("/")[:-1]])
+            for part in parts
+            for name, _ in part.names()
+        ]
 
     def __len__(self) -> int:
         return len(self._embeddings)
@@ -126,7 +144,8 @@ class EmbeddedSlices:
         for index in range(len(self._embeddings)):
             stored = self._embeddings[index]
             features = np.array(stored.features, dtype=np.float32)[None]
-            yield Sample(stored.name, stored.case, stored.mask, stored.spacing, features=features)
+            dataset = self._datasets[index]
+            yield Sample(stored.name, stored.case, stored.mask, stored.spacing, features=features, dataset=dataset)
 
     def accept(self, model: Model) -> None:
         """Refuse a model with another encoder or preprocessing.
@@ -147,3 +166,8 @@ class EmbeddedSlices:
         """Plain JSON values, for provenance."""
         info = self._embeddings.info
         return {"kind": "store", "path": str(self._embeddings.path), "slices": len(self), "store": info.to_json()}
+
+
+def _dataset(folders: Sequence[str]) -> str:
+    """The folders of a slice as the name of its dataset."""
+    return "/".join(folder for folder in folders if folder not in SPLITS)

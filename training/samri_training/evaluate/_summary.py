@@ -26,6 +26,7 @@ class Group:
     Attributes:
         name: `all`, or a size bin.
         label: The structure; None when all are taken together.
+        dataset: Where it comes from; None when all datasets are taken together.
         structures: How many were evaluated, and what `spreads` is over.
         cases: How many patients or scans they come from.
         empty: Predictions without a single pixel.
@@ -38,6 +39,7 @@ class Group:
     model: str
     name: str
     label: int | None
+    dataset: str | None
     structures: int
     cases: int
     empty: int
@@ -55,6 +57,7 @@ class Group:
             "model": self.model,
             "size": self.name,
             "label": self.label,
+            "dataset": self.dataset,
             "structures": self.structures,
             "cases": self.cases,
             "empty": self.empty,
@@ -100,32 +103,50 @@ class Summary:
 
     Attributes:
         groups: By prompt, size bin and model.
-        structures: By prompt, label and model.
+        structures: By prompt, dataset, label and model: one number means another structure in each dataset.
+        datasets: By prompt, dataset, size bin and model, where there are several datasets.
         tests: Between all pairs of models.
     """
 
     groups: tuple[Group, ...]
     structures: tuple[Group, ...]
     tests: tuple[Test, ...]
+    datasets: tuple[Group, ...] = ()
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """The datasets, if there are several."""
+        return list(dict.fromkeys(group.dataset for group in self.datasets if group.dataset is not None))
 
 
 def summarize(evaluation: Evaluation) -> Summary:
     """Group the rows and compare the models."""
     rows = Rows(evaluation.rows)
-    labels = sorted({row.label for row in evaluation.rows})
-    groups, structures, tests = [], [], []
+    labels = sorted({(row.dataset, row.label) for row in evaluation.rows})
+    names = list(dict.fromkeys(dataset for dataset, _ in labels))
+    groups, structures, datasets, tests = [], [], [], []
     for prompt in evaluation.protocol.prompts:
         for name in GROUPS:
-            groups += [_group(rows.of(prompt, model, name), name, None) for model in evaluation.models]
-        for label in labels:
-            structures += [_group(rows.of(prompt, model, ALL, label), ALL, label) for model in evaluation.models]
+            groups += [_group(rows.of(prompt, model, name), name) for model in evaluation.models]
+        for dataset, label in labels:
+            structures += [
+                _group(rows.of(prompt, model, ALL, label, dataset), ALL, label, dataset) for model in evaluation.models
+            ]
+        for dataset in names if len(names) > 1 else []:
+            for name in GROUPS:
+                datasets += [
+                    _group(rows.of(prompt, model, name, None, dataset), name, None, dataset)
+                    for model in evaluation.models
+                ]
         for metric in METRICS:
             # The question is answered on all structures; the bins, which share its data, are a family of their own.
             tests += _family(rows, prompt, metric, (ALL,), evaluation.models)
             tests += _family(rows, prompt, metric, SIZES, evaluation.models)
-    return Summary(
-        tuple(group for group in groups if group), tuple(group for group in structures if group), tuple(tests)
-    )
+    return Summary(_present(groups), _present(structures), tuple(tests), _present(datasets))
+
+
+def _present(groups: Iterable[Group | None]) -> tuple[Group, ...]:
+    return tuple(group for group in groups if group)
 
 
 class Rows:
@@ -136,12 +157,16 @@ class Rows:
         for row in rows:
             self._by_model.setdefault((row.prompt, row.model), []).append(row)
 
-    def of(self, prompt: PromptKind, model: str, size: str = ALL, label: int | None = None) -> list[Row]:
-        """Those of a size bin (or `all`) and a label (or None for every one)."""
+    def of(
+        self, prompt: PromptKind, model: str, size: str = ALL, label: int | None = None, dataset: str | None = None
+    ) -> list[Row]:
+        """Those of a size bin (or `all`), a label and a dataset (or None for every one)."""
         return [
             row
             for row in self._by_model[prompt, model]
-            if size in (ALL, row.size) and (label is None or row.label == label)
+            if size in (ALL, row.size)
+            and (label is None or row.label == label)
+            and (dataset is None or row.dataset == dataset)
         ]
 
 
@@ -150,7 +175,7 @@ def values(rows: Sequence[Row], metric: Metric) -> list[float]:
     return [float(getattr(row.measures, metric)) for row in rows]
 
 
-def _group(rows: list[Row], name: str, label: int | None) -> Group | None:
+def _group(rows: list[Row], name: str, label: int | None = None, dataset: str | None = None) -> Group | None:
     if not rows:
         return None
     cases = [row.case for row in rows]
@@ -159,6 +184,7 @@ def _group(rows: list[Row], name: str, label: int | None) -> Group | None:
         model=rows[0].model,
         name=name,
         label=label,
+        dataset=dataset,
         structures=len(rows),
         cases=len(set(cases)),
         empty=sum(row.measures.empty for row in rows),

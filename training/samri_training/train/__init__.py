@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from samri_training.extras import require_training_packages
 from samri_training.train._command import main
 from samri_training.train._settings import Settings
 
@@ -11,6 +12,7 @@ __all__ = ["Settings", "main", "train"]
 def __getattr__(name: str) -> object:
     # torch and MONAI take seconds to import, which `samri-train --help` needn't.
     if name == "train":
+        require_training_packages()
         from samri_training.train._run import train
 
         return train

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from samri.errors import SamriError
 from samri_runtime._command import command, say
+from samri_training.extras import require_training_packages
 from samri_training.train._settings import Settings, described, read_config
 
 _PATHS = click.Path(path_type=Path)
@@ -31,6 +32,8 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         plain = next((option for option in get_args(kind) if option is not NoneType), kind) if _optional(kind) else kind
         if kind is bool:
             flag = f"{flag}/--no-{flag[2:]}"
+        elif name == "labels_per_slice":
+            settings |= {"type": _CountOrAll(), "metavar": "N|all"}
         elif get_origin(plain) is Literal:
             settings["type"] = click.Choice(get_args(plain))
         else:
@@ -39,6 +42,14 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
             settings |= {"is_flag": False, "flag_value": "bf16"}
         function = click.option(flag, name, **settings)(function)
     return function
+
+
+class _CountOrAll(click.ParamType):  # type: ignore[type-arg]
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or `all`."""
+        return value if value == "all" else click.INT.convert(value, param, ctx)
 
 
 def _optional(kind: Any) -> bool:
@@ -57,15 +68,15 @@ def main(context: click.Context, /, config: Path | None, resume: Path | None, as
     Start it with torchrun for several GPUs or nodes. The command line goes before the config file, that before the
     settings of a resumed run, and those before the defaults.
     """
-    from samri_training.train._processes import StoppedWithOthersError
-
     first = int(os.environ.get("RANK", "0")) == 0
     try:
+        require_training_packages()
         settings = _settings(context, config, resume, given)
     except SamriError:
         if first:
             raise
         context.exit(1)  # All processes have the same command line; one line about it is enough.
+    from samri_training.train._processes import StoppedWithOthersError
     from samri_training.train._run import train
 
     try:

@@ -11,11 +11,13 @@ import numpy as np
 from samri.errors import InputError
 from samri.model import Checkpoint, encoder_sha256
 from samri.preprocessing import says_medsam
+from samri_training.mixing import refuse_mixed_splits, refuse_shared_cases
 from samri_training.parts import parts_by_split, parts_of
 from samri_training.published import PublishedCache, open_embeddings
 from samri_training.slices import Split
 from samri_training.store import Embeddings, EncoderFacts, combine, require_encoder
 from samri_training.train._settings import Settings
+from samri_training.train._validation import asked_with
 
 TRAINING: Split = "training"
 VALIDATION: Split = "validation"
@@ -37,17 +39,20 @@ def open_data(settings: Settings, checkpoint: Checkpoint) -> TrainingData:
     """Open the stores and make sure that the checkpoint's encoder made them.
 
     Raises:
-        InputError: No store, another encoder's, or no cases to hold out.
+        InputError: No store, another encoder's, several splits in one, no cases to hold out, or cases on both sides.
     """
     folder = settings.embedding_dir
     if folder is None:
         raise InputError("no embeddings to train on: pass --embedding-dir")
     weights = encoder_sha256(checkpoint.sam)
 
-    def opened(paths: Sequence[Path]) -> Embeddings:
-        return combine([_opened(path, settings, checkpoint, weights) for path in paths])
+    def opened(named: Path, paths: Sequence[Path]) -> list[Embeddings]:
+        parts = [_opened(path, settings, checkpoint, weights) for path in paths]
+        refuse_mixed_splits(named, parts)
+        return parts
 
-    training = opened(parts_of(folder, TRAINING))
+    training_parts = opened(folder, parts_of(folder, TRAINING))
+    training = combine(training_parts)
     everything = range(len(training))
     if settings.val_every == 0:
         return TrainingData(training, everything, None, (), "no validation: best.pth is the lowest training loss")
@@ -59,8 +64,12 @@ def open_data(settings: Settings, checkpoint: Checkpoint) -> TrainingData:
         held = there.get(VALIDATION, []) if TRAINING in there else []
     if not held:
         return _with_cases_held_out(training, settings)
-    validation = opened(held)
-    note = f"validating on {', '.join(map(str, held))}"
+    named = settings.val_embedding_dir
+    validation_parts = opened(named or folder, held)
+    if not settings.allow_shared_cases:
+        refuse_shared_cases(training_parts, validation_parts, together=named is None)
+    validation = combine(validation_parts)
+    note = f"validating on {', '.join(map(str, held))} with {asked_with(settings)}"
     return TrainingData(training, everything, validation, range(len(validation)), note)
 
 
@@ -98,5 +107,6 @@ def _with_cases_held_out(source: Embeddings, settings: Settings) -> TrainingData
     held = set(np.random.default_rng(settings.seed).permutation(names)[:count].tolist())
     inside = [index for index, case in enumerate(cases) if case in held]
     outside = [index for index, case in enumerate(cases) if case not in held]
-    note = f"validating on {count} of {len(names)} cases of {source.path}, held out by seed {settings.seed}"
+    note = f"validating on {count} of {len(names)} cases of {source.path}, held out by seed {settings.seed}, "
+    note += f"with {asked_with(settings)}"
     return TrainingData(source, outside, source, inside, note)

@@ -41,11 +41,11 @@ def validated_entry(validation: Validation) -> Entry:
 
 
 def best_entry(history: Sequence[Entry]) -> Entry | None:
-    """The trained epoch with the highest validation Dice; without any validation, with the lowest training loss."""
-    trained = [entry for entry in history if entry["epoch"] > 0]
-    validated = [entry for entry in trained if "val_dice" in entry]
+    """The epoch with the highest validation Dice, the start among them; without any, with the lowest training loss."""
+    validated = [entry for entry in history if "val_dice" in entry]
     if validated:
         return max(validated, key=lambda entry: float(entry["val_dice"]))
+    trained = [entry for entry in history if entry["epoch"] > 0]
     return min(trained, key=lambda entry: float(entry["train_loss"]), default=None)
 
 
@@ -57,7 +57,7 @@ def line(entry: Entry, epochs: int) -> str:
     if "val_dice" in entry:
         parts.append(f"validation Dice {entry['val_dice']:.4f}, loss {entry['val_loss']:.4f}")
     if "seconds" in entry:
-        parts.append(f"{entry['samples_per_second']:.1f} slices/s")
+        parts.append(f"{entry['samples_per_second']:.1f} masks/s")
     notes = ("bad_steps", "overflows", "relabelled", "vanished", "empty")
     parts += [f"{name.replace('_', ' ')} {entry[name]}" for name in notes if entry.get(name)]
     if "first_thin" in entry:
@@ -90,5 +90,5 @@ class Progress:
         minutes = seconds / step * (self._steps - step) / 60
         rate = self._samples / seconds
         self._say(
-            f"{self._title}: step {step}/{self._steps}, loss {loss:.4f}, {rate:.1f} slices/s, {minutes:.0f} min left"
+            f"{self._title}: step {step}/{self._steps}, loss {loss:.4f}, {rate:.1f} masks/s, {minutes:.0f} min left"
         )

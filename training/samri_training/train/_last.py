@@ -14,30 +14,14 @@ from segment_anything.modeling import Sam
 from samri.errors import CheckpointError, InputError
 from samri.model import read_state_dict
 from samri.staging import staged_file
+from samri_training.train._last_checks import RunData, check_fits, checked_data, checked_history, checked_settings
 from samri_training.train._settings import CURVE, Settings
 from samri_training.train._step import Training
 
 FORMAT = "samri-train"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 LAST, BEST = "last.pth", "best.pth"
-
-
-@dataclasses.dataclass(frozen=True)
-class RunData:
-    """What a run began with and learns from, as far as its curve depends on it."""
-
-    samples: int
-    """Training slices."""
-    samples_per_step: int
-    """Of all processes together."""
-    embedding_id: str
-    slices_sha256: str
-    """Of the names of the training slices."""
-    validation_slices_sha256: str | None
-    """Of those of the validation slices; None when there are none."""
-    checkpoint_sha256: str
-    """Of the file that the run started from, which a resumed run doesn't need any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,23 +57,46 @@ def read_last(resume: Path) -> Last:
 
     Raises:
         InputError: There is none.
-        CheckpointError: It is damaged, or a checkpoint without the state of a run.
+        CheckpointError: It is damaged, or a checkpoint without the state of a run; the text names the run's best.pth
+            where that is whole.
     """
     path = find_last(resume)
+    try:
+        return _read_last(path)
+    except CheckpointError as error:
+        best = path.with_name(BEST)
+        if best == path or not _is_whole(best):
+            raise
+        raise CheckpointError(
+            f"{error}; {best} is whole: start a new run from it with --checkpoint {best} and another --save-dir"
+        ) from error
+
+
+def _is_whole(best: Path) -> bool:
+    try:
+        read_state_dict(best)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _read_last(path: Path) -> Last:
     read_state_dict(path)  # Says in plain words what is wrong with a damaged or foreign file.
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    # A file of safetensors has weights alone.
+    state = None if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: holds no state of a run to go on with, only weights: start a new run from it with --checkpoint"
         )
-    if state.get("format_version") != FORMAT_VERSION:
+    version = state.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: written by another version of samri-train: go on with that one")
     return Last(
         path=path,
-        epoch=state["epoch"],
-        history=state["history"],
-        settings=Settings.of(state["settings"], str(path)),
-        data=RunData(**state["data"]),
+        epoch=state.get("epoch", -1),
+        history=checked_history(state.get("history"), state.get("epoch"), path),
+        settings=checked_settings(state.get("settings"), path),
+        data=checked_data(state.get("data"), path),
         state=state,
     )
 
@@ -186,8 +193,13 @@ def save_last(
 
 
 def restore(training: Training, last: Last) -> None:
-    """Put optimiser, moving average, loss scale, schedule and torch's generator where they stood."""
+    """Put optimiser, moving average, loss scale, schedule and torch's generator where they stood.
+
+    Raises:
+        CheckpointError: One of them is damaged, or of another model.
+    """
     state = last.state
+    check_fits(state, training, last.path)
     training.optimizer.load_state_dict(state["optimizer"])
     training.step_number = state["scheduler"]["step"]
     training.loss_scale = dataclasses.replace(training.loss_scale, **state["loss_scale"])

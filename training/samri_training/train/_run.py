@@ -7,7 +7,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from samri import __version__
-from samri.errors import InputError
 from samri.model import Checkpoint, PromptDecoder
 from samri.preprocessing import profile
+from samri_training.devices import bf16_note
 from samri_training.train._data import TrainingData, open_data
 from samri_training.train._digest import slices_digest
+from samri_training.train._hint import fine_structure_hint
 from samri_training.train._history import Entry, Progress, Say, best_entry, line, trained_entry, validated_entry
 from samri_training.train._last import (
-    BEST,
-    LAST,
-    RunData,
     check_same_curve,
     check_same_data,
     read_last,
@@ -32,31 +29,16 @@ from samri_training.train._last import (
     save_best,
     save_last,
 )
+from samri_training.train._last_checks import RunData
+from samri_training.train._lock import held_folder
+from samri_training.train._outcome import Outcome
 from samri_training.train._processes import Processes, joined_processes
 from samri_training.train._records import Curves, Events, git_commit, write_environment, write_json
 from samri_training.train._samples import Frame, Requests, TrainingBatches, loader
 from samri_training.train._settings import Settings
 from samri_training.train._starting import run_folder, starting_point
 from samri_training.train._step import Training, TrainingError
-from samri_training.train._validation import Validation, ValidationBatches, ValidationRequests, validate
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    folder: Path
-    epochs: int
-    best_epoch: int
-    best_dice: float | None
-    """Mean validation Dice of best.pth; None when there was no validation."""
-    start_dice: float | None
-    """Of the checkpoint that the run started from."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values = dataclasses.asdict(self)
-        return {"best": str(self.folder / BEST), "last": str(self.folder / LAST), **values, "folder": str(self.folder)}
+from samri_training.train._validation import Validation, ValidationBatches, ValidationRequests, asked_with, validate
 
 
 def train(settings: Settings, *, resume: Path | None = None, say: Say = print) -> Outcome:
@@ -72,7 +54,11 @@ def train(settings: Settings, *, resume: Path | None = None, say: Say = print) -
     Raises:
         SamriError: Something that the user can act on; at the same moment in all processes.
     """
-    with _kernels(settings.deterministic), joined_processes(settings.device) as processes:
+    with (
+        _kernels(settings.deterministic),
+        joined_processes(settings.device) as processes,
+        held_folder(settings, resume, processes),
+    ):
         run = processes.agree(lambda: _Run(settings, resume, processes, say if processes.first else _silent))
         try:
             return run.to_the_end()
@@ -119,11 +105,17 @@ class _Run:
         while self._epoch < self._settings.epochs:
             self._epoch += 1
             entry = self._train_epoch()
-            if self._data.validation is not None and self._epoch % self._settings.val_every == 0:
+            if self._data.validation is not None and self._validation_is_due():
                 entry |= validated_entry(self._validate())
             self._finish_epoch(entry)
         self._in_first(lambda: self._curves.draw(self._history))
-        return self._outcome()
+        outcome = Outcome.of(self._folder, self._epoch, self._history)
+        if (line_of_outcome := outcome.line()) is not None:
+            self._say(line_of_outcome)
+        return outcome
+
+    def _validation_is_due(self) -> bool:
+        return self._epoch % self._settings.val_every == 0 or self._epoch == self._settings.epochs
 
     def _train_epoch(self) -> Entry:
         began = time.perf_counter()
@@ -195,21 +187,13 @@ class _Run:
         if best is not None and best["epoch"] == self._epoch:
             with self._best_weights():
                 save_best(self._folder, self._sam)
-        logs = {"best_epoch": None if best is None else best["epoch"], "epochs": self._history}
+        asked = None if self._data.validation is None else asked_with(self._settings)
+        best_epoch = None if best is None else best["epoch"]
+        logs = {"best_epoch": best_epoch, "validation_prompts": asked, "epochs": self._history}
         write_json(self._folder / "logs.json", logs)
         self._curves.draw_now_and_then(self._history)
         self._events.add(self._history[-1])
         save_last(self._folder, self._sam, self._training, self._epoch, self._history, self._run_data)
-
-    def _outcome(self) -> Outcome:
-        best = best_entry(self._history)
-        if best is None:
-            raise InputError(f"{self._folder}: nothing was trained: --epochs is {self._settings.epochs}")
-        start = self._history[0].get("val_dice") if self._history[0]["epoch"] == 0 else None
-        dice = best.get("val_dice")
-        if start is not None and dice is not None and dice <= start:
-            self._say(f"no epoch did better than the checkpoint it started from (Dice {start:.4f}): keep that one")
-        return Outcome(self._folder, self._epoch, best["epoch"], dice, start)
 
     def _introduce(self, checkpoint: Checkpoint, resume: Path | None) -> None:
         """Say what is about to happen, and write it down."""
@@ -226,6 +210,8 @@ class _Run:
             self._say(f"going on after epoch {self._epoch} of {resume}")
         if not self._processes.first:
             return
+        for note in self._notes():
+            self._say(note)
         arguments = {
             "settings": self._settings.to_json(),
             "samri_version": __version__,
@@ -241,6 +227,14 @@ class _Run:
         }
         write_json(self._folder / "args.json", arguments)
         write_environment(self._folder / "environment.txt")
+
+    def _notes(self) -> list[str]:
+        """What a person may want to change before hours go by."""
+        notes = [
+            bf16_note(self._settings.amp, self._processes.device),
+            fine_structure_hint(self._data.training, self._data.training_samples, self._frame, self._settings),
+        ]
+        return [note for note in notes if note is not None]
 
 
 def _run_data(data: TrainingData, samples_per_step: int, checkpoint_sha256: str) -> RunData:

@@ -1,4 +1,4 @@
-"""Batches: embeddings out of the store, one label of each slice, its target, and a prompt for it.
+"""Batches: embeddings out of the store, labels of each slice, their targets, and a prompt for each.
 
 Everything random about a sample comes from a generator keyed by (seed, epoch, sample), so that a batch is the same
 whichever process, and whichever number of them, makes it.
@@ -20,7 +20,7 @@ from samri.errors import SamriError
 from samri.preprocessing import Profile
 from samri.prompts import Prompt, pack, to_model_frame
 from samri_training.prompting import PromptKind, sample_prompt
-from samri_training.train._settings import Settings, Targets, TrainingPrompts
+from samri_training.train._settings import LabelsPerSlice, Settings, Targets, TrainingPrompts
 from samri_training.train._targets import LowRes, low_res_target
 
 
@@ -56,12 +56,20 @@ class Frame:
     jitter: bool
     targets: Targets
     seed: int
+    labels_per_slice: LabelsPerSlice = 1
 
     @classmethod
     def of(cls, profile: Profile, image_size: int, embedding_shape: tuple[int, int, int], settings: Settings) -> Frame:
         """The frame of a store's profile and shapes with the prompts and targets that the settings ask for."""
         return cls(
-            profile, image_size, embedding_shape, settings.prompts, settings.jitter, settings.targets, settings.seed
+            profile,
+            image_size,
+            embedding_shape,
+            settings.prompts,
+            settings.jitter,
+            settings.targets,
+            settings.seed,
+            settings.labels_per_slice,
         )
 
     @property
@@ -74,13 +82,15 @@ class Batch(NamedTuple):
     """B samples, and why others are not among them."""
 
     features: Tensor
-    """(B, C, G, G), as stored."""
+    """(B, C, G, G), as stored; with `rows`, one per slice."""
     coords: Tensor
     """(B, N, 2) float32, (x, y) in the S x S model frame."""
     labels: Tensor
     """(B, N) float32, as `samri.prompts.pack` defines them."""
     targets: Tensor
     """(B, 1, L, L) bool."""
+    rows: Tensor | None = None
+    """(B,) int64: the row of `features` that a sample belongs to; None where slices have one sample each."""
     relabelled: int = 0
     """Samples whose first label vanished at low resolution, and another one was drawn."""
     vanished: int = 0
@@ -91,6 +101,15 @@ class Batch(NamedTuple):
     """Index of the first slice, by its place in the store, of which a label vanished at low resolution."""
     failure: str = ""
     """Why the store could not be read; the batch is empty then."""
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The samples, at most `size` at a time and each with its own features: what one decoder pass takes."""
+        if self.rows is None:
+            yield self
+            return
+        for start in range(0, len(self.rows), size):
+            some = slice(start, start + size)
+            yield Batch(self.features[self.rows[some]], self.coords[some], self.labels[some], self.targets[some])
 
 
 class Request(NamedTuple):
@@ -108,7 +127,9 @@ class TrainingBatches(Dataset[Batch]):
         self._frame = frame
 
     def __getitem__(self, request: Request) -> Batch:
-        features, prompts, targets, shapes = [], [], [], []
+        prompts, targets, shapes = [], [], []
+        features: list[npt.NDArray[Any]] = []
+        rows: list[int] = []
         relabelled = vanished = empty = 0
         thin = []
         for index in request.indices:
@@ -118,22 +139,28 @@ class TrainingBatches(Dataset[Batch]):
                 return empty_batch(self._frame)._replace(failure=str(error))
             rng = np.random.default_rng([self._frame.seed, request.epoch, index])
             labels = labels_of(stored.mask)
-            drawn = drawn_target(stored.mask, rng.permutation(labels), self._frame)
-            if drawn is None:
+            drawn, tries = drawn_targets(stored.mask, rng.permutation(labels), self._frame)
+            thin += [index] if tries > len(drawn) else []
+            if not drawn:
                 vanished += len(labels) > 0
                 empty += len(labels) == 0
-                thin += [index] if len(labels) else []
                 continue
-            mask, target, tries = drawn
-            relabelled += tries > 1
-            thin += [index] if tries > 1 else []
-            kind = prompt_kind(self._frame.prompts, request.epoch, index)
-            prompts.append(sample_prompt(mask, kind, rng, self._frame.jitter))
+            relabelled += tries > len(drawn)
+            for place, (mask, target) in enumerate(drawn):
+                kind = prompt_kind(self._frame.prompts, request.epoch, index + place)
+                prompts.append(sample_prompt(mask, kind, rng, self._frame.jitter))
+                targets.append(target)
+                shapes.append((mask.shape[0], mask.shape[1]))
+                rows.append(len(features))
             features.append(stored.features)
-            targets.append(target)
-            shapes.append((mask.shape[0], mask.shape[1]))
         batch = assembled(features, prompts, targets, shapes, self._frame)
-        return batch._replace(relabelled=relabelled, vanished=vanished, empty=empty, thin=min(thin, default=None))
+        return batch._replace(
+            rows=None if self._frame.labels_per_slice == 1 else torch.tensor(rows, dtype=torch.int64),
+            relabelled=relabelled,
+            vanished=vanished,
+            empty=empty,
+            thin=min(thin, default=None),
+        )
 
 
 class Requests(Sampler[Request]):
@@ -201,16 +228,23 @@ def labels_of(mask: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     return np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1
 
 
-def drawn_target(
+def drawn_targets(
     mask: npt.NDArray[Any], labels: npt.NDArray[np.intp], frame: Frame
-) -> tuple[npt.NDArray[np.bool_], LowRes, int] | None:
-    """The first of `labels` that is left at low resolution: its (H, W) mask, (L, L) target, how many were tried."""
-    for tries, label in enumerate(labels, start=1):
+) -> tuple[list[tuple[npt.NDArray[np.bool_], LowRes]], int]:
+    """The first of `labels` that are left at low resolution, as many as the frame asks for, and how many were tried.
+
+    Each is its (H, W) mask and its (L, L) target.
+    """
+    most = len(labels) if frame.labels_per_slice == "all" else frame.labels_per_slice
+    drawn: list[tuple[npt.NDArray[np.bool_], LowRes]] = []
+    for tries, label in enumerate(labels):
+        if len(drawn) == most:
+            return drawn, tries
         binary = mask == label
         target = low_res_target(binary, frame.profile, frame.image_size, frame.low_res, frame.targets)
         if target.any():
-            return binary, target, tries
-    return None
+            drawn.append((binary, target))
+    return drawn, len(labels)
 
 
 def prompt_kind(prompts: TrainingPrompts, epoch: int, index: int) -> PromptKind:

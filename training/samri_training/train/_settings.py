@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from samri.errors import InputError
 from samri.preprocessing import ProfileName
@@ -19,6 +19,7 @@ Amp = Literal["off", "bf16", "fp16"]
 Scheduler = Literal["constant", "cosine"]
 Loss = Literal["dice-focal", "balanced"]
 Targets = Literal["area", "coverage", "nearest-exact"]
+LabelsPerSlice: TypeAlias = int | Literal["all"]
 BadSteps = Literal["skip", "stop"]
 
 
@@ -48,7 +49,7 @@ class Settings:
         None
     )
     save_dir: Annotated[Path | None, About("Folder for best.pth, last.pth, logs and curves.")] = None
-    epochs: Annotated[int, About("Passes over the slices; each takes one random label of each slice.", least=1)] = 20
+    epochs: Annotated[int, About("Passes over the slices.", least=1)] = 20
     batch_size: Annotated[int, About("Slices a step and process.", least=1)] = 8
     accumulate: Annotated[int, About("Batches a process adds up before the weights move.", least=1)] = 1
     lr: Annotated[float, About("Learning rate of AdamW.", above=0)] = 1e-4
@@ -60,7 +61,11 @@ class Settings:
     prompts: Annotated[
         TrainingPrompts, About("What the decoder is asked with; mixed: box and point in one; alternate: by turns.")
     ] = "box"
-    jitter: Annotated[bool, About("Move the sides of training boxes by up to 10 px of 256.")] = True
+    jitter: Annotated[bool, About("Move the sides of boxes by up to 10 px of 256, in validation too.")] = True
+    labels_per_slice: Annotated[
+        LabelsPerSlice,
+        About("Labels that are learned from each slice in an epoch, drawn at random: N or all.", least=1),
+    ] = 1
     targets: Annotated[Targets, About("How masks become targets of the decoder's resolution.")] = "area"
     loss: Annotated[
         Loss, About("Of a mask: Dice + 10 focal, as published; or Dice and a cross entropy balanced around the target.")
@@ -72,7 +77,10 @@ class Settings:
     amp: Annotated[Amp, About("Mixed precision; bf16 when no value is given.")] = "off"
     device: Annotated[str, About("Where the decoder runs: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     seed: Annotated[int, About("Decides order, labels and prompts.", least=0)] = 0
-    val_every: Annotated[int, About("Epochs between validations; 0 for none.", least=0)] = 1
+    val_every: Annotated[
+        int, About("Epochs between validations, and the last is always validated; 0 for none.", least=0)
+    ] = 1
+    allow_shared_cases: Annotated[bool, About("Train although cases are in the validation slices too.")] = False
     num_workers: Annotated[int, About("Processes that load batches ahead; 0: the training process does.", least=0)] = 0
     deterministic: Annotated[bool, About("Only deterministic GPU kernels (slower).")] = False
     bad_steps: Annotated[BadSteps, About("What all processes do when a loss or gradient is not finite.")] = "skip"
@@ -124,7 +132,7 @@ def described() -> dict[str, tuple[Any, About]]:
 
 CURVE = (
     "accumulate", "batch_size", "lr", "weight_decay", "scheduler", "warmup_steps", "min_lr", "clip_norm", "prompts",
-    "jitter", "targets", "loss", "train_scores", "ema", "amp", "seed", "val_fraction",
+    "jitter", "labels_per_slice", "targets", "loss", "train_scores", "ema", "amp", "seed", "val_fraction",
 )  # fmt: skip
 """What must stay for a resumed run to go on with the same curve; batch_size and accumulate: their product."""
 
@@ -162,6 +170,8 @@ def _converted(kind: Any, value: Any, what: str) -> Any:
     options = get_args(kind) if _is_union(kind) else (kind,)
     if value is None and NoneType in options:
         return None
+    if isinstance(value, str) and any(value in get_args(option) for option in options):
+        return value
     kind = options[0]
     if get_origin(kind) is Literal:
         # YAML 1.1 reads a bare `off` as false.
@@ -182,7 +192,8 @@ def _converted(kind: Any, value: Any, what: str) -> Any:
         if number is not None:
             return number
     named = {Path: "a path", str: "a name", bool: "true or false", int: "a whole number", float: "a number"}
-    raise InputError(f"{what} is {named[options[0]]}, not {value!r}")
+    choices = "".join(f" or {', '.join(get_args(option))}" for option in options[1:] if get_args(option))
+    raise InputError(f"{what} is {named[options[0]]}{choices}, not {value!r}")
 
 
 def _is_union(kind: Any) -> bool:
@@ -200,5 +211,5 @@ def _number(value: float | str) -> float | None:
 def _check_bounds(name: str, about: About, value: Any, source: str) -> None:
     if about.above is not None and not value > about.above:
         raise InputError(f"{source}: {name} must be above {about.above:g}, not {value}")
-    if about.least is not None and value < about.least:
+    if about.least is not None and not isinstance(value, str) and value < about.least:
         raise InputError(f"{source}: {name} must be at least {about.least:g}, not {value}")

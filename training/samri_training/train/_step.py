@@ -100,10 +100,11 @@ class Training:
                 failure = batch.failure
                 tail[_FAILED] = 1
             elif len(batch.features):
-                total = self.losses(batch).sum()
-                torch.autograd.backward(total * self.loss_scale.scale)
-                tail[_LOSS] += total.detach()
-                tail[_COUNT] += len(batch.features)
+                for part in batch.parts(self.settings.batch_size):
+                    total = self.losses(part).sum()
+                    torch.autograd.backward(total * self.loss_scale.scale)
+                    tail[_LOSS] += total.detach()
+                    tail[_COUNT] += len(part.features)
         self._processes.sum(self._buffer)
         return self._moved(failure)
 

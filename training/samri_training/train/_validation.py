@@ -52,8 +52,19 @@ class ValidationBatch(NamedTuple):
     """n places in the list of validation slices."""
 
 
+def asked_with(settings: Settings) -> str:
+    """What validation asks with, in words: the same kinds of prompts as training."""
+    boxes = "boxes moved as in training" if settings.jitter else "tight boxes"
+    return {
+        "box": boxes,
+        "point": "points",
+        "mixed": f"{boxes}, each with a point",
+        "alternate": f"{boxes} and points by turns",
+    }[settings.prompts]
+
+
 class ValidationBatches(Dataset[ValidationBatch]):
-    """All labels of some slices, with the same prompts in every epoch and no jitter."""
+    """All labels of some slices, asked as in training, with the same prompts in every epoch."""
 
     def __init__(self, source: SliceSource, samples: Sequence[int], frame: Frame) -> None:
         self._source = source
@@ -79,7 +90,7 @@ class ValidationBatches(Dataset[ValidationBatch]):
                 mask = stored.mask == label
                 # Epoch 0: none of the training's, which count from 1.
                 rng = np.random.default_rng([frame.seed, 0, index, label])
-                prompts.append(sample_prompt(mask, prompt_kind(frame.prompts, 0, index), rng, jitter=False))
+                prompts.append(sample_prompt(mask, prompt_kind(frame.prompts, 0, index), rng, frame.jitter))
                 targets.append(low_res_target(mask, frame.profile, frame.image_size, frame.low_res, frame.targets))
                 shapes.append((mask.shape[0], mask.shape[1]))
                 rows.append(row)
