@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from segment_anything.modeling import Sam
 
 from samri.errors import InputError
-from samri_training.mixing import refuse_mixed_splits, refuse_shared_cases, split_meant_by
+from samri_training.mixing import refuse_mixed_splits, refuse_shared_cases
+from samri_training.slices import split_named
 from samri_training.store import EmbeddingStore
 from samri_training.train import main
 from store_factory import drawn_slices, write_store
@@ -32,7 +33,7 @@ from store_factory import drawn_slices, write_store
     ],
 )
 def test_a_folder_is_known_by_the_usual_names_of_splits(folder: str, split: str | None) -> None:
-    assert split_meant_by(folder) == split
+    assert split_named(folder) == split
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What must not be mixed: splits of one dataset, slices of one patient on both sides, a store and another's frame."""
+"""What must not be mixed: splits of one dataset, slices of one patient on both sides."""
 
 from __future__ import annotations
 
@@ -6,27 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samri.errors import InputError
-from samri_training.slices import SPLITS, Split
+from samri_training.slices import SPLITS, Split, split_named
 from samri_training.store import Embeddings
 
-# What datasets and published code call these folders, besides SAMRI's own names.
-_WORDS: dict[str, Split] = {
-    **dict.fromkeys(("training", "train", "tr"), "training"),
-    **dict.fromkeys(("validation", "valid", "val"), "validation"),
-    **dict.fromkeys(("testing", "test", "ts"), "testing"),
-}
-_BEFORE = ("embeddings", "embedding", "images", "image", "labels", "label", "data")
 _NAMED = 3
-
-
-def split_meant_by(folder: str) -> Split | None:
-    """The split that a folder's name stands for: `val`, `Embedding_train` and `imagesTs` as well as `testing`."""
-    word = folder.lower()
-    for before in _BEFORE:
-        if word.startswith(before):
-            word = word.removeprefix(before)
-            break
-    return _WORDS.get(word.strip("_- "))
 
 
 def refuse_mixed_splits(folder: Path, parts: Sequence[Embeddings]) -> None:
@@ -44,7 +27,7 @@ def refuse_mixed_splits(folder: Path, parts: Sequence[Embeddings]) -> None:
         below = part.path.relative_to(folder).parts if part.path.is_relative_to(folder) else ()
         for above in {name.rpartition("/")[0] for name, _ in part.names()}:
             for each in reversed((*below, *above.split("/"))):
-                split = split_meant_by(each)
+                split = split_named(each)
                 if split is not None:
                     found.setdefault(split, each)
                     break
@@ -80,5 +63,5 @@ def refuse_shared_cases(training: Sequence[Embeddings], validation: Sequence[Emb
 def _cases(part: Embeddings, together: bool) -> set[tuple[str, str]]:
     """(dataset, case) of a part; the dataset is its folder without the split's."""
     folders = part.path.absolute().parts if together else ()
-    dataset = "/".join(folder for folder in folders if folder not in SPLITS)
+    dataset = "/".join(folder for folder in folders if split_named(folder) is None)
     return {(dataset, case) for _, case in part.names()}
