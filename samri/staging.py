@@ -14,6 +14,7 @@ from pathlib import Path
 from samri._exchange import exchange
 from samri._stage import Stage, clean, stage_beside
 from samri.errors import OutputError
+from samri.locking import exclusive
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def staged_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if os.path.lexists(path) and not (path.is_symlink() or path.is_file() or path.is_dir()):
         raise OutputError(f"cannot write {path}: it is no regular file: name another output")
-    with _as_output_error(path), made_folders(path.parent), stage_beside(path.parent, path.name) as stage:
+    with _as_output_error(path), _made_folders(path.parent), stage_beside(path.parent, path.name) as stage:
         # The suffix stays, since writers choose their format by it (`.nii.gz`).
         yield stage.new / path.name
         (stage.new / path.name).replace(path)
@@ -50,7 +51,7 @@ def staged_files(folder: str | Path, *, obsolete: Iterable[str] = (), last: str 
         OutputError: The folder can't be written, is a file, holds a folder by the name of a file, or the disk is full.
     """
     folder = Path(folder)
-    with _as_output_error(folder), made_folders(folder), stage_beside(folder, "files") as stage:
+    with _as_output_error(folder), _made_folders(folder), stage_beside(folder, "files") as stage:
         yield stage.new
         names = sorted((file.name for file in stage.new.iterdir()), key=lambda name: (name == last, name))
         stale = [name for name in obsolete if name not in names and not _is_real_folder(folder / name)]
@@ -99,7 +100,7 @@ def staged_folder(
         target = path.resolve() if path.is_symlink() else path
         clean(target.parent)  # An earlier folder may have to be put back first.
         _refuse_existing(path, overwrite, check)
-        with made_folders(target.parent), stage_beside(target.parent, target.name) as stage:
+        with _made_folders(target.parent), stage_beside(target.parent, target.name) as stage:
             content = stage.new / target.name
             content.mkdir()
             yield content
@@ -134,7 +135,24 @@ def _is_real_folder(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def made_folders(folder: Path) -> Iterator[None]:
+def claimed_folder(folder: Path, lock: str, busy: str) -> Iterator[None]:
+    """Make `folder` if missing, hold the lock file `lock` in it, and undo what killed writers left there.
+
+    It is removed again if it was made and nothing came of it.
+
+    Raises:
+        OutputError: Another process holds the lock, which is told as `busy`, or the folder can't be written.
+    """
+    with contextlib.ExitStack() as held:
+        with _as_output_error(folder):
+            held.enter_context(_made_folders(folder))
+            held.enter_context(exclusive(folder / lock, busy))
+        clean(folder)
+        yield
+
+
+@contextlib.contextmanager
+def _made_folders(folder: Path) -> Iterator[None]:
     """Create `folder` and its missing parents; afterwards those that were made are removed, unless they hold files."""
     missing = []
     for place in (folder, *folder.parents):  # Deepest first.

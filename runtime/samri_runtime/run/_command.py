@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import click
 
@@ -16,14 +17,16 @@ from samri.geometry import PLANES, Plane
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
 from samri_runtime import models
-from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
+from samri_runtime._command import GivenModel, GivenPath, OutputFolder, command, emit, provider_options_of, say
 from samri_runtime._predictor import Predictor
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.providers import Provider, is_cpu
 from samri_runtime.run._caching import byte_size_of, choose_cache
+from samri_runtime.run._claim import check_replaceable, claimed, names_of, own_results, result_files
+from samri_runtime.run._notes import without_folders
 from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
 from samri_runtime.run._request import XY, XYXY, build_prompts, choose_view
-from samri_runtime.run._results import check_output, describe_run, earlier_results, write_results
+from samri_runtime.run._results import check_output, describe_run, write_results
 from samri_runtime.run._segment import Segmentation, segment
 
 
@@ -52,9 +55,12 @@ from samri_runtime.run._segment import Segmentation, segment
     "-o",
     "--output",
     required=True,
-    type=GivenPath(),
+    type=OutputFolder(),
     metavar="FOLDER",
     help="Where the results go; made if missing.",
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Replace files in FOLDER that an earlier run of the same slice didn't make."
 )
 @click.option(
     "--box",
@@ -129,6 +135,7 @@ def main(
     model: str,
     source: Path,
     output: Path,
+    overwrite: bool,
     boxes: tuple[XYXY, ...],
     points: tuple[XY, ...],
     negative_points: tuple[XY, ...],
@@ -174,8 +181,11 @@ def main(
     with ThreadPoolExecutor(max_workers=1) as pool:
         opening = pool.submit(_opened_early, open_model, provider)
         check_output(output, source, 3 if multimask else 1, png=not no_png)
+        click.get_current_context().with_resource(claimed(output, source))
         scan = _read(source, frame)
         view = choose_view(scan, index, axis, plane)
+        if not overwrite:
+            check_replaceable(output, scan, view, 3 if multimask else 1, png=not no_png)
         checked = [prompt.validate(view.shape) for prompt in asked]
         prompts = [prompt for prompt, _ in checked]
         predictor = opening.result() or open_model()
@@ -190,16 +200,18 @@ def main(
         *predictor.notes,
         *segmentation.embedding.notes,
         *_empty(segmentation),
-        *_replaced(output, source),
+        *_replaced(output, source, 3 if multimask else 1, png=not no_png),
     ]
-    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, notes)
-    files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png)
+    places = [source.parent, output, predictor.bundle.folder, *([] if cache_dir is None else [cache_dir])]
+    kept_notes = [without_folders(note, places) for note in notes]
+    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, kept_notes)
+    files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png, overwrite=overwrite)
     for note in notes:
         say(f"note: {note}")
     ran = ", ".join(dict.fromkeys(predictor.providers.values()))
     cached = ", embedding from the cache" if segmentation.embedding.cached else ""
     say(f"{len(prompts)} object(s) in {seconds:.1f} s on {ran}, profile {predictor.manifest.profile.name}{cached}")
-    _print_results(files, provenance, as_json)
+    _print_results(files, as_json)
 
 
 def _choose_provider(
@@ -244,15 +256,21 @@ def _empty(segmentation: Segmentation) -> list[str]:
     ]
 
 
-def _replaced(output: Path, source: Path) -> list[str]:
-    """A note where another slice, or another file of the same name, may have been segmented before."""
-    names = earlier_results(output, source)
-    return [f"replaced the results of an earlier run in {output}: {', '.join(names)}"] if names else []
+def _replaced(output: Path, source: Path, candidates: int, *, png: bool) -> list[str]:
+    """Notes on what is replaced: an earlier run's results, and what --overwrite was given for."""
+    own = own_results(output, source)
+    asked = [name for name in names_of(result_files(source, candidates, png=png)) if name not in own]
+    others = [name for name in asked if os.path.lexists(output / name)]
+    return [
+        *([f"replaced the results of an earlier run: {', '.join(own)}"] if own else []),
+        *([f"replaced, as --overwrite says: {', '.join(others)}"] if others else []),
+    ]
 
 
-def _print_results(files: list[Path], provenance: dict[str, Any], as_json: bool) -> None:
+def _print_results(files: list[Path], as_json: bool) -> None:
     """Results only: everything else of this command goes to stderr."""
     if as_json:
+        provenance = json.loads(next(file for file in files if file.suffix == ".json").read_text("utf-8"))
         emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
     else:
         emit("\n".join(str(file) for file in files))
