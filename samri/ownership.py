@@ -67,8 +67,7 @@ def refuse_foreign_files(folder: Path, names: Iterable[str], own: Iterable[str])
     for name in names:
         if name not in own and os.path.lexists(folder / name):
             raise OutputError(
-                f"{folder / name} is there, and no earlier run made it as it is: name another --output, "
-                "or pass --overwrite to replace it"
+                f"{folder / name} is there already: name another --output, or pass --overwrite to replace it"
             )
 
 
