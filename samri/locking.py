@@ -21,8 +21,35 @@ def try_lock(descriptor: int) -> bool:
 
     Where the file system has no locks, True.
     """
+    return _flock(descriptor) is not False
+
+
+@contextlib.contextmanager
+def abandoned(path: Path) -> Iterator[bool]:
+    """Whether the process that held the lock file `path` is gone, for certain; then it is held within the block.
+
+    Where the file system has no locks, nobody can tell, and the answer is False.
+    """
+    if sys.platform == "win32":
+        with contextlib.suppress(OSError):
+            path.unlink()  # Refused while a process has it open.
+        yield not path.exists()
+        return
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _flock(descriptor) is True
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool | None:
+    """True where the lock is now held, False where another holds it, None where there are no locks."""
     if sys.platform == "win32":  # Windows itself refuses to rename or remove a file that another process has open.
-        return True
+        return None
     import fcntl
 
     try:
@@ -32,6 +59,7 @@ def try_lock(descriptor: int) -> bool:
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise
+        return None
     return True
 
 

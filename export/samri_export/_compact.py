@@ -23,6 +23,7 @@ from samri.manifest import BundleFile, Graph
 from samri.model import Checkpoint
 from samri.staging import staged_file
 from samri_export._onnx_writing import save_graph
+from samri_export._replacing import check_rounded_checkpoint
 
 ROUNDED_TO = "fp16"
 """What a compact bundle's manifest says in `checkpoint.rounded_to`."""
@@ -65,6 +66,8 @@ def staged_checkpoint(
         raise OutputError(f"{path} would lie inside the bundle, which holds no checkpoint: name a file elsewhere")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} already exists: name another file, or pass --overwrite to replace it")
+    if path.exists():
+        check_rounded_checkpoint(path, outside)
     with staged_file(path) as stage:
 
         def save(source: Checkpoint) -> dict[str, str]:

@@ -42,6 +42,7 @@ from samri_export._graph_specs import (
 from samri_export._onnx_writing import write_graph
 from samri_export._precisions import Variants, file_name, graph_of, without_unneeded
 from samri_export._real_slices import real_slices
+from samri_export._replacing import check_bundle
 from samri_export._report import Report
 from samri_export._sam_contract import SamContractDecoder
 from samri_export._verification import verify as verify_graphs
@@ -91,7 +92,7 @@ def export_bundle(
             arithmetic stays in the precision asked for, and `verify` compares with the rounded weights.
         rounded_checkpoint: A .pth file to make of the rounded weights; for compact bundles only.
         force: Keep a precision that falls below its bar, or that nothing was compared for; the manifest says so.
-        overwrite: Replace what is at `output`.
+        overwrite: Replace the bundle at `output`, and the rounded checkpoint made with it; nothing else.
         progress: Gets plain lines on what is going on.
 
     Returns:
@@ -121,7 +122,7 @@ def export_bundle(
     # First of all, so that a scan or an output that can't be is told before minutes of work.
     own = () if verify == "off" else own_pictures(scans, profile_named(chosen))
     with (
-        staged_folder(output, overwrite=overwrite) as folder,
+        staged_folder(output, overwrite=overwrite, check=check_bundle) as folder,
         staged_checkpoint(kept, outside=output, overwrite=overwrite) as save_rounded,
     ):
         source = load_checkpoint(checkpoint, base)

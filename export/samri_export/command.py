@@ -68,7 +68,7 @@ _FILE = click.Path(path_type=Path)
     metavar="FILE",
     help="With --compact: keep the rounded weights as this .pth, which the bundle then equals.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what is at the output.")
+@click.option("--overwrite", is_flag=True, help="Replace the bundle at the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(
     checkpoint: Path,

@@ -114,6 +114,26 @@ class GivenPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+_SUFFIXES_OF_FILES = (
+    *(".nii", ".gz", ".mgz", ".nrrd", ".dcm", ".png", ".jpg", ".jpeg", ".tif", ".tiff"),
+    *(".json", ".csv", ".md", ".txt", ".npz", ".npy", ".onnx", ".pth", ".pt", ".safetensors"),
+)
+
+
+class OutputFolder(GivenPath):
+    """A folder to make or to write into; a name that looks like a file's is wrong usage, unless there is such a folder.
+
+    Programs that write one file take its name in this place, and a folder called `mask.nii.gz` helps nobody.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text as a path."""
+        path = super().convert(value, param, ctx)
+        if path.name.lower().endswith(_SUFFIXES_OF_FILES) and not path.is_dir():
+            self.fail(f"{path} looks like a file: give a folder.", param, ctx)
+        return path
+
+
 class GivenModel(GivenPath):
     """A bundle's folder or a model's name, as it was typed: `./samri-tiny` and `samri-tiny` are two things."""
 
@@ -164,4 +184,4 @@ def _stdout_fails() -> bool:
     return False
 
 
-__all__ = ["Command", "GivenModel", "GivenPath", "command", "emit", "provider_options_of", "say"]
+__all__ = ["Command", "GivenModel", "GivenPath", "OutputFolder", "command", "emit", "provider_options_of", "say"]

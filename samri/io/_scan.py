@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from samri.errors import InputError
+from samri.errors import InputError, OutputError
+from samri.hashing import hashed_as_read
 from samri.io._formats import MGH, NIFTI, NIFTI_PAIR, is_a_folder, known_suffix
 from samri.io._mgh import read_mgh
 from samri.io._nifti import read_nifti, read_nifti_pair, write_nifti
@@ -38,6 +39,7 @@ class Scan:
         frame: Which frame of a 4-D file this is.
         frames: How many there are.
         notes: What the reader had to put right, in plain lines.
+        sha256: Of the bytes that were read, in hexadecimal digits.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Scan:
     frame: int = 0
     frames: int = 1
     notes: tuple[str, ...] = ()
+    sha256: str = ""
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -91,15 +94,17 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
     try:
         if path.is_dir():
             raise is_a_folder(path)
-        if suffix in (*NIFTI, *NIFTI_PAIR, *MGH):
-            read = read_nifti if suffix in NIFTI else read_mgh if suffix in MGH else read_nifti_pair
-            image = read(path, frame)
-            kind: ScanKind = "mgh" if suffix in MGH else "nifti"
-            scan = Scan(path, kind, image.voxels, image.affine, image.grid, image.frame, image.frames, image.notes)
-        else:
-            if frame not in (None, 0):
-                raise InputError(f"{path} has no frames: leave out --frame {frame}")
-            scan = Scan(path, "raster", read_raster(path), np.eye(4))
+        with hashed_as_read(path) as sha256:
+            if suffix in (*NIFTI, *NIFTI_PAIR, *MGH):
+                read = read_nifti if suffix in NIFTI else read_mgh if suffix in MGH else read_nifti_pair
+                image = read(path, frame)
+                kind: ScanKind = "mgh" if suffix in MGH else "nifti"
+                place = (image.grid, image.frame, image.frames, image.notes)
+                scan = Scan(path, kind, image.voxels, image.affine, *place, sha256())
+            else:
+                if frame not in (None, 0):
+                    raise InputError(f"{path} has no frames: leave out --frame {frame}")
+                scan = Scan(path, "raster", read_raster(path), np.eye(4), sha256=sha256())
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: check the path") from error
     except OSError as error:
@@ -129,9 +134,11 @@ def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], scan: Scan)
 
     Raises:
         ValueError: The mask isn't in the scan's grid, or isn't labels of 0 to 65535.
-        OutputError: The file can't be written.
+        OutputError: The file can't be written, or is the scan itself.
     """
     path = Path(path)
+    if path.exists() and scan.path.exists() and path.samefile(scan.path):
+        raise OutputError(f"{path} is the scan itself: write its mask to another file")
     if mask.shape != scan.grid:
         raise ValueError(f"a mask of shape {mask.shape} doesn't fit {scan.path}, whose grid is {scan.grid}")
     if mask.dtype.kind not in "bui":

@@ -142,7 +142,13 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(tmp_path: Path, checkpo
     (output / "notes.txt").write_text("mine")
     arguments = ("-c", checkpoint, "-o", output, "--verify", "off")
     assert "--overwrite" in failure(export(*arguments), 1)
+    assert "is no bundle" in failure(export(*arguments, "--overwrite"), 1)
     assert [path.name for path in output.iterdir()] == ["notes.txt"]
+    (output / "notes.txt").unlink()
+    assert export(*arguments).exit_code == 0
+    (output / "run").mkdir()
+    assert "also holds run, which samri-export didn't make" in failure(export(*arguments, "--overwrite"), 1)
+    (output / "run").rmdir()
     assert export(*arguments, "--overwrite").exit_code == 0
     assert sorted(path.name for path in output.iterdir()) == [
         "decoder.onnx",

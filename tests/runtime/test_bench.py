@@ -272,3 +272,11 @@ def test_what_cannot_be_written_is_said_before_the_work(bundle: Path, tmp_path: 
 def test_agreement_is_none_of_a_failed_case() -> None:
     assert Sample(ABSENT).agreement is None
     assert Agreement(1.0, 1.0, 0.0, 3).telling == 3
+
+
+def test_earlier_figures_are_replaced_only_when_asked(bundle, tmp_path):
+    (tmp_path / "bench.md").write_text("mine")
+    code, out, err = run("--model", bundle, *QUICK, "--output", tmp_path)
+    assert (code, out) == (1, "")
+    assert "bench.md is there already" in err
+    assert (tmp_path / "bench.md").read_text() == "mine"

@@ -259,10 +259,39 @@ def test_all_can_be_removed_and_nothing_else_is(cache: EmbeddingCache, tmp_path:
     assert cache.clear() == 0
     keep(cache, 1)
     keep(cache, 2)
-    (cache.folder / ".left.unfinished").write_bytes(b"half")
+    (cache.folder / f".{key_of(3)[:16]}.{'0' * 16}.unfinished").write_bytes(b"half")
     (cache.folder / "mine.txt").write_text("mine")
     assert cache.clear() == 3
     assert files(tmp_path) == [cache.folder / "mine.txt"]
+
+
+def test_files_of_others_in_its_folder_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    """An embedding store has a folder of the same name: `--cache-dir .` beside one must leave its shards alone."""
+    others = ["shard-000000.safetensors", "store.json", f"{key_of(9).upper()}.safetensors", ".mine.unfinished"]
+    (tmp_path / "embeddings").mkdir(mode=0o755)
+    for name in others:
+        (tmp_path / "embeddings" / name).write_bytes(bytes(100_000))
+        os.utime(tmp_path / "embeddings" / name, (1, 1))
+    (tmp_path / "embeddings" / f"{key_of(8)}.safetensors").mkdir()
+    cache = EmbeddingCache(tmp_path, max_bytes=3000)
+    for number in range(8):
+        assert keep(cache, number) == ()
+    assert 0 < len([number for number in range(8) if cache.path_of(key_of(number)).exists()]) < 8
+    assert cache.clear() > 0
+    assert sorted(path.name for path in cache.folder.iterdir()) == sorted([*others, f"{key_of(8)}.safetensors"])
+    assert cache.clear() == 0
+
+
+@posix
+def test_a_folder_that_colleagues_use_is_not_closed(tmp_path: Path) -> None:
+    (tmp_path / "embeddings").mkdir()
+    (tmp_path / "embeddings" / "store.json").write_text("{}")
+    for mode in (0o755, 0o775):
+        (tmp_path / "embeddings").chmod(mode)
+        notes = keep(EmbeddingCache(tmp_path), mode)
+        assert stat.S_IMODE((tmp_path / "embeddings").stat().st_mode) == mode
+        assert bool(notes) == (mode == 0o775)
+        assert EmbeddingCache(tmp_path).path_of(key_of(mode)).exists() == (mode == 0o755)
 
 
 @posix

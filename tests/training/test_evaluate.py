@@ -480,8 +480,18 @@ def test_older_results_are_only_replaced_on_request(few: Path, checkpoints: tupl
     (tmp_path / "kept.txt").write_text("mine")
     arguments = ("-m", checkpoints[0], "--data-dir", few, "-o", tmp_path, "--no-plots", "--device", "cpu")
     assert "--overwrite" in one_line(run(*arguments))
+    assert "wasn't made by samri-evaluate" in one_line(run(*arguments, "--overwrite"))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_only_a_report_is_replaced_by_a_report(few: Path, checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ("-m", checkpoints[0], "--data-dir", few, "-o", tmp_path / "out", "--no-plots", "--device", "cpu")
+    assert run(*arguments).exit_code == 0
     assert run(*arguments, "--overwrite").exit_code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.csv", "report.md", "summary.json"]
+    (tmp_path / "out" / "run").mkdir()
+    (tmp_path / "out" / "run" / "best.pth").write_bytes(b"weeks of work")
+    assert "also holds run, which samri-evaluate didn't make" in one_line(run(*arguments, "--overwrite"))
+    assert (tmp_path / "out" / "run" / "best.pth").exists()
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_store_of_another_image_size_than_the_checkpoint_is_refused(
     done = CliRunner().invoke(main, list(map(str, [*options, "--save-dir", tmp_path / "run"])))
     assert done.exit_code == 1
     (line,) = done.stderr.strip().splitlines()
-    assert "says image size 129" in line and "has 128 and" in line and "store.json is damaged" in line
+    assert "its image size is 129" in line and "has 128" in line and "is damaged" in line
 
 
 def test_the_hint_for_many_tiny_structures(tmp_path: Path, small_sam: Sam) -> None:

@@ -360,6 +360,13 @@ def test_nothing_but_its_own_output_is_ever_replaced(tmp_path):
         assert code == 1
         assert "input" in err
     assert len(tree(tmp_path / "in")) == 8
+    assert run("-i", tmp_path / "in", "-o", tmp_path / "made")[0] == 0
+    (tmp_path / "made/run").mkdir()
+    (tmp_path / "made/run/best.pth").write_bytes(b"weeks of work")
+    code, _, err = run("-i", tmp_path / "in", "-o", tmp_path / "made", "--overwrite")
+    assert code == 1
+    assert "also holds run, which samri-prepare didn't make" in err
+    assert (tmp_path / "made/run/best.pth").exists()
 
 
 @pytest.mark.parametrize(

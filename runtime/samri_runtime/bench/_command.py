@@ -13,14 +13,15 @@ import click
 from samri.bundle import Bundle
 from samri.errors import MissingDependencyError, OutputError, ProviderError
 from samri.manifest import PRECISIONS, Precision
+from samri.ownership import refuse_foreign_files
 from samri_runtime import models
-from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
+from samri_runtime._command import GivenModel, GivenPath, OutputFolder, command, emit, provider_options_of, say
 from samri_runtime._tuned import check_can_remember, remember
 from samri_runtime.bench._case import accelerator_cases, cases, precisions_of, usable_providers
 from samri_runtime.bench._environment import environment
 from samri_runtime.bench._measure import Effort, Sample, measure
 from samri_runtime.bench._plot import import_matplotlib
-from samri_runtime.bench._report import Report
+from samri_runtime.bench._report import FILES, Report
 from samri_runtime.bench._scene import phantom_scene, scan_scene
 from samri_runtime.bench._tune import best, candidates, effort_of, settings_of
 from samri_runtime.providers import PROVIDERS, Provider
@@ -78,7 +79,10 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
 @click.option(
     "--decodes", type=click.IntRange(1, 10000), default=20, show_default=True, help="Calls a process, for each batch."
 )
-@click.option("-o", "--output", type=GivenPath(), metavar="FOLDER", help="Write bench.csv, .json, .md and .png there.")
+@click.option(
+    "-o", "--output", type=OutputFolder(), metavar="FOLDER", help="Write bench.csv, .json, .md and .png there."
+)
+@click.option("--overwrite", is_flag=True, help="Replace such files in FOLDER.")
 @click.option("--no-png", is_flag=True, help="Leave the picture out; matplotlib isn't needed then.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rather than a table.")
 @click.pass_context
@@ -99,6 +103,7 @@ def main(
     encodes: int,
     decodes: int,
     output: Path | None,
+    overwrite: bool,
     no_png: bool,
     as_json: bool,
 ) -> None:
@@ -118,6 +123,8 @@ def main(
     png = output is not None and not no_png and _can_plot()
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"cannot write {output}: it is not a folder; name another --output")
+    if output is not None and not overwrite:
+        refuse_foreign_files(output, FILES, own=())
     wanted = precisions or precisions_of(bundle.manifest)
     for precision in wanted:
         bundle.graph("encoder", precision)

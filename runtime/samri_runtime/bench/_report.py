@@ -16,6 +16,8 @@ from samri.staging import staged_files
 from samri_runtime.bench._environment import environment_lines
 from samri_runtime.bench._measure import Sample
 
+FILES = ("bench.csv", "bench.json", "bench.md", "bench.png")
+
 _MB = 1e6
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 import threading
@@ -43,6 +44,9 @@ DEFAULT_MAX_BYTES = 4_000_000_000
 
 _FOLDER = "embeddings"
 _SUFFIX, _UNFINISHED = ".safetensors", ".unfinished"
+# The cache's own names: an embedding's key, and what `_write` makes. Nothing else in its folder is touched.
+_ENTRY = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}")
+_HALF_WRITTEN = re.compile(rf"\.[0-9a-f]{{16}}\.[0-9a-f]{{16}}{re.escape(_UNFINISHED)}")
 # Writing takes well below a second; what is older was left by a process that was killed.
 _ABANDONED_SECONDS = 600.0
 # Where one may not look, or the disk fails; and a home that can't be told.
@@ -118,7 +122,13 @@ class EmbeddingCache:
         return (user_cache_folder() if self._given is None else self._given.expanduser()) / _FOLDER
 
     def path_of(self, key: str) -> Path:
-        """The file of an entry."""
+        """The file of an entry.
+
+        Raises:
+            ValueError: `key` isn't one of `embedding_key`.
+        """
+        if not _ENTRY.fullmatch(f"{key}{_SUFFIX}"):
+            raise ValueError(f"a key is 64 hexadecimal digits, not {key!r}")
         return self.folder / f"{key}{_SUFFIX}"
 
     def find(self, key: str, embedding_id: str, shape: tuple[int, ...]) -> Found:
@@ -131,7 +141,7 @@ class EmbeddingCache:
         """
         try:
             path = self.path_of(key)
-            check_private_folder(path.parent)
+            check_private_folder(path.parent, _is_own_name)
             data = _read_own(path, 4 * int(np.prod(shape)) + MOST_OVERHEAD)
         except FileNotFoundError:
             return Found()
@@ -177,9 +187,10 @@ class EmbeddingCache:
         if size > self.max_bytes:
             return Kept(result, (f"an embedding takes {size} bytes, more than the cache's {self.max_bytes}: not kept",))
         try:
-            folder = self.folder
-            make_private_folder(folder)
-            now = self._write(folder / f"{key}{_SUFFIX}", pieces)
+            path = self.path_of(key)
+            folder = path.parent
+            make_private_folder(folder, _is_own_name)
+            now = self._write(path, pieces)
             _remove_abandoned(folder, now)
             self._shrink(folder)
         except _FAILURES as error:
@@ -194,9 +205,9 @@ class EmbeddingCache:
         """
         removed = 0
         with contextlib.suppress(FileNotFoundError):
-            for entry in list(os.scandir(self.folder)):
-                if entry.name.endswith((_SUFFIX, _UNFINISHED)):
-                    Path(entry.path).unlink(missing_ok=True)
+            for pattern in (_ENTRY, _HALF_WRITTEN):
+                for path, _ in list(_entries(self.folder, pattern)):
+                    path.unlink(missing_ok=True)
                     removed += 1
         return removed
 
@@ -232,7 +243,7 @@ class EmbeddingCache:
         os.utime(path, ns=(now, now))
 
     def _shrink(self, folder: Path) -> None:
-        entries = sorted(_entries(folder, _SUFFIX), key=lambda entry: (entry[1].st_mtime_ns, entry[0].name))
+        entries = sorted(_entries(folder, _ENTRY), key=lambda entry: (entry[1].st_mtime_ns, entry[0].name))
         total = sum(found.st_size for _, found in entries)
         for path, found in entries:
             if total <= self.max_bytes:
@@ -242,17 +253,23 @@ class EmbeddingCache:
             total -= found.st_size
 
 
+def _is_own_name(name: str) -> bool:
+    """Whether the cache gives its files such names."""
+    return bool(_ENTRY.fullmatch(name) or _HALF_WRITTEN.fullmatch(name))
+
+
 def _remove_abandoned(folder: Path, now: float) -> None:
-    for path, found in _entries(folder, _UNFINISHED):
+    for path, found in _entries(folder, _HALF_WRITTEN):
         if now - found.st_mtime > _ABANDONED_SECONDS:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def _entries(folder: Path, suffix: str) -> Iterator[tuple[Path, os.stat_result]]:
+def _entries(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Regular files of the cache's own naming."""
     with os.scandir(folder) as found:
         for entry in found:
-            if entry.name.endswith(suffix):
+            if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):  # Removed by another process meanwhile.
                     yield Path(entry.path), entry.stat(follow_symlinks=False)
 

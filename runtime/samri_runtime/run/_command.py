@@ -17,16 +17,18 @@ from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
 from samri.outliers import outlier_note
 from samri_runtime import models
-from samri_runtime._command import GivenModel, GivenPath, command, emit, provider_options_of, say
+from samri_runtime._command import GivenModel, GivenPath, OutputFolder, command, emit, provider_options_of, say
 from samri_runtime._interruptible import Background
 from samri_runtime._predictor import Predictor
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.providers import Provider, is_cpu
 from samri_runtime.run._caching import byte_size_of, choose_cache
+from samri_runtime.run._claim import check_replaceable, claimed
+from samri_runtime.run._notes import empty, replaced, unknown_orientation, without_folders
 from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
 from samri_runtime.run._request import XY, XYXY, build_prompts, check_names, choose_view
-from samri_runtime.run._results import check_output, describe_run, earlier_results, write_results
-from samri_runtime.run._segment import Segmentation, segment
+from samri_runtime.run._results import check_output, describe_run, write_results
+from samri_runtime.run._segment import segment
 
 
 @command("samri-run")
@@ -54,9 +56,12 @@ from samri_runtime.run._segment import Segmentation, segment
     "-o",
     "--output",
     required=True,
-    type=GivenPath(),
+    type=OutputFolder(),
     metavar="FOLDER",
     help="Where the results go; made if missing.",
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Replace files in FOLDER that an earlier run of the same slice didn't make."
 )
 @click.option(
     "--box",
@@ -134,6 +139,7 @@ def main(
     model: str,
     source: Path,
     output: Path,
+    overwrite: bool,
     boxes: tuple[XYXY, ...],
     points: tuple[XY, ...],
     negative_points: tuple[XY, ...],
@@ -180,8 +186,11 @@ def main(
     )
     with Background(functools.partial(_opened_early, open_model, provider)) as opening:
         check_output(output, source, 3 if multimask else 1, png=not no_png)
+        click.get_current_context().with_resource(claimed(output, source))
         scan = _read(source, frame)
         view = choose_view(scan, index, axis, plane)
+        if not overwrite:
+            check_replaceable(output, scan, view, 3 if multimask else 1, png=not no_png)
         checked = [prompt.validate(view.shape) for prompt in asked]
         prompts = [prompt for prompt, _ in checked]
         predictor = opening.result() or open_model()
@@ -200,22 +209,24 @@ def main(
     seconds = time.perf_counter() - started
     notes = [
         *scan.notes,
-        *_unknown_orientation(scan, plane),
+        *unknown_orientation(scan, plane),
         *(note for _, clipped in checked for note in clipped),
         *predictor.notes,
         *segmentation.embedding.notes,
         *outliers,
-        *_empty(segmentation),
-        *_replaced(output, source),
+        *empty(segmentation),
+        *replaced(output, source, 3 if multimask else 1, png=not no_png),
     ]
-    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, notes, names)
-    files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png)
+    places = [source.parent, output, predictor.bundle.folder, *([] if cache_dir is None else [cache_dir])]
+    kept_notes = [without_folders(note, places) for note in notes]
+    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, kept_notes, names)
+    files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png, overwrite=overwrite)
     for note in notes:
         say(f"note: {note}")
     ran = ", ".join(dict.fromkeys(predictor.providers.values()))
     cached = ", embedding from the cache" if segmentation.embedding.cached else ""
     say(f"{len(prompts)} object(s) in {seconds:.1f} s on {ran}, profile {predictor.manifest.profile.name}{cached}")
-    _print_results(files, provenance, as_json)
+    _print_results(files, as_json)
 
 
 def _choose_provider(
@@ -245,29 +256,10 @@ def _read(source: Path, frame: int | None) -> Scan:
         raise click.UsageError(f"{error}.") from error
 
 
-def _unknown_orientation(scan: Scan, plane: Plane | None) -> list[str]:
-    if plane is None or scan.oriented:
-        return []
-    return [f"{scan.path} doesn't say where its axes point (sform and qform codes are 0): {plane} is only a guess"]
-
-
-def _empty(segmentation: Segmentation) -> list[str]:
-    """A note for each object of which nothing was found."""
-    return [
-        f"object {label} has no pixels: the model found nothing there, or other objects cover it"
-        for label in range(1, segmentation.scores.shape[1] + 1)
-        if not any(segmentation.voxels(candidate, label) for candidate in range(len(segmentation.label_maps)))
-    ]
-
-
-def _replaced(output: Path, source: Path) -> list[str]:
-    """A note where another slice, or another file of the same name, may have been segmented before."""
-    names = earlier_results(output, source)
-    return [f"replaced the results of an earlier run in {output}: {', '.join(names)}"] if names else []
-
-
-def _print_results(files: list[Path], provenance: dict[str, Any], as_json: bool) -> None:
+def _print_results(files: list[Path], as_json: bool) -> None:
     """Results only: everything else of this command goes to stderr."""
+    # As it was written: with the hashes of the other files.
+    provenance = json.loads(next(file for file in files if file.suffix == ".json").read_text("utf-8"))
     if as_json:
         emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,14 @@ import numpy as np
 from samri import __version__
 from samri.errors import OutputError
 from samri.geometry import SliceView
-from samri.hashing import file_sha256
-from samri.io import Scan, draw_overlay, nibabel_version, scan_name, side_by_side, write_mask, write_png
+from samri.io import Scan, draw_overlay, nibabel_version, side_by_side, write_mask, write_png
+from samri.ownership import sealed_json
 from samri.prompts import Prompt
 from samri.staging import refuse_folders_in_the_way, staged_files
 from samri_runtime._predictor import Predictor
+from samri_runtime.run._claim import PROGRAM, check_replaceable, names_of, own_results, result_files
 from samri_runtime.run._request import view_spacing, voxel_volume
 from samri_runtime.run._segment import Segmentation
-
-_CANDIDATES = 3
 
 
 def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True) -> None:
@@ -41,15 +39,7 @@ def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True)
         raise OutputError(f"cannot write {folder}: {existing} is not a folder: name another --output")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {folder}: {existing} allows no writing: name another --output")
-    refuse_folders_in_the_way(folder, _names(result_files(scan, candidates, png=png)))
-
-
-def earlier_results(folder: Path, scan: Path) -> list[str]:
-    """Names of the files in `folder` that an earlier run made of a scan of this name, whatever its options."""
-    every = dict.fromkeys([*_names(result_files(scan, 1)), *_names(result_files(scan, _CANDIDATES))])
-    provenance = result_files(scan, 1)["provenance"][0]
-    # Without provenance a person may have made a file of that name.
-    return [name for name in every if (folder / name).is_file()] if (folder / provenance).is_file() else []
+    refuse_folders_in_the_way(folder, names_of(result_files(scan, candidates, png=png)))
 
 
 def write_results(
@@ -61,52 +51,43 @@ def write_results(
     provenance: Mapping[str, Any],
     *,
     png: bool = True,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write `<name>_seg_.nii.gz`, `<name>_seg_.json` and, with `png`, `<name>_seg_.png` and `<name>_overlay.png`.
 
     Three candidates are `<name>_seg_1.nii.gz` to `<name>_seg_3.nii.gz` (and `.png`), side by side in the overlay.
 
     Args:
-        output: The folder; made if missing. Results of an earlier run of the same name are replaced or removed.
+        output: The folder; made if missing. What an earlier run made of the same slice is replaced or removed.
         scan: What was segmented.
         view: Which slice of it.
         prompts: What was asked, in pixels of the slice as shown.
         segmentation: The answer.
-        provenance: Written to the JSON file as it is.
+        provenance: Written to the JSON file, with the SHA-256 of all other files.
         png: Write the pictures too.
+        overwrite: Replace other files of these names, too.
 
     Returns:
         The files, masks first.
 
     Raises:
-        OutputError: They can't be written; then none is.
+        OutputError: They can't be written, or would replace what isn't this program's; then none is.
     """
-    files = result_files(scan.path, len(segmentation.label_maps), png=png)
-    with staged_files(output, obsolete=earlier_results(output, scan.path)) as stage:
+    candidates = len(segmentation.label_maps)
+    files = result_files(scan.path, candidates, png=png)
+    (record,) = files["provenance"]
+    with staged_files(output, obsolete=own_results(output, scan.path), last=record) as stage:
         for name, labels in zip(files["masks"], segmentation.label_maps, strict=True):
             write_mask(stage / name, view.insert(labels, labels.dtype), scan)
-        (stage / files["provenance"][0]).write_text(json.dumps(provenance, indent=2, allow_nan=False) + "\n", "utf-8")
         for name, labels in zip(files["pictures"], segmentation.label_maps, strict=False):
             write_png(stage / name, np.where(labels > 0, np.uint8(255), np.uint8(0)))
         for name in files["overlay"]:
             write_png(stage / name, _overlay(scan, view, prompts, segmentation))
-    return [output / name for name in _names(files)]
-
-
-def result_files(scan: Path, candidates: int, *, png: bool = True) -> dict[str, list[str]]:
-    """File names by what they hold: `masks`, `provenance`, `pictures` and `overlay`."""
-    name = scan_name(scan)
-    numbers = [""] if candidates == 1 else [str(number) for number in range(1, candidates + 1)]
-    return {
-        "masks": [f"{name}_seg_{number}.nii.gz" for number in numbers],
-        "provenance": [f"{name}_seg_.json"],
-        "pictures": [f"{name}_seg_{number}.png" for number in numbers if png],
-        "overlay": [f"{name}_overlay.png"] if png else [],
-    }
-
-
-def _names(files: Mapping[str, Sequence[str]]) -> list[str]:
-    return [name for names in files.values() for name in names]
+        others = [name for name in names_of(files) if name != record]
+        (stage / record).write_text(sealed_json(provenance, stage, others), "utf-8")
+        if not overwrite:  # Again: a person may have put a file there meanwhile.
+            check_replaceable(output, scan, view, candidates, png=png)
+    return [output / name for name in names_of(files)]
 
 
 def describe_run(
@@ -125,7 +106,7 @@ def describe_run(
     millimeters = voxel_volume(scan)
     manifest, bundle, precision = predictor.manifest, predictor.bundle, predictor.precision
     return {
-        "program": "samri-run",
+        "program": PROGRAM,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
             "samri": __version__,
@@ -136,7 +117,7 @@ def describe_run(
         },
         "input": {
             "name": scan.path.name,
-            "sha256": file_sha256(scan.path),
+            "sha256": scan.sha256,
             "kind": scan.kind,
             "shape": list(scan.grid),
             "dtype": str(scan.voxels.dtype),

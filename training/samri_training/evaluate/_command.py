@@ -12,6 +12,7 @@ import click
 from samri.staging import staged_folder
 from samri_runtime._command import command, say
 from samri_runtime.providers import Provider
+from samri_training.evaluate._earlier import check_report
 from samri_training.evaluate._evaluation import Protocol, evaluate
 from samri_training.evaluate._files import to_json, write_files
 from samri_training.evaluate._models import open_model
@@ -69,7 +70,7 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
     metavar="FOLDER",
     help="For cases.csv, summary.json, report.md and the plots.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace FOLDER if it exists.")
+@click.option("--overwrite", is_flag=True, help="Replace FOLDER if samri-evaluate made it.")
 @click.option(
     "--prompt",
     "prompts",
@@ -163,7 +164,7 @@ def main(
     )
     protocol = Protocol(prompts, seed, jitter, multimask, min_pixels)
     # The folder is claimed first: hours of work must not end in a name that is taken.
-    with staged_folder(output, overwrite=overwrite) as stage:
+    with staged_folder(output, overwrite=overwrite, check=check_report) as stage:
         slices = None if data_dir is None else SliceFolder(data_dir, split)
         parts = [
             part for folder in embedding_dirs for part in parts_of(folder, split or TEST_SPLIT, asked=split is not None)

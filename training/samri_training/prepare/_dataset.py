@@ -12,9 +12,9 @@ from samri.errors import InputError, OutputError
 from samri.preprocessing import profile
 from samri.staging import staged_folder
 from samri_training.prepare._cut import BY_LAST_AXIS, Cut, CutCase, Refused
+from samri_training.prepare._earlier import check_dataset
 from samri_training.prepare._labels import merged_names
 from samri_training.prepare._patients import DEFAULT_SHARES, divide, keep_given, read_split_files
-from samri_training.prepare._report import FORMAT as REPORT_FORMAT
 from samri_training.prepare._report import REPORT_JSON, REPORT_TEXT, Report
 from samri_training.prepare._sources import LeftOut, SourcePair, find_sources
 from samri_training.prepare._workers import cut_all
@@ -74,7 +74,7 @@ def prepare(
         raise InputError(_refusal(refused))
     split_of, in_no_split = _split(sources.pairs, shares, seed, split_files)
     pairs = [pair for pair in sources.pairs if pair.patient in split_of]
-    with staged_folder(output, overwrite=overwrite) as stage:
+    with staged_folder(output, overwrite=overwrite, check=check_dataset) as stage:
         for split in set(split_of.values()):
             (stage / split).mkdir()
         folders = [stage / split_of[pair.patient] for pair in pairs]
@@ -114,16 +114,8 @@ def _check_places(source: Path, output: Path, overwrite: bool) -> None:
         raise OutputError(f"{output} holds the input {source}: name another output")
     if here in there.parents:
         raise OutputError(f"{output} lies inside the input {source}: name an output beside it")
-    if overwrite and output.is_dir() and any(output.iterdir()) and not _is_ours(output / REPORT_JSON):
-        raise OutputError(f"{output} wasn't made by samri-prepare, so it won't be replaced: name another output")
-
-
-def _is_ours(report: Path) -> bool:
-    try:
-        content = json.loads(report.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == REPORT_FORMAT
+    if overwrite and output.is_dir() and any(output.iterdir()):
+        check_dataset(output)
 
 
 def _split(
