@@ -1,4 +1,4 @@
-"""Notes on a run: what a person should know, and how the provenance keeps it, without folders that may name the patient."""
+"""Notes on a run: what a person should know, and the same without folders, which often name the patient."""
 
 from __future__ import annotations
 
