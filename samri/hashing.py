@@ -49,7 +49,7 @@ def _state(found: os.stat_result) -> tuple[int, int]:
 def stream_sha256(file: BinaryIO) -> str:
     """Hexadecimal SHA-256 of what an open file holds from its position on, read in pieces."""
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
+    buffer = memoryview(bytearray(1 << 18))
     while count := file.readinto(buffer):  # type: ignore[attr-defined]
         digest.update(buffer[:count])
     return digest.hexdigest()

@@ -233,7 +233,7 @@ def test_another_bundle_than_the_expected_one_is_refused(bundle, tmp_path):
     refused(bundle, source, tmp_path, *BOX, "--expect-sha256", "0" * 64, code=1, words="not the expected", names=bundle)
 
 
-@pytest.mark.parametrize("output", ["scan.nii.gz", "scan.nii.gz/out", "scan.nii.gz/new/out"])
+@pytest.mark.parametrize("output", ["scan.nii.gz/out", "scan.nii.gz/new/out"])
 def test_an_output_folder_that_is_a_file_or_in_one_is_refused_in_one_line(bundle, tmp_path, output):
     source = save_nifti(tmp_path / "scan.nii.gz", SLICE)
     arguments = ["-c", bundle, "-i", source, "-o", tmp_path / output, *BOX]
@@ -242,6 +242,15 @@ def test_an_output_folder_that_is_a_file_or_in_one_is_refused_in_one_line(bundle
     assert result.stderr == (
         f"samri-run: error: cannot write {tmp_path / output}: {source} is not a folder: name another --output\n"
     )
+
+
+def test_an_output_that_is_called_like_a_file_is_wrong_usage(bundle, tmp_path):
+    source = save_nifti(tmp_path / "scan.nii.gz", SLICE)
+    arguments = ["-c", bundle, "-i", source, "-o", source, *BOX]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "looks like a file: give a folder" in result.stderr
 
 
 def process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -410,7 +419,7 @@ def test_files_that_can_not_be_written_whole_leave_none_behind(bundle, tmp_path)
     # The mask fits, the overlay doesn't.
     limit = 8192
     result = process(
-        *("-c", bundle, "-i", source, "-o", tmp_path / "out", *BOX),
+        *("-c", bundle, "-i", source, "-o", tmp_path / "out", "--overwrite", *BOX),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert result.returncode == 1

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from samri_runtime.run import main
 from scan_factory import OBLIQUE, brain_like, save_nifti
 
-OPTIONS = ("--axis", 2, "--slice", 5, "--box", 8, 6, 30, 33)
+OPTIONS = ("--axis", 2, "--box", 8, 6, 30, 33)
 FROM_CACHE = "embedding from the cache"
 
 
@@ -28,7 +28,8 @@ def scan(tmp_path: Path) -> Path:
 
 
 def run(model: Path, source: Path, output: Path, *options: object) -> Result:
-    arguments = ["--model", model, "--input", source, "--output", output, *OPTIONS, *options]
+    own = [] if "--slice" in options else ["--slice", 5]
+    arguments = ["--model", model, "--input", source, "--output", output, *OPTIONS, *own, *options]
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
@@ -64,10 +65,10 @@ def test_the_provenance_says_what_ran_and_where_the_embedding_came_from(
 
 def test_another_slice_or_another_model_is_encoded(model: Path, scan: Path, tmp_path: Path) -> None:
     assert FROM_CACHE not in run(model, scan, tmp_path / "out").stderr
-    other_slice = run(model, scan, tmp_path / "out", "--slice", 6)
+    other_slice = run(model, scan, tmp_path / "other", "--slice", 6)
     assert other_slice.exit_code == 0, other_slice.stderr
     assert FROM_CACHE not in other_slice.stderr
-    assert FROM_CACHE in run(model, scan, tmp_path / "out", "--slice", 6).stderr
+    assert FROM_CACHE in run(model, scan, tmp_path / "other", "--slice", 6).stderr
     manifest = json.loads((model / "manifest.json").read_text())
     (encoder,) = (graph for graph in manifest["graphs"] if graph["role"] == "encoder")
     encoder["embedding_id"] = encoder["embedding_id"][::-1]

@@ -229,7 +229,7 @@ def test_stage_two_trains_the_decoder_alone(tmp_path: Path) -> None:
     assert (settings["targets"], settings["loss"]) == ("coverage", "balanced")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_short_run_on_shapes_learns_to_follow_a_box(tmp_path: Path) -> None:
     """Some minutes; an untrained model's masks are empty or full."""
     plan = Plan(phases=(Phase(64, 24, 6, 120),), warmup=50, cooldown=0.5)

@@ -46,9 +46,12 @@ def main():
         time.sleep(4)
         print("went on", flush=True)
     elif MODE == "fork":
+        reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(writing, b"x")  # A signal that comes while it is forked is lost.
             time.sleep(30)
+        os.read(reading, 1)
         print("computing", flush=True)
         os.kill(child, signal.SIGTERM)
         time.sleep(4)

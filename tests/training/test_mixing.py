@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +47,13 @@ def stores(tmp_path: Path, small_sam: Sam) -> Path:
 
 def test_several_splits_are_not_taken_as_one(stores: Path, checkpoint: Path, tmp_path: Path) -> None:
     options = ["--embedding-dir", stores, "--checkpoint", checkpoint, "--save-dir", tmp_path / "run", "--device", "cpu"]
-    done = CliRunner().invoke(main, list(map(str, options)))
-    assert done.exit_code == 1
-    (line,) = done.stderr.strip().splitlines()
-    assert "Embedding_train, Embedding_test, which would be taken as one set: name one of these folders" in line
-    assert not (tmp_path / "run").exists()
+    done = CliRunner().invoke(main, list(map(str, [*options, "--epochs", 1])))
+    assert done.exit_code == 0, done.stderr
+    run = json.loads((tmp_path / "run" / "args.json").read_text(encoding="utf-8"))
+    assert run["data"]["samples"] + run["validation_samples"] == 4, "those of Embedding_test are left out"
+    parts = [EmbeddingStore.open(stores / name) for name in ("Embedding_train", "Embedding_test")]
+    with pytest.raises(InputError, match="Embedding_train, Embedding_test, which would be taken as one set"):
+        refuse_mixed_splits(stores, parts)
     refuse_mixed_splits(stores / "Embedding_train", [EmbeddingStore.open(stores / "Embedding_train")])
 
 

@@ -68,12 +68,12 @@ def segment(
     prediction = predictor.predict(embedding, prompts=prompts, multimask=multimask)
     scores = prediction.scores if multimask else prediction.scores[:, np.newaxis]
     maps = [LabelMap(view.shape, len(prompts)) for _ in range(scores.shape[1])]
-    for logits, its_scores in zip(prediction.each_logits(), scores, strict=True):
-        if not (np.isfinite(logits).all() and np.isfinite(its_scores).all()):
-            raise ProviderError(
-                f"{scan.path}: {predictor.bundle.folder} answered with NaN or infinite numbers on "
-                f"{predictor.providers['decoder']}: use --precision fp32 or --provider cpu, or export the bundle again"
-            )
+    if not (np.isfinite(prediction.low_res_logits).all() and np.isfinite(scores).all()):
+        raise ProviderError(
+            f"{scan.path}: {predictor.bundle.folder} answered with NaN or infinite numbers on "
+            f"{predictor.providers['decoder']}: use --precision fp32 or --provider cpu, or export the bundle again"
+        )
+    for logits in prediction.each_logits():
         for drawn, candidate in zip(maps, logits if multimask else logits[np.newaxis], strict=True):
             drawn.add(candidate)
     label_maps = tuple(drawn.labels for drawn in maps)
