@@ -26,6 +26,7 @@ def test_a_decoder_learns_eight_slices_by_heart(tmp_path: Path, checkpoint: Path
         scheduler="cosine",
         warmup_steps=10,
         val_every=160,
+        allow_shared_cases=True,
         device="cpu",
     )
     outcome = train(settings, say=lambda line: None)
