@@ -21,8 +21,8 @@ _SMALL = 64
 def fine_structure_hint(source: SliceSource, samples: Sequence[int], frame: Frame, settings: Settings) -> str | None:
     """A line for who trains on many tiny structures per slice with targets that lose their outlines.
 
-    Looks at some slices, spread evenly. Measured on many tiny instances per slice: the defaults took the Dice of held-out
-    slices from 0.921 to 0.846, and `--targets coverage --loss balanced` to 0.933.
+    Looks at some slices, spread evenly. Measured on many tiny instances per slice: the defaults took the Dice of
+    held-out slices from 0.921 to 0.846, and `--targets coverage --loss balanced` to 0.933.
     """
     if (settings.targets, settings.loss) == ("coverage", "balanced"):
         return None
