@@ -35,7 +35,10 @@ def write_environment(path: Path) -> None:
 def git_commit() -> str:
     """The commit of the source that runs, `+changes` when it was edited; or why there is none to name."""
     here = Path(__file__).resolve().parent
-    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no", "."])
+    commands = (
+        ["git", "rev-parse", "HEAD"],
+        ["git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "."],
+    )
     answers = []
     for command in commands:
         try:
