@@ -460,8 +460,7 @@ def test_failures_are_one_line_and_leave_nothing_behind(
 
 
 def test_a_slice_that_cannot_be_used_is_named(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
-    image = np.ones(SHAPE, dtype=np.float32)
-    image[3, 4] = np.nan
+    image = np.full(SHAPE, np.nan, dtype=np.float32)
     write_slice(tmp_path / "slices", "bad", 7, image, label_map(0))
     result = run("-m", checkpoints[0], "--data-dir", tmp_path / "slices", "-o", tmp_path / "out", "--device", "cpu")
     assert "bad_img_007" in one_line(result)

@@ -427,7 +427,7 @@ def test_a_stopped_run_leaves_no_dataset_and_no_processes(tmp_path, kind):
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while not list(tmp_path.glob(".out.*/out/training/*.nii.gz")):
+    while not list(tmp_path.glob(".samri-stage.*/**/training/*.nii.gz")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(kind)

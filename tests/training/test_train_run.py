@@ -44,7 +44,9 @@ def run_train(stores: Path, checkpoint: Path, tmp_path: Path) -> RunTrain:
     def run(*options: Any, bare: bool = False) -> Result:
         usual: list[Any] = ["--embedding-dir", stores, "--checkpoint", checkpoint, "--save-dir", tmp_path / "run"]
         usual += ["--device", "cpu", "--batch-size", 4, "--lr", "1e-3"]
-        return CliRunner().invoke(main, [str(each) for each in ([] if bare else usual) + list(options)])
+        pairs = zip(usual[::2], usual[1::2], strict=True)
+        own = [] if bare else [each for pair in pairs if pair[0] not in options for each in pair]
+        return CliRunner().invoke(main, [str(each) for each in (*own, *options)])
 
     return run
 

@@ -29,6 +29,11 @@ shift 3
 export OMP_NUM_THREADS=1
 
 # samri-embed reads its part off SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT. exec, so that SLURM's signals reach it.
+# What was passed takes the place of this script's own.
+own=()
+for pair in "--device cuda" "--batch-size 8" "--num-workers ${SLURM_CPUS_PER_TASK:-8}"; do
+    [[ " $* " == *" ${pair%% *} "* || " $* " == *" ${pair%% *}="* ]] || own+=($pair)
+done
 exec samri-embed \
     --data-dir "$data" --save-dir "$save" --checkpoint "$checkpoint" \
-    --device cuda --batch-size 8 --num-workers "${SLURM_CPUS_PER_TASK:-8}" "$@"
+    "${own[@]}" "$@"

@@ -30,9 +30,14 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # srun doesn't take sbatch's number of cores over by itself, and leaves one core to all processes of a node. Two jobs that
 # share a node must not meet at one port.
+# What was passed takes the place of this script's own.
+own=()
+for pair in "--device cuda" "--batch-size 8" "--num-workers $((${SLURM_CPUS_PER_TASK:-64} / gpus))"; do
+    [[ " $* " == *" ${pair%% *} "* || " $* " == *" ${pair%% *}="* ]] || own+=($pair)
+done
 srun --cpus-per-task "${SLURM_CPUS_PER_TASK:-64}" torchrun \
     --nnodes "$SLURM_NNODES" --nproc_per_node "$gpus" \
     --rdzv_backend c10d --rdzv_endpoint "$head:$((15000 + SLURM_JOB_ID % 15000))" --rdzv_id "$SLURM_JOB_ID" \
     -m samri_training.embed \
     --data-dir "$data" --save-dir "$save" --checkpoint "$checkpoint" \
-    --device cuda --batch-size 8 --num-workers "$((${SLURM_CPUS_PER_TASK:-64} / gpus))" "$@"
+    "${own[@]}" "$@"

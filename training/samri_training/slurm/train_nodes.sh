@@ -34,7 +34,12 @@ if [[ -f $save/last.pth ]]; then
     run=(--resume "$save" "$@")
 else
     run=(--embedding-dir "$embeddings" --checkpoint "$checkpoint" --save-dir "$save")
-    run+=(--device cuda --amp --num-workers "$((${SLURM_CPUS_PER_TASK:-64} / gpus - 1))" "$@")
+    # What was passed takes the place of this script's own.
+    own=()
+    for pair in "--device cuda" --amp "--num-workers $((${SLURM_CPUS_PER_TASK:-64} / gpus - 1))"; do
+        [[ " $* " == *" ${pair%% *} "* || " $* " == *" ${pair%% *}="* ]] || own+=($pair)
+    done
+    run+=("${own[@]}" "$@")
 fi
 
 # srun doesn't take sbatch's number of cores over by itself, and leaves one core to all processes of a node. Two jobs that
