@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from samri.manifest import PRECISIONS, Precision
 from samri.opening import open_regular, read_json
 from samri.process import usable_cores
 from samri.staging import staged_file
+from samri_runtime._user_folders import user_folder
 from samri_runtime.providers import PROVIDERS, Provider
 from samri_runtime.providers._processor import processor
 from samri_runtime.providers._session import prove_once
@@ -60,16 +60,8 @@ class Tuned:
 
 
 def tuned_file() -> Path:
-    """Where the settings are kept: `SAMRI_CONFIG_DIR`, else a folder where the system has a user's settings."""
-    if chosen := os.environ.get("SAMRI_CONFIG_DIR"):
-        folder = Path(chosen).expanduser()
-    elif sys.platform == "win32":
-        folder = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "samri"
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Application Support" / "samri"
-    else:
-        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "samri"
-    return folder / "tuned.json"
+    """Where the settings are kept: `tuned.json` in the user's configuration folder (`SAMRI_CONFIG_DIR`)."""
+    return user_folder("config") / "tuned.json"
 
 
 def recall(bundle: Bundle) -> tuple[Tuned | None, list[str]]:

@@ -222,7 +222,7 @@ def test_settings_for_another_onnx_runtime_are_ignored_and_said_so(
     tuned, notes = recall(opened)
     assert tuned is None
     assert "are for onnxruntime 1.22.0, not for onnxruntime" in notes[0]
-    assert Predictor(bundle).notes[: len(notes)] == notes
+    assert Predictor.tuned(bundle).notes[: len(notes)] == notes
 
 
 def test_settings_for_another_machine_are_not_taken(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,26 +235,31 @@ def test_settings_for_another_machine_are_not_taken(bundle: Path, monkeypatch: p
 
 def test_a_tuned_provider_that_no_longer_works_is_told_and_left(bundle: Path) -> None:
     remember(Bundle.open(bundle), Tuned("cuda", "fp32", None, {}, 1.0))
-    predictor = Predictor(bundle)
+    predictor = Predictor.tuned(bundle)
     assert predictor.providers["decoder"] == "cpu"
     assert any("cuda can't be used" in note and "were ignored" in note for note in predictor.notes)
 
 
-def test_a_predictor_uses_them_only_where_nothing_was_asked_for(bundle: Path) -> None:
+def test_a_tuned_predictor_has_them_unless_a_setting_is_passed(bundle: Path) -> None:
     def threads(predictor: Predictor) -> int:
         settings = predictor._model.decoder.session._session.get_session_options()
         count: int = settings.intra_op_num_threads
         return count
 
-    usual = threads(Predictor(bundle))
+    usual = threads(Predictor.tuned(bundle))
     remember(Bundle.open(bundle), TUNED)
-    tuned = Predictor(bundle)
+    tuned = Predictor.tuned(bundle)
     assert threads(tuned) == 1
     assert any(note.startswith("tuned for this machine: cpu, fp32, 1 thread") for note in tuned.notes)
     for asked in ({"provider": "cpu"}, {"precision": "fp32"}, {"threads": 2}):
-        predictor = Predictor(bundle, **asked)  # type: ignore[arg-type]
+        predictor = Predictor.tuned(bundle, **asked)  # type: ignore[arg-type]
         assert threads(predictor) == asked.get("threads", usual)
         assert not any("tuned" in note for note in predictor.notes)
+
+
+def test_a_predictor_of_a_program_reads_no_settings_unless_told_to(bundle: Path) -> None:
+    remember(Bundle.open(bundle), Tuned("cuda", "fp32", None, {}, 1.0))
+    assert not any("tuned" in note for note in Predictor(bundle).notes)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(
@@ -275,7 +280,7 @@ def test_tuning_for_real_leaves_settings_that_work(bundle: Path) -> None:
     assert result.exit_code == 0
     assert "best here: cpu, fp32" in result.stderr
     assert str(tuned_file()) in result.stderr
-    predictor = Predictor(bundle)
+    predictor = Predictor.tuned(bundle)
     assert any("tuned for this machine" in note for note in predictor.notes)
     image = np.random.default_rng(0).normal(size=(60, 50)).astype(np.float32)
     assert predictor.predict(predictor.encode(image), boxes=[[5, 5, 40, 50]]).masks.shape == (1, 60, 50)

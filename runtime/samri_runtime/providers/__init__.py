@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from samri_runtime.providers._binding import BoundSession, put
 from samri_runtime.providers._names import PROVIDERS, Provider
-from samri_runtime.providers._options import parse_provider_options, user_cache_folder
+from samri_runtime.providers._options import parse_provider_options
 from samri_runtime.providers._session import Session, Tensor, is_cpu, open_session
 from samri_runtime.providers._wheels import load_onnxruntime
 
@@ -19,5 +19,4 @@ __all__ = [
     "open_session",
     "parse_provider_options",
     "put",
-    "user_cache_folder",
 ]

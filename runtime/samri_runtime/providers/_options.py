@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from samri._onnx_wire import external_locations
 from samri.errors import ProviderError
 from samri.hashing import file_sha256
+from samri_runtime._user_folders import user_folder
 from samri_runtime.providers._names import COREML, CPU, CUDA, DIRECTML, MIGRAPHX, OPENVINO, ROCM, TENSORRT
 
 # Convolutions are a small part of SAM: no exhaustive search at each new shape. The arena grows by what is asked, not by
@@ -166,21 +165,8 @@ def engine_folder(graph: Path | None, fixed_axes: Mapping[str, int] | None = Non
             digest.update(file_sha256(graph.parent / location).encode())
         if fixed_axes:
             digest.update(json.dumps(sorted(fixed_axes.items())).encode())
-        folder = user_cache_folder() / "engines" / digest.hexdigest()[:32]
+        folder = user_folder("cache") / "engines" / digest.hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # No home, or none that can be written: compiled anew each time.
         return None
     return str(folder)
-
-
-def user_cache_folder() -> Path:
-    """Where SAMRI may keep what can be made again: `SAMRI_CACHE_DIR`, else a folder where the system has caches."""
-    if chosen := os.environ.get("SAMRI_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "samri"

@@ -174,7 +174,7 @@ def main(
     cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
     started = time.perf_counter()
     open_model = functools.partial(
-        Predictor,
+        Predictor.tuned,
         model,
         provider,
         precision=precision,
