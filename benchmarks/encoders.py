@@ -47,7 +47,7 @@ from peer_graphs import (
 from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri.process import usable_cores
 from samri_export import export_bundle
-from samri_runtime.doctor._machine import machine
+from samri_runtime.machine import machine
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri_export import export_bundle
 from samri_runtime import Predictor
 from samri_runtime.bench import phantom_scene
-from samri_runtime.doctor._machine import machine
+from samri_runtime.machine import machine
 
 Masks = np.ndarray[Any, Any]
 REFERENCE = "torch fp32"

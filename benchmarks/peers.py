@@ -51,7 +51,7 @@ from samri.process import usable_cores
 from samri_export import export_bundle
 from samri_runtime import Embedding, Predictor
 from samri_runtime.bench import phantom_scene
-from samri_runtime.doctor._machine import machine
+from samri_runtime.machine import machine
 from samri_runtime.providers import load_onnxruntime
 
 onnxruntime = load_onnxruntime()  # With its telemetry off.

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from samri._onnx_wire import external_locations
 from samri.errors import ProviderError
 from samri.hashing import file_sha256
+from samri.onnx_wire import external_locations
 from samri_runtime._user_folders import user_folder
 from samri_runtime.providers._names import COREML, CPU, CUDA, DIRECTML, MIGRAPHX, OPENVINO, ROCM, TENSORRT
 
