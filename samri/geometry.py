@@ -65,7 +65,25 @@ class SliceView:
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the slice as shown."""
-        rows, columns = [n for axis, n in enumerate(self.grid) if axis != self.axis]
+        return self.grid[self.row_axis], self.grid[self.column_axis]
+
+    @property
+    def row_axis(self) -> int:
+        """Axis of the grid that runs down the slice as shown."""
+        return self._display_axes[0]
+
+    @property
+    def column_axis(self) -> int:
+        """Axis of the grid that runs along the slice as shown."""
+        return self._display_axes[1]
+
+    def spacing(self, grid_spacing: Sequence[float]) -> tuple[float, float]:
+        """Distance between rows and between columns as shown, from the distances along the axes of the grid."""
+        return grid_spacing[self.row_axis], grid_spacing[self.column_axis]
+
+    @property
+    def _display_axes(self) -> tuple[int, int]:
+        rows, columns = [axis for axis in range(len(self.grid)) if axis != self.axis]
         return (columns, rows) if self.transpose else (rows, columns)
 
     @property
@@ -107,15 +125,11 @@ class SliceView:
             "index": self.index,
             "plane": self.plane,
             "plane_index": self.position,
-            "rows_from_axis": self._axis_of_rows_and_columns()[0],
-            "columns_from_axis": self._axis_of_rows_and_columns()[1],
+            "rows_from_axis": self.row_axis,
+            "columns_from_axis": self.column_axis,
             "flip_rows": self.flip_rows,
             "flip_columns": self.flip_columns,
         }
-
-    def _axis_of_rows_and_columns(self) -> tuple[int, int]:
-        rows, columns = [axis for axis in range(len(self.grid)) if axis != self.axis]
-        return (columns, rows) if self.transpose else (rows, columns)
 
 
 def whole_view(shape: Sequence[int]) -> SliceView:

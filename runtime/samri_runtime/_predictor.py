@@ -46,6 +46,11 @@ class Predictor:
         prompts_per_image: Expected number of prompts per image, if known. With one or two, the CPU skips a preparation
             that pays from the third prompt on. It doesn't limit the number.
 
+    Attributes:
+        bundle: The bundle.
+        requested_provider: `provider` as it was passed; `providers` has those that run.
+        cache: The embedding cache, or None.
+
     Raises:
         BundleError: There is no bundle, or it is damaged or unsafe.
         ProviderError: The provider can't be used, and why.
@@ -77,6 +82,7 @@ class Predictor:
         prompts_per_image: int | None = None,
     ) -> None:
         self.bundle = Bundle.open(models.locate(model), expect_sha256=expect_sha256)
+        self.requested_provider: Provider = provider
         self._model_notes = list(models.notes_on(model))
         self._opened: OpenModel | None = OpenModel(
             self.bundle,
@@ -118,7 +124,7 @@ class Predictor:
         Raises:
             SamriError: As for the class.
         """
-        notes: list[str] = []
+        requested, notes = provider, list[str]()
         if (provider, precision, threads) == ("auto", "auto", None) and not provider_options:
             settings, notes = recall(Bundle.open(models.locate(model), expect_sha256=expect_sha256))
             if settings is not None:
@@ -133,6 +139,7 @@ class Predictor:
             expect_sha256=expect_sha256,
             **others,
         )
+        predictor.requested_provider = requested
         predictor._model_notes += notes
         return predictor
 

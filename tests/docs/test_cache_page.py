@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from samri_runtime.cache import _key
+from samri_runtime.cache import DEFAULT_MAX_BYTES, _key
 from samri_runtime.run import main
-from samri_runtime.run._caching import DEFAULT_MAX_BYTES
 from scan_factory import OBLIQUE, brain_like, save_nifti
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cache.md").read_text("utf-8")
