@@ -51,6 +51,16 @@ class SliceView:
         flip_columns: Columns run against their voxel axis.
         plane: Name of the anatomical plane, when one was asked for.
         position: Index in RAS order, when a plane was asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> from samri.geometry import axis_view
+        >>> volume = np.zeros((50, 60, 20))
+        >>> view = axis_view(volume.shape, axis=2, index=7)
+        >>> view.extract(volume).shape, (view.row_axis, view.column_axis)
+        ((50, 60), (0, 1))
+        >>> view.insert(np.ones(view.shape, bool)).sum(axis=(0, 1))[6:9].tolist()
+        [0, 3000, 0]
     """
 
     grid: tuple[int, ...]
@@ -176,6 +186,13 @@ def plane_view(shape: Sequence[int], affine: npt.ArrayLike, plane: Plane, index:
 
     Raises:
         InputError: No such slice, or the affine doesn't span three directions.
+
+    Example:
+        >>> import numpy as np
+        >>> from samri.geometry import plane_view
+        >>> view = plane_view((50, 60, 20), np.diag([1, 1, 3, 1]), "coronal", 12)
+        >>> view.axis, view.index, view.shape, view.spacing((1, 1, 3))
+        (1, 12, (20, 50), (3, 1))
     """
     grid = tuple(shape)
     if len(grid) != 3:

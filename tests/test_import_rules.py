@@ -173,7 +173,8 @@ def test_there_is_something_to_check() -> None:
 
 def test_the_front_door_is_light_and_opens_when_used() -> None:
     code = (
-        "import sys; import samri; heavy = {'numpy', 'samri_runtime', 'samri.io'}; assert not heavy & set(sys.modules)\n"
+        "import sys; import samri\n"
+        "assert not {'numpy', 'samri_runtime', 'samri.io'} & set(sys.modules)\n"
         "assert {'load_model', 'read_scan', 'segment'} <= set(dir(samri)) & set(samri.__all__)\n"
         "assert callable(samri.read_scan) and callable(samri.segment) and callable(samri.load_model)\n"
         "assert not hasattr(samri, 'no_such_name'); assert not {'torch', 'onnx', 'nibabel', 'click'} & set(sys.modules)"

@@ -155,6 +155,15 @@ def open_session(
         ProviderError: The provider can't be used, and why.
         BundleError: The file isn't a graph that the installed ONNX Runtime can load.
         MissingDependencyError: ONNX Runtime isn't installed.
+
+    Example:
+        >>> from samri.bundle import Bundle
+        >>> from samri_runtime import models
+        >>> from samri_runtime.providers import open_session
+        >>> bundle = Bundle.open(models.find("samri-tiny"))
+        >>> session = open_session(bundle.graph_path("encoder"), "cpu")
+        >>> session.provider, [tensor.name for tensor in session.outputs]
+        ('cpu', ['image_embeddings'])
     """
     path = Path(path)
     if not path.is_file():
