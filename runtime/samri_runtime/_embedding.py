@@ -64,7 +64,7 @@ class Embedding:
         >>> from samri_runtime import Embedding, Predictor
         >>> embedding = Predictor("samri-tiny", "cpu").encode(np.zeros((60, 80)))
         >>> embedding.shape, embedding.features.shape
-        ((60, 80), (1, 128, 16, 16))
+        ((60, 80), (1, 128, 32, 32))
     """
 
     features: npt.NDArray[Any]

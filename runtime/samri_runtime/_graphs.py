@@ -41,9 +41,16 @@ def open_graph(
         ProviderError: The provider can't be used, and why.
         MissingDependencyError: ONNX Runtime isn't installed.
     """
-    with bundle.opening(role, bundle.manifest.precision_with(role, precision)) as path:
+    found = bundle.manifest.precision_with(role, precision)
+    with bundle.opening(role, found) as path:
         session = open_session(
-            path, provider, provider_options=provider_options, threads=threads, fixed_axes=fixed_axes, profile=profile
+            path,
+            provider,
+            provider_options=provider_options,
+            threads=threads,
+            fixed_axes=fixed_axes,
+            profile=profile,
+            sha256=bundle.graph(role, found).sha256,
         )
     inputs, outputs = _signature(bundle.manifest, role)
     # What passes between the decoder's two graphs is theirs alone; `check_pair` sees that it fits.

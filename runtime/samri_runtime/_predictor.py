@@ -22,7 +22,7 @@ from samri_runtime._decoder import ALL, CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
 from samri_runtime._open_model import OpenModel
 from samri_runtime._prediction import Prediction
-from samri_runtime._tuned import recall
+from samri_runtime._tuned import load_tuned
 from samri_runtime.cache import EmbeddingCache, arithmetic_of, embedding_key
 from samri_runtime.providers import Provider, load_onnxruntime
 
@@ -126,7 +126,7 @@ class Predictor:
         """
         requested, notes = provider, list[str]()
         if (provider, precision, threads) == ("auto", "auto", None) and not provider_options:
-            settings, notes = recall(Bundle.open(models.locate(model), expect_sha256=expect_sha256))
+            settings, notes = load_tuned(Bundle.open(models.locate(model), expect_sha256=expect_sha256))
             if settings is not None:
                 provider, precision, threads = settings.provider, settings.precision, settings.threads
                 provider_options = settings.options

@@ -36,7 +36,7 @@ class SamPredictor:
         >>> predictor.set_image(np.zeros((60, 80, 3), np.uint8))
         >>> masks, scores, low_res = predictor.predict(box=np.array([10, 10, 40, 30]), multimask_output=True)
         >>> masks.shape, scores.shape, low_res.shape
-        ((3, 60, 80), (3,), (3, 64, 64))
+        ((3, 60, 80), (3,), (3, 128, 128))
     """
 
     def __init__(self, model: Predictor | str | Path, **settings: Any) -> None:

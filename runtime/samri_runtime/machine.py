@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from samri import __version__
-from samri_runtime.providers._nvidia import nvidia_driver
 
 _INTEGER_DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}  # As Linux calls them.
 _STATUS = Path("/proc/self/status")
+_CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_NAME_LENGTH = 256
 
 
 def machine() -> dict[str, Any]:
@@ -85,3 +88,44 @@ def _status(key: str) -> int | None:
         if name == key:
             return int(value.split()[0]) * 1024
     return None
+
+
+@dataclass(frozen=True)
+class NvidiaDriver:
+    """The NVIDIA driver and its GPUs.
+
+    Attributes:
+        library: File name of the driver's library.
+        installed: Whether the library was found.
+        cuda_version: The newest CUDA version that the driver supports, such as `12.4`; None without a driver.
+        gpus: Names of the GPUs that programs may use.
+    """
+
+    library: str
+    installed: bool
+    cuda_version: str | None
+    gpus: tuple[str, ...]
+
+
+def nvidia_driver() -> NvidiaDriver:
+    """Query the driver through its own library, which needs no CUDA toolkit; no driver or no GPU is no error."""
+    try:
+        driver = ctypes.CDLL(_CUDA_DRIVER)
+    except OSError:
+        return NvidiaDriver(_CUDA_DRIVER, False, None, ())
+    version, count = ctypes.c_int(0), ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    # cuInit answers with an error code when there is no GPU; the count then stays 0.
+    if driver.cuInit(0) == 0:
+        driver.cuDeviceGetCount(ctypes.byref(count))
+    cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return NvidiaDriver(
+        _CUDA_DRIVER, True, cuda_version, tuple(_gpu_name(driver, index) for index in range(count.value))
+    )
+
+
+def _gpu_name(driver: ctypes.CDLL, index: int) -> str:
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(_NAME_LENGTH)
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetName(name, _NAME_LENGTH, device)
+    return name.value.decode(errors="replace")

@@ -132,7 +132,7 @@ def test_a_model_that_computes_nan_is_refused(
     scan: Scan, model: Predictor, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     def decoder(features: np.ndarray, _coords: object, labels: np.ndarray, *_: object) -> tuple[np.ndarray, np.ndarray]:
-        low_res = np.full((len(labels), 1, 64, 64), np.nan if broken == "low_res" else 0, np.float32)
+        low_res = np.full((len(labels), 1, 128, 128), np.nan if broken == "low_res" else 0, np.float32)
         return low_res, np.full((len(labels), 1), np.inf if broken == "scores" else 0, np.float32)
 
     decoder.session = model._model.decoder.session  # type: ignore[attr-defined]

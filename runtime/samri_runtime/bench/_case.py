@@ -1,4 +1,4 @@
-"""What is measured: one way to run a bundle's graphs."""
+"""What is measured: provider, precision and threads for the graphs of a bundle."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from samri.manifest import Manifest, Precision
 from samri.process import usable_cores
 from samri_runtime.providers import Provider, load_onnxruntime
 from samri_runtime.providers._names import auto_candidates
-from samri_runtime.providers._plugins import plugin_providers
-from samri_runtime.providers._session import open_probe
-from samri_runtime.providers._wheels import installed_wheels
+from samri_runtime.providers._opening import open_probe
+from samri_runtime.providers._wheels import installed_wheels, plugin_providers
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,12 @@ class Case:
     """A provider, a precision and a number of threads.
 
     Attributes:
-        provider: By name; never `auto`, whose choice would be hidden.
-        precision: Of the graphs.
-        threads: Of the CPU; None for one a core.
+        provider: A named one; never `auto`, whose choice would be hidden.
+        precision: Precision of the graphs.
+        threads: CPU threads; None for one per core.
         options: Passed to the provider.
         static_shapes: As for `Predictor`.
-        name: For tables, where the options need one.
+        name: For tables, in place of the options.
     """
 
     provider: Provider
@@ -43,7 +42,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Provider, and what else was asked for besides precision and threads."""
+        """The provider, and settings other than precision and threads."""
         static = {None: "", True: " static", False: " free shapes"}[self.static_shapes]
         given = "".join(f" {key}={value}" for key, value in self.options.items())
         return f"{self.provider}{static}{' ' + self.name if self.name else given}"
@@ -65,12 +64,12 @@ class Case:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Case:
-        """What `to_json` gave."""
+        """The case from the values of `to_json`."""
         return cls(**values)
 
 
 REFERENCE = Case("cpu")
-"""What all others are compared with: fp32 on the CPU."""
+"""The case that all others are compared with: fp32 on the CPU."""
 
 
 def cases(
@@ -88,15 +87,15 @@ def cases(
 
 
 def accelerator_cases(precisions: Sequence[Precision]) -> list[Case]:
-    """For `--gpu`: the accelerators that work here, each as it is and with what makes it faster still."""
+    """For `--gpu`: the accelerators that work here, with default settings and with faster ones."""
     providers = usable_providers()
-    if "cuda" in providers and _works("tensorrt"):  # `auto` never takes it: it compiles for minutes.
+    if "cuda" in providers and _works("tensorrt"):  # Not among the candidates of `auto`, since it compiles for minutes.
         providers.append("tensorrt")
     return [case for provider in providers for case in _variants(provider, precisions)]
 
 
 def usable_providers() -> list[Provider]:
-    """The providers of the installed wheels that compute a tiny graph rightly; the CPU first."""
+    """The providers of the installed wheels that compute a tiny graph correctly; the CPU first."""
     wheels = installed_wheels()
     offered = [*load_onnxruntime().get_available_providers(), *plugin_providers(wheels)]
     *accelerators, cpu = auto_candidates(offered)
@@ -112,7 +111,7 @@ def _works(provider: Provider) -> bool:
 
 
 def thread_counts() -> list[int | None]:
-    """What `--tune` tries: the default, half the cores and one."""
+    """The thread counts that `--tune` tries: the default, half the cores and one."""
     cores = usable_cores()
     return [None, *sorted({max(1, cores // 2), 1} - {cores}, reverse=True)]
 

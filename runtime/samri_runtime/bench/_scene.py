@@ -1,4 +1,4 @@
-"""What the model is asked while it is measured: a slice and boxes on it."""
+"""The slice and boxes that a measurement uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Scene:
     """A slice and boxes.
 
     Attributes:
-        name: For reports; no path.
+        name: For reports; not a path.
         image: (H, W) or (H, W, 3).
         boxes: (B, 4) XYXY in pixels of the slice.
     """
@@ -31,7 +31,7 @@ class Scene:
 
 
 def phantom_scene() -> Scene:
-    """A made-up slice of 16 bright ellipses on a dark, uneven ground with noise, and a box around each."""
+    """A synthetic slice of 16 bright ellipses on a dark, uneven, noisy background, and a box around each."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:_SIDE, :_SIDE]
     image = 30 + 20 * np.sin(rows / 40) * np.cos(columns / 55) + rng.normal(0, 4, (_SIDE, _SIDE))
@@ -47,11 +47,11 @@ def phantom_scene() -> Scene:
 
 
 def scan_scene(path: str | Path, index: int | None = None, boxes: npt.ArrayLike | None = None) -> Scene:
-    """A slice of a scan of your own.
+    """A slice of a scan.
 
     Args:
-        path: As `samri-run` takes it.
-        index: Slice of a volume along its last axis; the middle one by default.
+        path: A file that `samri.read_scan` reads.
+        index: Slice of a volume along its last axis; by default the middle one.
         boxes: (B, 4) XYXY; by default 16 boxes that tile the slice.
 
     Raises:
@@ -71,7 +71,7 @@ def scan_scene(path: str | Path, index: int | None = None, boxes: npt.ArrayLike 
 
 
 def _tiles(height: int, width: int) -> npt.NDArray[np.float64]:
-    """The middle of the slice in 4 x 4 boxes, each 1.5 times as wide and high as its cell."""
+    """4 x 4 overlapping boxes over the middle of the slice, each 1.5 times as wide and high as its cell."""
     centers = [
         ((column + 1) * width / (_GRID + 1), (row + 1) * height / (_GRID + 1))
         for row in range(_GRID)

@@ -1,6 +1,6 @@
 """Where the nodes of a graph ran, read from ONNX Runtime's profile of one run.
 
-That a session has a provider doesn't mean that the provider computes: nodes it doesn't know go to the next one in line.
+A session with a provider doesn't run everything there: nodes that the provider lacks go to the next one in the list.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from samri.errors import ProviderError
 from samri_runtime.providers._session import Session
 
-# The node types that SAM spends its time in, with their fused and quantised kin (FusedMatMul, QLinearConv,
+# The node types that SAM spends its time in, with their fused and quantized variants (FusedMatMul, QLinearConv,
 # MultiHeadAttention ...). A subgraph that a provider compiled as a whole appears as one node of that provider.
 _HEAVY = re.compile(r"MatMul|Gemm|Conv(?!ert)|Attention|Einsum")
 # Their time is that of the nodes inside them, which are listed too.
@@ -28,7 +28,7 @@ _CONTROL_FLOW = {"If", "Loop", "Scan"}
 
 @dataclass(frozen=True)
 class Share:
-    """What one provider did: its name at ONNX Runtime, how many nodes it ran, and the milliseconds they took."""
+    """One provider's part of a run: ONNX Runtime's name of it, the number of nodes it ran, and their milliseconds."""
 
     execution_provider: str
     nodes: int
@@ -37,11 +37,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one run took place.
+    """Where the nodes of one run ran.
 
     Attributes:
-        promised: ONNX Runtime's name of the provider that the session has.
-        shares: By provider, the one with the most time first.
+        promised: ONNX Runtime's name of the provider of the session.
+        shares: One for each provider that ran nodes, the one with the most time first.
         elsewhere: Compute-heavy nodes that ran on another provider: node type -> count.
     """
 
@@ -51,7 +51,7 @@ class Placement:
 
     @property
     def kept(self) -> bool:
-        """The promise was kept: something ran on the provider, and nothing heavy ran elsewhere."""
+        """Whether nodes ran on the provider of the session, and no compute-heavy ones ran elsewhere."""
         return not self.elsewhere and any(share.execution_provider == self.promised for share in self.shares)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,11 +69,11 @@ class Placement:
 def profiled_run(
     opener: Callable[[Path], Session], make_feeds: Callable[[], Mapping[str, NDArray[Any]]]
 ) -> tuple[Session, Placement]:
-    """Run a graph once and see where.
+    """Run a graph once and record where its nodes ran.
 
     Args:
-        opener: Opens the session, given the prefix of the profile that it writes.
-        make_feeds: Gives every input by its name, once the session is open.
+        opener: Opens the session, from the prefix of the profile that it writes.
+        make_feeds: Makes the inputs, by name, once the session is open.
 
     Raises:
         ProviderError: The provider can't be used, or ONNX Runtime wrote no profile that can be read.

@@ -1,4 +1,4 @@
-"""Trial runs: a bundle's graphs, or the probe graph, once each, and where they ran."""
+"""Trial runs of the graphs of a bundle, or of the probe graph, once each, and where they ran."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from samri.manifest import Manifest, Precision, Role
 from samri_runtime._graphs import GraphRole, check_pair, open_graph
 from samri_runtime.doctor._placement import Placement, profiled_run
 from samri_runtime.models import locate
+from samri_runtime.providers import Session
 from samri_runtime.providers._names import Provider
+from samri_runtime.providers._opening import open_probe
 from samri_runtime.providers._probe_graph import probe_feeds
-from samri_runtime.providers._session import Session, open_probe
 
 _Feeds = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class TrialGraph:
-    """A graph to try and what to run it on."""
+    """A graph to run, with a function that makes its inputs."""
 
     bundle: Bundle
     role: GraphRole
@@ -33,13 +34,13 @@ class TrialGraph:
     make_feeds: Callable[[], _Feeds]
 
     def runs_on(self, provider: Provider) -> bool:
-        """Predictors open the decoder's two graphs on the CPU alone."""
+        """Whether a predictor would run it on `provider`: the two-graph decoder is for the CPU alone."""
         return provider == "cpu" or self.role in ("encoder", "decoder")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of one graph: `role` and `precision` of a bundle's graph, what it ran on, and where its nodes went."""
+    """One run of one graph: its role, its precision, its provider, and where its nodes ran."""
 
     role: Role
     precision: Precision
@@ -53,7 +54,7 @@ class Trial:
 
 
 def trial_graphs(model: str | Path, precision: Precision = "fp32") -> list[TrialGraph]:
-    """The graphs that a predictor may open, checked, with a made-up image and one box to run them on.
+    """The graphs that a predictor may open, checked, with a synthetic image and one box to run them on.
 
     Raises:
         BundleError: The bundle can't be used, or has no encoder or decoder.
@@ -103,8 +104,8 @@ def try_probe(provider: Provider, options: Mapping[str, str]) -> tuple[Session, 
     return profiled_run(opener, probe_feeds)
 
 
-def strays(placement: Placement) -> str | None:
-    """One line on what ran where it shouldn't, or None when the provider's promise was kept."""
+def misplaced_nodes(placement: Placement) -> str | None:
+    """One line on heavy nodes that ran on other providers, or None."""
     if placement.kept:
         return None
     if not placement.elsewhere:
@@ -114,9 +115,9 @@ def strays(placement: Placement) -> str | None:
     return f"{nodes} ran on {' and '.join(others)} instead of {placement.promised}"
 
 
-def broken_promises(trials: Sequence[Trial]) -> list[str]:
-    """A line for each graph whose heavy nodes ran elsewhere."""
-    lines = [(trial, strays(trial.placement)) for trial in trials]
+def misplaced_graphs(trials: Sequence[Trial]) -> list[str]:
+    """A line for each graph with heavy nodes that ran on other providers."""
+    lines = [(trial, misplaced_nodes(trial.placement)) for trial in trials]
     return [f"the {trial.role} is not all on {trial.provider}: {line}" for trial, line in lines if line]
 
 
@@ -150,7 +151,7 @@ def _decoder_feeds(manifest: Manifest) -> _Feeds:
 
 
 def _prompt_feeds(bundle: Bundle, precision: Precision) -> _Feeds:
-    """What `decoder_image` makes of the embedding goes into `decoder_prompts`."""
+    """The outputs of `decoder_image` are inputs of `decoder_prompts`."""
     image, prompts = (open_graph(bundle, role, precision, "cpu") for role in ("decoder_image", "decoder_prompts"))
     check_pair(image, prompts)
     return {
