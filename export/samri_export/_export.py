@@ -18,10 +18,10 @@ from samri.errors import BundleError, CheckpointError
 from samri.manifest import Graph, Manifest, Precision, Role, embedding_id
 from samri.model import (
     Checkpoint,
+    DecoderImageStage,
+    DecoderPromptStage,
     ImageEncoder,
-    ImageSide,
-    PromptDecoder,
-    PromptSide,
+    SamDecoder,
     encoder_sha256,
     load_checkpoint,
 )
@@ -35,8 +35,8 @@ from samri_export._graph_specs import (
     OPSET,
     decoder_spec,
     encoder_spec,
-    image_side_spec,
-    prompt_side_spec,
+    image_stage_spec,
+    prompt_stage_spec,
     sam_contract_spec,
 )
 from samri_export._onnx_writing import write_graph
@@ -210,13 +210,13 @@ def _copy_encoder(bundle_folder: Path, folder: Path, identity: str) -> Graph:
 
 
 def _write_decoders(source: Checkpoint, folder: Path, contracts: Sequence[Contract]) -> list[Graph]:
-    decoder = PromptDecoder(source.sam)
+    decoder = SamDecoder(source.sam)
     path = folder / file_name("decoder", "fp32")
     external = write_graph(decoder, decoder_spec(source.architecture), path, sizes={"prompts": 2, "points": 3})
     graphs = [graph_of(folder, "decoder", "fp32", path, external)]
     sides = (
-        (ImageSide(source.sam), image_side_spec(source.architecture)),
-        (PromptSide(source.sam), prompt_side_spec(source.architecture)),
+        (DecoderImageStage(source.sam), image_stage_spec(source.architecture)),
+        (DecoderPromptStage(source.sam), prompt_stage_spec(source.architecture)),
     )
     for side, spec in sides:
         path = folder / file_name(spec.role, "fp32")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from samri.manifest import Role
-from samri.model import Architecture, image_side_shapes
+from samri.model import Architecture, image_stage_shapes
 
 OPSET = 17
 
@@ -70,22 +70,22 @@ def decoder_spec(architecture: Architecture) -> GraphSpec:
     )
 
 
-def image_side_spec(architecture: Architecture) -> GraphSpec:
+def image_stage_spec(architecture: Architecture) -> GraphSpec:
     """`decoder_image.onnx`: what the decoder computes of an image alone."""
     return GraphSpec(
         "decoder_image",
         inputs=(TensorSpec("image_embeddings", (1, *architecture.embedding_shape)),),
-        outputs=_image_side(architecture),
+        outputs=_image_stage(architecture),
     )
 
 
-def prompt_side_spec(architecture: Architecture) -> GraphSpec:
+def prompt_stage_spec(architecture: Architecture) -> GraphSpec:
     """`decoder_prompts.onnx`: the rest of the decoder, for a batch of prompts without masks."""
     whole = decoder_spec(architecture)
     return GraphSpec(
         "decoder_prompts",
         inputs=(
-            *_image_side(architecture),
+            *_image_stage(architecture),
             *whole.inputs[1:3],
             TensorSpec("wanted_masks", ("masks",), integer=True),
         ),
@@ -93,8 +93,8 @@ def prompt_side_spec(architecture: Architecture) -> GraphSpec:
     )
 
 
-def _image_side(architecture: Architecture) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name, shape) for name, shape in image_side_shapes(architecture).items())
+def _image_stage(architecture: Architecture) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, shape) for name, shape in image_stage_shapes(architecture).items())
 
 
 def sam_contract_spec(architecture: Architecture, role: Role) -> GraphSpec:
