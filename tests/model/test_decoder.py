@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sam_factory import MEDIUM, SMALL, seeded_sam
 from samri.model import Architecture, DecoderImageStage, DecoderPromptStage, SamDecoder, image_stage_shapes
 from samri.model._attention import image_to_token_attention, token_attention, token_to_image_attention
 from samri.model._decoder import embed_points, image_pe, image_tokens
 from samri.model._mask_convolutions import embed_masks, mask_logits, upscaling_matrix
 from samri.model.split_decoder._factored_tokens import FactoredImageTokens
 from samri.model.split_decoder._stages import _UPSCALING_FACTOR, _image_to_token_inputs, _token_to_image_inputs
+from tests.support.sams import MEDIUM, SMALL, seeded_sam
 
 ARCHITECTURES: dict[str, Architecture] = {
     "small": SMALL,
