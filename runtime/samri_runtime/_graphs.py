@@ -35,9 +35,9 @@ def open_graph(
         ProviderError: The provider can't be used, and why.
         MissingDependencyError: ONNX Runtime isn't installed.
     """
-    with bundle.opening(role, bundle.manifest.precision_with(role, precision)) as path:
+    with bundle.opening(role, bundle.manifest.precision_with(role, precision)) as file:
         session = open_session(
-            path, provider, provider_options=provider_options, threads=threads, fixed_axes=fixed_axes, profile=profile
+            file, provider, provider_options=provider_options, threads=threads, fixed_axes=fixed_axes, profile=profile
         )
     manifest = bundle.manifest
     spec = graph_spec(role, image_size=manifest.image_size, embedding_shape=manifest.embedding_shape)
@@ -46,10 +46,10 @@ def open_graph(
         _fits(session.inputs, spec.inputs, may_have_more=role == "decoder_prompts")
         and _fits(session.outputs, spec.outputs, may_have_more=role == "decoder_image")
     ):
-        raise BundleError(f"{path} isn't the {role} that its manifest describes: export the checkpoint again")
+        raise BundleError(f"{file.path} isn't the {role} that its manifest describes: export the checkpoint again")
     if fixed_axes and not all(isinstance(size, int) for tensor in session.inputs for size in tensor.shape):
         named = ", ".join(fixed_axes)
-        raise BundleError(f"{path} can't be given static shapes: its axes aren't called {named}; export it again")
+        raise BundleError(f"{file.path} can't be given static shapes: its axes aren't called {named}; export it again")
     return session
 
 
