@@ -64,6 +64,11 @@ class Command(click.Command):
         except click.UsageError as error:
             say(f"error: {error.format_message()}")
             ctx.exit(2)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            say(f"error: {error.filename or 'a path'} is longer than the system takes: check the path")
+            ctx.exit(1)
         except MemoryError:
             say("error: out of memory: close other programs, or work on a machine with more")
             ctx.exit(1)
