@@ -19,6 +19,15 @@ from samri_runtime._interruptible import STOPPED, stoppable
 from samri_runtime.providers import parse_provider_options
 
 
+# What the system refuses wherever it is asked: states of the machine, and no faults of the program.
+_REMEDIES = {
+    errno.ENAMETOOLONG: "check the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there, or set TMPDIR to another disk"),
+    errno.EROFS: "name a place that can be written",
+}
+
+
 class Command(click.Command):
     """A click command that ends with 0 (done), 1 (a failure the user can act on), 2 (wrong usage) or 130 (stopped).
 
@@ -65,9 +74,9 @@ class Command(click.Command):
             say(f"error: {error.format_message()}")
             ctx.exit(2)
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno not in _REMEDIES:
                 raise
-            say(f"error: {error.filename or 'a path'} is longer than the system takes: check the path")
+            say(f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}: {_REMEDIES[error.errno]}")
             ctx.exit(1)
         except MemoryError:
             say("error: out of memory: close other programs, or work on a machine with more")

@@ -72,6 +72,7 @@ def scenario(request: pytest.FixtureRequest, seeds: Path, bundle: Path, checkpoi
     return made[request.param]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["run", "run again", "embed"], indirect=True)
 def test_a_kill_at_some_steps_leaves_old_or_new_and_the_same_command_mends_it(
     scenario: Scenario, tmp_path: Path
