@@ -10,9 +10,9 @@ import click
 import numpy as np
 import pytest
 
-from fuzz.targets_calls import COMMANDS
-from fuzz.trial import invoke
-from scan_factory import brain_like, save_nifti
+from tests.fuzz.targets_calls import COMMANDS
+from tests.fuzz.trial import invoke
+from tests.support.scans import brain_like, save_nifti
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes and links as POSIX has them")
 
