@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from samri.metrics import dice
 from samri.postprocessing import upscale_logits
 from samri.prompts import Prompt, pack
 from samri_runtime import Embedding, Prediction, Predictor
@@ -72,11 +73,6 @@ def ask_all(test: TestSlice, cases: Sequence[Case], predictors: Mapping[str, Pre
             embeddings[encoder] = embedding
         answers += _model(name, predictor, embedding, cases)
     return answers
-
-
-def dice(found: Mask, truth: Mask) -> float:
-    """2 |A and B| / (|A| + |B|) of masks of which the truth isn't empty."""
-    return 2 * float(np.count_nonzero(found & truth)) / float(np.count_nonzero(found) + np.count_nonzero(truth))
 
 
 def corrective_point(found: Mask, truth: Mask) -> tuple[npt.NDArray[np.float64], int] | None:
