@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from samri.prompts import ABSENT
+from samri.prompts import ABSENT, PROMPTS_AT_ONCE
 from samri_runtime.providers import BoundSession, Session, put
 
 Floats = npt.NDArray[np.float32]
@@ -23,8 +23,6 @@ Floats = npt.NDArray[np.float32]
 SINGLE, CANDIDATES, ALL = slice(0, 1), slice(1, None), slice(None)
 """SAM's masks: one for a prompt that leaves no doubt, and candidates for one that does."""
 
-# More prompts than this are decoded in turns, since each one holds several image-sized arrays.
-_PROMPTS_AT_ONCE = 32
 _STATIC_PROMPTS = (1, 4, 16)
 _STATIC_POINTS = (4, 16, 64)
 
@@ -154,7 +152,7 @@ def static_size(prompts: int, points: int) -> tuple[int, int]:
 
 def prompts_at_once(count: int) -> list[slice]:
     """Which prompts to decode in one run, of so many that each holds several image-sized arrays."""
-    return _parts(count, _PROMPTS_AT_ONCE)
+    return _parts(count, PROMPTS_AT_ONCE)
 
 
 def _parts(count: int, most: int) -> list[slice]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 
 from samri.manifest import FILE_NAME, PRECISIONS
-from samri.preprocessing import PROFILE_NAMES, says_medsam
+from samri.preprocessing import PROFILE_NAMES, unclear_profile
 from samri_runtime.models import locate
 from samri_training.evaluate._models import ModelRequest
 
@@ -36,11 +36,9 @@ def requested_models(
     base = _settings("--base", bases, names, checkpoints, Path)
     for name in checkpoints:
         path = next(request.path for request in requests if request.name == name)
-        if says_medsam(name, path, base.get(name)) and name not in profile:
-            raise click.UsageError(
-                f"{path} looks like MedSAM, whose preprocessing differs from SAM's: add --profile {name}=medsam "
-                "(or samri, if it isn't)."
-            )
+        unclear = unclear_profile(path, name, base.get(name), option=f"--profile {name}=")
+        if name not in profile and unclear is not None:
+            raise click.UsageError(f"{unclear}.")
     return [
         ModelRequest(
             request.name,

@@ -10,7 +10,7 @@ import numpy as np
 
 from samri.errors import InputError
 from samri.model import Checkpoint, encoder_sha256
-from samri.preprocessing import says_medsam
+from samri.preprocessing import unclear_profile
 from samri_training.mixing import refuse_mixed_splits, refuse_shared_cases
 from samri_training.parts import parts_by_split, parts_of
 from samri_training.published import PublishedCache, open_embeddings
@@ -77,15 +77,9 @@ def _opened(path: Path, settings: Settings, checkpoint: Checkpoint, weights: str
     """A store, checked against the checkpoint's encoder; or a published cache, which can't say and is believed."""
     named = settings.profile or "samri"
     source = open_embeddings(path, EncoderFacts.of_checkpoint(checkpoint, weights, named))
-    if (
-        isinstance(source, PublishedCache)
-        and settings.profile is None
-        and says_medsam(checkpoint.path, checkpoint.base_path)
-    ):
-        raise InputError(
-            f"{checkpoint.path} looks like MedSAM, whose preprocessing differs, and {path} doesn't say which it had: "
-            "pass --profile medsam (or samri, if it isn't)"
-        )
+    unclear = unclear_profile(checkpoint.path, checkpoint.base_path)
+    if isinstance(source, PublishedCache) and settings.profile is None and unclear is not None:
+        raise InputError(f"{unclear}; {path} doesn't say which profile it was embedded with")
     info = source.info
     own = EncoderFacts.of_checkpoint(checkpoint, weights, info.profile, info.encoder_precision)
     require_encoder(source, own, str(checkpoint.path))

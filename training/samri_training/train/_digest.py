@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from samri_training.store import Embeddings
 
 
-def slices_digest(source: Embeddings, samples: Sequence[int]) -> str:
+def names_digest(source: Embeddings, samples: Sequence[int]) -> str:
     """SHA-256 over the names of these slices, in their order, as hex: everything random is drawn by that order."""
     names = [name for name, _ in source.names()]
     digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from samri.model import Checkpoint, PromptDecoder
 from samri.preprocessing import profile
 from samri_training.devices import bf16_note
 from samri_training.train._data import TrainingData, open_data
-from samri_training.train._digest import slices_digest
+from samri_training.train._digest import names_digest
 from samri_training.train._hint import fine_structure_hint
 from samri_training.train._history import Entry, Progress, Say, best_entry, line, trained_entry, validated_entry
 from samri_training.train._last import (
@@ -242,9 +242,9 @@ def _run_data(data: TrainingData, samples_per_step: int, checkpoint_sha256: str)
         samples=len(data.training_samples),
         samples_per_step=samples_per_step,
         embedding_id=data.training.info.embedding_id,
-        slices_sha256=slices_digest(data.training, data.training_samples),
+        slices_sha256=names_digest(data.training, data.training_samples),
         validation_slices_sha256=(
-            None if data.validation is None else slices_digest(data.validation, data.validation_samples)
+            None if data.validation is None else names_digest(data.validation, data.validation_samples)
         ),
         checkpoint_sha256=checkpoint_sha256,
     )
