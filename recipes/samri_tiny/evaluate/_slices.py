@@ -109,8 +109,9 @@ def dataset_slices(folder: Path) -> Iterator[TestSlice]:
     Raises:
         InputError: No slices there, or one of them can't be used.
     """
-    for sample in SliceFolder(folder):
-        assert sample.image is not None  # A folder's slices have their image.
+    source = SliceFolder(folder)
+    for index in range(len(source)):
+        sample = source[index]
         labels = [int(label) for label in np.unique(sample.mask) if label]
         structures = {f"label {label}": sample.mask == label for label in labels}
         yield TestSlice(sample.name, sample.case, sample.image, structures)

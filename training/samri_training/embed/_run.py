@@ -98,7 +98,7 @@ def embed(
                 with ShardWriter(store.folder, store.plan.info, shard, batch_size, inputs) as writer:
                     progress.skip(writer.done)
                     for loaded in _read_ahead(store.source, facts, writer, batch_size, pool if workers else None):
-                        writer.append(_embedded(loaded, store.source, encoder))
+                        writer.append(_embedded(loaded, encoder))
                         done += len(loaded)
                         progress.advance(len(loaded))
                     writer.seal(encoder.made_with if encoder else {})
@@ -170,15 +170,16 @@ def _read_ahead(
             future.cancel()
 
 
-def _embedded(loaded: Sequence[Loaded], source: Source, encoder: Encoder | None) -> list[EmbeddedSlice]:
-    if source.is_encoded:
-        features = [item.array for item in loaded]
-    else:
+def _embedded(loaded: Sequence[Loaded], encoder: Encoder | None) -> list[EmbeddedSlice]:
+    inputs = [image for _, image in loaded if image is not None]
+    if inputs:
         assert encoder is not None, "slices need an encoder"
-        features = list(encoder.encode(np.concatenate([item.array for item in loaded])))
+        features = iter(encoder.encode(np.concatenate(inputs)))
     return [
-        EmbeddedSlice(item.name, item.case, array, item.mask, item.spacing)
-        for item, array in zip(loaded, features, strict=True)
+        item
+        if isinstance(item, EmbeddedSlice)
+        else EmbeddedSlice(item.name, item.case, next(features), item.mask, item.spacing)
+        for item, _ in loaded
     ]
 
 

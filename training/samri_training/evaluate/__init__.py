@@ -7,7 +7,7 @@ from samri_training.evaluate._evaluation import Evaluation, Protocol, Row, evalu
 from samri_training.evaluate._files import write_files
 from samri_training.evaluate._metrics import METRICS, Measures, Metric, measure
 from samri_training.evaluate._models import Model, ModelRequest, open_model, segment
-from samri_training.evaluate._sources import EmbeddedSlices, Sample, SliceFolder, Source
+from samri_training.evaluate._sources import EmbeddedSlices, SliceFolder, Source
 from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare, holm, rank_biserial, spread
 from samri_training.evaluate._summary import Group, Summary, Test, summarize
 from samri_training.sizes import SIZES, Size, size_of
@@ -25,7 +25,6 @@ __all__ = [
     "ModelRequest",
     "Protocol",
     "Row",
-    "Sample",
     "Size",
     "SliceFolder",
     "Source",

@@ -8,15 +8,16 @@
 
 from __future__ import annotations
 
-from samri_training.slices._layout import Slice, SlicePair, find_slices, match_slices
+from samri_training.slices._layout import LabelledSlice, SlicePair, SliceSource, find_slices, match_slices
 from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
 from samri_training.slices._splits import KNOWN_NAMES, SPLITS, Split, split_named, split_of
 
 __all__ = [
     "KNOWN_NAMES",
     "SPLITS",
-    "Slice",
+    "LabelledSlice",
     "SlicePair",
+    "SliceSource",
     "Split",
     "check_same_grid",
     "find_slices",

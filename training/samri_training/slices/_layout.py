@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,16 @@ SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".png", ".jpg", ".jpeg", ".tif", 
 _ROLE = re.compile(r"(?P<case>.+)_(?P<role>img|seg)(?:_(?P<tail>.*))?", re.DOTALL)
 
 
+_T_co = TypeVar("_T_co", covariant=True)
+
+
 @dataclass(frozen=True, eq=False)
-class Slice:
+class LabelledSlice:
     """One slice with its ground truth.
 
     Attributes:
+        name: Unique in its dataset.
+        case: What is held out and compared as one: the patient, or the scan where patients aren't known.
         image: (H, W), in the file's own dtype.
         mask: (H, W) uint16 label map, 0 is background; it holds at least one label.
         spacing: Between rows and between columns, in mm; 1 where the file doesn't say.
@@ -38,10 +43,20 @@ class Slice:
             where the volume isn't known.
     """
 
+    name: str
+    case: str
     image: npt.NDArray[Any]
     mask: npt.NDArray[np.uint16]
     spacing: tuple[float, float]
-    intensity_range: tuple[float, float] | None
+    intensity_range: tuple[float, float] | None = None
+
+
+class SliceSource(Protocol[_T_co]):
+    """Slices by index, in an order that doesn't change: `LabelledSlice`s of a folder, `EmbeddedSlice`s of a store."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> _T_co: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class SlicePair:
         patient: Whom `case` shows; `case` itself where nothing else is recorded.
         split: By the name of a folder that it lies in, see `split_named`.
         tail: What stands behind `_img_`.
-        intensity_range: See `Slice`.
+        intensity_range: See `LabelledSlice`.
     """
 
     name: str
@@ -68,7 +83,12 @@ class SlicePair:
     tail: str = ""
     intensity_range: tuple[float, float] | None = None
 
-    def read(self) -> Slice:
+    @property
+    def subject(self) -> str:
+        """The patient, or the scan where patients aren't known."""
+        return self.patient or self.case
+
+    def read(self) -> LabelledSlice:
         """Read and check both files.
 
         Raises:
@@ -82,7 +102,8 @@ class SlicePair:
         mask = view.extract(label_map(labels)).astype(np.uint16)
         if not mask.any():
             raise InputError(f"{self.mask} is empty: every pixel is 0; remove the pair, or mark its structures")
-        return Slice(view.extract(image), mask, slice_spacing(scan, view), self.intensity_range)
+        spacing = slice_spacing(scan, view)
+        return LabelledSlice(self.name, self.subject, view.extract(image), mask, spacing, self.intensity_range)
 
 
 def find_slices(folder: str | os.PathLike[str]) -> list[SlicePair]:

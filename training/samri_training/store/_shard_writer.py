@@ -13,7 +13,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from samri.errors import InputError, OutputError
 from samri.hashing import file_sha256
 from samri.opening import read_regular
+from samri_training.store._embeddings import EmbeddedSlice
 from samri_training.store._info import StoreInfo
 from samri_training.store._journal import journal_line, read_rows, rows_line
 from samri_training.store._manifest import ShardManifest
@@ -32,25 +33,6 @@ from samri_training.store._masks import pack_mask
 from samri_training.store._own_files import as_output_error, lock_own, open_own, rename_own, write_all, write_text
 from samri_training.store._plan import FORMAT, FORMAT_VERSION, Shard
 from samri_training.store._shard_file import HEADER_BYTES, SliceRow, header, tables
-
-
-@dataclass(frozen=True)
-class EmbeddedSlice:
-    """A slice on its way into a store.
-
-    Attributes:
-        name: Of the slice.
-        case: The patient or scan it belongs to.
-        features: (C, G, G) of any float dtype.
-        mask: (H, W) label map, 0 to 65535.
-        spacing: (row, column) distance in mm.
-    """
-
-    name: str
-    case: str
-    features: npt.NDArray[Any]
-    mask: npt.NDArray[Any]
-    spacing: tuple[float, float]
 
 
 class ShardWriter:

@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import SamriError
-from samri_training.train._samples import Frame, SliceSource, labels_of
+from samri_training.slices import SliceSource
+from samri_training.store import EmbeddedSlice
+from samri_training.train._samples import Frame, labels_of
 from samri_training.train._settings import Settings
 from samri_training.train._targets import low_res_target
 
@@ -18,7 +20,9 @@ _SMALL = 64
 """Pixels of the decoder's logits, of 256 x 256 in an ordinary SAM: a square of 8."""
 
 
-def fine_structure_hint(source: SliceSource, samples: Sequence[int], frame: Frame, settings: Settings) -> str | None:
+def fine_structure_hint(
+    source: SliceSource[EmbeddedSlice], samples: Sequence[int], frame: Frame, settings: Settings
+) -> str | None:
     """A line for who trains on many tiny structures per slice with targets that lose their outlines.
 
     Looks at some slices, spread evenly. Measured on many tiny instances per slice: the defaults took the Dice of

@@ -17,9 +17,11 @@ from samri.metrics import dice, iou
 from samri.model import PromptDecoder
 from samri.postprocessing import upscale_logits
 from samri_training.prompting import sample_prompt
+from samri_training.slices import SliceSource
+from samri_training.store import EmbeddedSlice
 from samri_training.train._loss import mask_losses
 from samri_training.train._processes import Processes
-from samri_training.train._samples import Batch, Frame, SliceSource, assembled, empty_batch, labels_of, prompt_kind
+from samri_training.train._samples import Batch, Frame, assembled, empty_batch, labels_of, prompt_kind
 from samri_training.train._settings import Settings
 from samri_training.train._step import TrainingError, autocast
 from samri_training.train._targets import low_res_target
@@ -67,7 +69,7 @@ def asked_with(settings: Settings) -> str:
 class ValidationBatches(Dataset[ValidationBatch]):
     """All labels of some slices, asked as in training, with the same prompts in every epoch."""
 
-    def __init__(self, source: SliceSource, samples: Sequence[int], frame: Frame) -> None:
+    def __init__(self, source: SliceSource[EmbeddedSlice], samples: Sequence[int], frame: Frame) -> None:
         self._source = source
         self._samples = samples
         self._frame = frame
