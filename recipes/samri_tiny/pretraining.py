@@ -27,7 +27,7 @@ from samri_tiny._rounds import corrected
 from samri_tiny.architecture import tiny_sam
 from samri_tiny.plan import Plan
 from samri_tiny.synthesis import LabelMap
-from samri_training.train._average import MovingAverage
+from samri_training.train._step import MovingAverage
 
 FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 CPU = torch.device("cpu")

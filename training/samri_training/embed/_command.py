@@ -17,11 +17,10 @@ from samri_runtime.cli import GivenModel, command, json_option, profile_option, 
 from samri_runtime.providers import NUMBERED, provider_of_device
 from samri_training.embed._division import Share, parse_share, share_from
 from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
-from samri_training.embed._progress import duration
-from samri_training.embed._run import Outcome, embed
+from samri_training.embed._run import Outcome, duration, embed
 from samri_training.embed._sources import find_sources
+from samri_training.embedding_folders import parts_by_split
 from samri_training.extras import require_packages
-from samri_training.parts import parts_by_split
 from samri_training.store import PLAN_NAME, EmbeddingStore, EncoderFacts, StoredDtype
 from samri_training.store._info import STORED_DTYPES
 

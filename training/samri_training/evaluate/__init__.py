@@ -10,7 +10,7 @@ from samri_training.evaluate._models import Model, ModelRequest, open_model, seg
 from samri_training.evaluate._sources import EmbeddedSlices, SliceFolder, Source
 from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare, holm, rank_biserial, spread
 from samri_training.evaluate._summary import Group, Summary, Test, summarize
-from samri_training.sizes import SIZES, Size, size_of
+from samri_training.slices import SIZES, Size, size_of
 
 __all__ = [
     "METRICS",

@@ -15,8 +15,7 @@ from samri_training.evaluate._metrics import Measures, measure
 from samri_training.evaluate._models import Model, segment
 from samri_training.evaluate._sources import Source
 from samri_training.prompting import PromptKind, sample_prompt
-from samri_training.sizes import Size, size_of
-from samri_training.slices import LabelledSlice
+from samri_training.slices import LabelledSlice, Size, size_of
 from samri_training.store import EmbeddedSlice
 
 

@@ -13,7 +13,7 @@ from samri_training.evaluate._evaluation import Evaluation, Row
 from samri_training.evaluate._metrics import METRICS, Metric
 from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare, holm, spread
 from samri_training.prompting import PromptKind
-from samri_training.sizes import SIZES
+from samri_training.slices import SIZES
 
 ALL = "all"
 GROUPS: tuple[str, ...] = (ALL, *SIZES)

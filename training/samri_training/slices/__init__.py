@@ -9,13 +9,24 @@
 from __future__ import annotations
 
 from samri_training.slices._layout import LabelledSlice, SlicePair, SliceSource, find_slices, match_slices
-from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
+from samri_training.slices._scans import (
+    SIZES,
+    Size,
+    check_same_grid,
+    gray,
+    label_map,
+    one_slice,
+    size_of,
+    slice_spacing,
+)
 from samri_training.slices._splits import KNOWN_NAMES, SPLITS, Split, split_named, split_of
 
 __all__ = [
     "KNOWN_NAMES",
+    "SIZES",
     "SPLITS",
     "LabelledSlice",
+    "Size",
     "SlicePair",
     "SliceSource",
     "Split",
@@ -25,6 +36,7 @@ __all__ = [
     "label_map",
     "match_slices",
     "one_slice",
+    "size_of",
     "slice_spacing",
     "split_named",
     "split_of",

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from samri.errors import InputError
 from samri.io import read_scan
-from samri_training.slices._formats import unread_below
 from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
 from samri_training.slices._splits import SPLITS, Split, split_named, split_of_folders
 
@@ -222,3 +221,38 @@ def _read_sidecar(file: Path) -> dict[str, Any]:
 
 def _is_range(values: Any) -> bool:
     return isinstance(values, list) and len(values) == 2 and all(isinstance(value, (int, float)) for value in values)
+
+
+_CONVERT = "convert them to NIfTI, for example with SimpleITK: sitk.WriteImage(sitk.ReadImage('a{0}'), 'a.nii.gz')"
+_UNREAD = {
+    ".nrrd": ("NRRD", _CONVERT),
+    ".nhdr": ("NRRD", _CONVERT),
+    ".mha": ("MetaImage", _CONVERT),
+    ".mhd": ("MetaImage", _CONVERT),
+    ".dcm": ("DICOM", "convert them to NIfTI with dcm2niix"),
+    ".ima": ("DICOM", "convert them to NIfTI with dcm2niix"),
+    ".hdr": ("Analyze or two-file NIfTI", "join them with nibabel: nib.save(nib.load('a.hdr'), 'a.nii.gz')"),
+    ".mnc": ("MINC", "convert them to NIfTI with mnc2nii"),
+    ".par": ("Philips PAR/REC", "convert them to NIfTI with dcm2niix"),
+    ".h5": ("HDF5", "save each volume as NIfTI, for example with nibabel"),
+    ".mat": ("MATLAB", "save each volume as NIfTI, for example with nibabel"),
+}
+
+
+def unread(name: str) -> str | None:
+    """What is wrong with a file of that name, or files with that ending, and the way out; None where nothing is."""
+    ending = Path(name.lower()).suffix or name.lower()
+    if ending not in _UNREAD:
+        return None
+    format_name, way_out = _UNREAD[ending]
+    return f"{format_name} ({ending}), which SAMRI doesn't read: {way_out.format(ending)}"
+
+
+def unread_below(folder: Path) -> str | None:
+    """The same of the first such file below a folder."""
+    for _, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if (found := unread(name)) is not None and not name.startswith("."):
+                return f"{name} is {found}"
+    return None

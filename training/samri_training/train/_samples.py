@@ -84,7 +84,7 @@ class Batch(NamedTuple):
     failure: str = ""
     """Why the store could not be read; the batch is empty then."""
 
-    def parts(self, size: int) -> Iterator[Batch]:
+    def chunks(self, size: int) -> Iterator[Batch]:
         """The samples, at most `size` at a time and each with its own features: what one decoder pass takes."""
         if self.rows is None:
             yield self
