@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from samri_training.slices._layout import LabelledSlice, SlicePair, SliceSource, find_slices, match_slices
+from samri_training.slices._layout import LabelledSlice, SlicePair, SliceSource, find_slices, image_files, match_slices
 from samri_training.slices._scans import (
     SIZES,
     Size,
@@ -33,6 +33,7 @@ __all__ = [
     "check_same_grid",
     "find_slices",
     "gray",
+    "image_files",
     "label_map",
     "match_slices",
     "one_slice",
