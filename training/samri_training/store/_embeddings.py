@@ -1,4 +1,4 @@
-"""Several sources of embeddings as one, if the same encoder made them."""
+"""Embedded slices, what reads them, and several sources of them as one, if the same encoder made them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,44 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from samri.errors import InputError
-from samri_training.slices import split_named
+from samri_training.slices import SliceSource, split_named
 from samri_training.store._info import EncoderFacts, StoreInfo
-from samri_training.store._store import StoredSlice
 
 
-class Embeddings(Protocol):
+@dataclass(frozen=True, eq=False)
+class EmbeddedSlice:
+    """One slice's embedding with its ground truth: on its way into a store, or out of one.
+
+    Attributes:
+        name: Unique in its store.
+        case: What is held out and compared as one: the patient, or the scan where patients aren't known.
+        features: (C, G, G) float, the encoder's output. Out of a store float16 or float32, and read-only; copy it to
+            keep it.
+        mask: (H, W) label map at the slice's own size, 0 to 65535, 0 is background; read-only out of a store.
+        spacing: (row, column) distance in mm; 1 where it is unknown (`StoreInfo.spacing_known`).
+    """
+
+    name: str
+    case: str
+    features: npt.NDArray[Any]
+    mask: npt.NDArray[Any]
+    spacing: tuple[float, float]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the slice."""
+        return self.mask.shape[0], self.mask.shape[1]
+
+
+class Embeddings(SliceSource[EmbeddedSlice], Protocol):
     """What training and evaluation read: a store, a published cache, or several of them."""
 
     @property
@@ -34,10 +61,6 @@ class Embeddings(Protocol):
     def content_sha256(self) -> str | None:
         """Of all that it holds; None where only reading everything could tell."""
         ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> StoredSlice: ...
 
     def names(self) -> Iterator[tuple[str, str]]:
         """(name, case) of every slice, in order; no embedding is read."""
@@ -63,7 +86,7 @@ class _Combined:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> StoredSlice:
+    def __getitem__(self, index: int) -> EmbeddedSlice:
         if not -len(self) <= index < len(self):
             raise IndexError(f"slice {index} of {len(self)}")
         position = index % len(self)
