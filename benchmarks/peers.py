@@ -34,7 +34,7 @@ import torch
 from segment_anything import SamPredictor
 from segment_anything.utils.transforms import ResizeLongestSide
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from peer_graphs import (
     claim,
@@ -46,13 +46,13 @@ from peer_graphs import (
     versions,
 )
 
-from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri.process import usable_cores
 from samri_export import export_bundle
 from samri_runtime import Embedding, Predictor
 from samri_runtime.bench import phantom_scene
-from samri_runtime.doctor._machine import machine
+from samri_runtime.machine import machine
 from samri_runtime.providers import load_onnxruntime
+from tests.support.sams import SMALL, VIT_B, save_checkpoint, seeded_sam
 
 onnxruntime = load_onnxruntime()  # With its telemetry off.
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from samri.bundle import Bundle
 from samri.process import usable_cores
-from samri_runtime.bench._memory import current_rss, peak_rss
+from samri_runtime.machine import current_rss, peak_rss
 from samri_runtime.providers import load_onnxruntime
 
 CORES = usable_cores()

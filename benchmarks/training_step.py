@@ -27,9 +27,8 @@ import torch
 from monai.losses.dice import DiceFocalLoss
 from segment_anything.modeling import Sam
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sam_factory import SMALL, VIT_B, seeded_sam
 from samri.model import Architecture, PromptDecoder, build_sam
 from samri.model._decoder import embed_points
 from samri.preprocessing import preprocess, profile
@@ -38,6 +37,7 @@ from samri_training.train import Settings
 from samri_training.train._processes import Processes
 from samri_training.train._samples import Frame, Request, TrainingBatches
 from samri_training.train._step import Training
+from tests.support.sams import SMALL, VIT_B, seeded_sam
 
 CPU = torch.device("cpu")
 LOSS = DiceFocalLoss(sigmoid=True, squared_pred=True, lambda_dice=1, lambda_focal=10, gamma=2)

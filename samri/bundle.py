@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from samri._onnx_wire import external_locations
 from samri.errors import BundleError
 from samri.hashing import file_sha256
 from samri.manifest import FILE_NAME, BundleFile, Graph, Manifest, Precision, Role
+from samri.onnx_wire import external_locations
 from samri.opening import open_regular, read_regular
 
 _MANIFEST_LIMIT = 16_000_000

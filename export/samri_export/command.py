@@ -10,9 +10,9 @@ import click
 
 from samri.bundle import Bundle
 from samri.manifest import Precision
-from samri.preprocessing import PROFILE_NAMES, ProfileName, says_medsam
+from samri.preprocessing import ProfileName, says_medsam
 from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level
-from samri_runtime._command import command
+from samri_runtime.cli import command, emit, json_option, overwrite_option, precision_option, profile_option, say
 
 _FILE = click.Path(path_type=Path)
 
@@ -23,19 +23,13 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--output", "-o", type=_FILE, required=True, help="Folder to make: the bundle.")
 @click.option("--base", type=_FILE, help="For a decoder-only checkpoint: the full one that it was tuned from.")
-@click.option(
-    "--profile",
-    type=click.Choice(PROFILE_NAMES),
-    help="Preprocessing that the weights were trained with. Default: samri.",
-)
+@profile_option()
 @click.option("--name", help="Name of the model in the manifest. Default: the checkpoint's file name.")
-@click.option(
-    "--precision",
+@precision_option(
     "precisions",
     type=click.Choice(OFFERED_PRECISIONS),
     multiple=True,
     default=("fp32",),
-    show_default=True,
     help="Of the graphs; may be repeated. Lower ones are kept if their masks are fp32's, on real slices.",
 )
 @click.option("--force", is_flag=True, help="Keep a precision that falls below its bar; the manifest says so.")
@@ -68,8 +62,8 @@ _FILE = click.Path(path_type=Path)
     metavar="FILE",
     help="With --compact: keep the rounded weights as this .pth, which the bundle then equals.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the bundle at the output.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@overwrite_option("Replace the bundle at the output.")
+@json_option("Print the result as JSON.")
 def main(
     checkpoint: Path,
     output: Path,
@@ -128,13 +122,9 @@ def main(
         rounded_checkpoint=rounded_checkpoint,
         force=force,
         overwrite=overwrite,
-        progress=_show,
+        progress=say,
     )
-    click.echo(json.dumps(_summary(bundle), indent=2) if as_json else str(output))
-
-
-def _show(line: str) -> None:
-    click.echo(f"samri-export: {line}", err=True)
+    emit(json.dumps(_summary(bundle), indent=2) if as_json else str(output))
 
 
 def _summary(bundle: Bundle) -> dict[str, Any]:

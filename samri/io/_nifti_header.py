@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
-from samri.io._optional import require
 from samri.io._volume_stream import VolumeStream, one_line
+from samri.io.optional import require
 
 # Everything in a header that says where the grid lies and in which units; all but `dim`, which follows from the mask.
 _GEOMETRY = (

@@ -11,12 +11,12 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
-from sam_factory import MEDIUM, SMALL, save_checkpoint, seeded_sam, with_other_decoder
 from samri.bundle import Bundle
 from samri.errors import BundleError
 from samri.model import PromptDecoder
 from samri_export import _onnx_writing, export_bundle
 from samri_runtime import Predictor
+from tests.support.sams import MEDIUM, SMALL, save_checkpoint, seeded_sam, with_other_decoder
 
 
 def run(path: Path, **inputs: object) -> list[np.ndarray]:

@@ -13,9 +13,6 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from fuzz import mutate
-from fuzz.ground import Ground
-from fuzz.trial import BrokenPromiseError, Case, invoke
 from samri.model import load_checkpoint
 from samri_training.embed import checkpoint_facts
 from samri_training.embed import main as samri_embed
@@ -23,8 +20,11 @@ from samri_training.prepare import main as samri_prepare
 from samri_training.published import open_embeddings
 from samri_training.store import EmbeddingStore, ShardWriter
 from samri_training.train import main as samri_train
-from scan_factory import OBLIQUE, save_nifti
-from store_factory import drawn_slices, write_store
+from tests.fuzz import mutate
+from tests.fuzz.ground import Ground
+from tests.fuzz.trial import BrokenPromiseError, Case, invoke
+from tests.support.scans import OBLIQUE, save_nifti
+from tests.support.stores import drawn_slices, write_store
 
 
 def store(ground: Ground, seeds: Path) -> Case:

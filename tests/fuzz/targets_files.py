@@ -15,13 +15,13 @@ import nibabel as nib
 import numpy as np
 import PIL.Image
 
-from fuzz import mutate
-from fuzz.ground import Ground
-from fuzz.trial import BrokenPromiseError, Case, invoke
 from samri.hashing import file_sha256
 from samri.io import read_scan
 from samri_runtime.run import main as samri_run
-from scan_factory import OBLIQUE, brain_like, save_nifti
+from tests.fuzz import mutate
+from tests.fuzz.ground import Ground
+from tests.fuzz.trial import BrokenPromiseError, Case, invoke
+from tests.support.scans import OBLIQUE, brain_like, save_nifti
 
 _VOXELS_AT = 352
 

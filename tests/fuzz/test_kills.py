@@ -14,9 +14,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fuzz.kills import KILLED, in_child, killed_at
-from fuzz.targets_data import slices_with_masks
-from fuzz.targets_files import check_run
 from samri.bundle import Bundle
 from samri.errors import InputError
 from samri.hashing import file_sha256
@@ -26,8 +23,11 @@ from samri_runtime.run import main as samri_run
 from samri_training.embed import main as samri_embed
 from samri_training.store import EmbeddingStore
 from samri_training.train import main as samri_train
-from scan_factory import OBLIQUE, brain_like, save_nifti
-from store_factory import drawn_slices, write_store
+from tests.fuzz.kills import KILLED, in_child, killed_at
+from tests.fuzz.targets_data import slices_with_masks
+from tests.fuzz.targets_files import check_run
+from tests.support.scans import OBLIQUE, brain_like, save_nifti
+from tests.support.stores import drawn_slices, write_store
 
 MOST_STEPS = 400
 

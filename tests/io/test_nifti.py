@@ -18,7 +18,7 @@ from nibabel.nifti1 import Nifti1Extension
 
 from samri.errors import InputError, OutputError
 from samri.io import MissingFrameError, read_scan, scan_name, write_mask
-from scan_factory import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, save_nifti
+from tests.support.scans import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, save_nifti
 
 GEOMETRY = [
     *("dim_info", "pixdim", "xyzt_units", "qform_code", "sform_code"),

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sam_factory import MEDIUM, SMALL, seeded_sam
 from samri.model import Architecture, ImageSide, PromptDecoder, PromptSide, image_side_shapes
 from samri.model._attention import image_to_token_attention, token_attention, token_to_image_attention
 from samri.model._decoder import embed_points, image_places, image_positions
 from samri.model._pixel_blocks import mask_features, mask_logits, upscaling_matrix
 from samri.model._prompt_side import _ENLARGED, _look_side, _write_side
 from samri.model._written_image import WrittenImage
+from tests.support.sams import MEDIUM, SMALL, seeded_sam
 
 ARCHITECTURES: dict[str, Architecture] = {
     "small": SMALL,

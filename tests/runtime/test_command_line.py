@@ -8,8 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from samri_runtime._arguments import plain
-from samri_runtime._command import command
+from samri_runtime.cli import command
+from samri_runtime.cli._arguments import plain
 
 
 @command("samri-any")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity import picture
 from samri.errors import BundleError
 from samri_runtime import Predictor, models
 from samri_runtime._decoder import ALL, CANDIDATES, SINGLE, FlexibleDecoder
 from samri_runtime._graphs import open_graph
 from samri_runtime._prompt_decoder import PromptDecoder
 from samri_runtime.providers import is_cpu, open_session
+from tests.support.parity import picture
 
 
 class Counted:

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from recorded_runtime import COREML, CPU, CUDA, MIGRAPHX, OPENVINO, TENSORRT
 from samri.errors import ProviderError
 from samri_runtime.providers._options import engine_folder, parse_provider_options, user_cache_folder, with_defaults
 from samri_runtime.providers._probe_graph import PROBE
+from tests.support.recorded_runtime import COREML, CPU, CUDA, MIGRAPHX, OPENVINO, TENSORRT
 
 
 @pytest.fixture

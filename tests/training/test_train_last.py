@@ -20,7 +20,7 @@ from samri_training.train._last import read_last, restore
 from samri_training.train._lock import LOCK
 from samri_training.train._processes import Processes
 from samri_training.train._step import Training
-from store_factory import drawn_slices, write_store
+from tests.support.stores import drawn_slices, write_store
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import click
 
 from samri.staging import staged_folder
 from samri_runtime import Predictor
-from samri_runtime._command import command, emit, say
+from samri_runtime.cli import command, emit, say
 from samri_runtime.providers import Provider
 from samri_tiny.evaluate._answers import Baseline
 from samri_tiny.evaluate._card import check_card, write_figures

@@ -12,10 +12,9 @@ import click
 
 from samri.bundle import Bundle
 from samri.errors import MissingDependencyError, OutputError, ProviderError
-from samri.manifest import PRECISIONS, Precision
+from samri.manifest import Precision
 from samri.ownership import refuse_foreign_files
 from samri_runtime import models
-from samri_runtime._command import GivenModel, GivenPath, OutputFolder, command, emit, provider_options_of, say
 from samri_runtime._tuned import check_can_remember, remember
 from samri_runtime.bench._case import accelerator_cases, cases, precisions_of, usable_providers
 from samri_runtime.bench._environment import environment
@@ -24,6 +23,20 @@ from samri_runtime.bench._plot import import_matplotlib
 from samri_runtime.bench._report import FILES, Report
 from samri_runtime.bench._scene import phantom_scene, scan_scene
 from samri_runtime.bench._tune import best, candidates, effort_of, settings_of
+from samri_runtime.cli import (
+    GivenModel,
+    GivenPath,
+    OutputFolder,
+    command,
+    emit,
+    json_option,
+    overwrite_option,
+    precision_option,
+    provider_option,
+    provider_settings_option,
+    say,
+    threads_option,
+)
 from samri_runtime.providers import PROVIDERS, Provider
 
 _NAMED = tuple(name for name in PROVIDERS if name != "auto")
@@ -33,23 +46,22 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
 @click.option(
     "--model", default=models.DEFAULT, show_default=True, type=GivenModel(), metavar="BUNDLE", help="A bundle's folder."
 )
-@click.option(
-    "--provider",
+@provider_option(
     "providers",
     multiple=True,
     type=click.Choice(_NAMED),
-    help="What to run on. Repeatable.  [default: all that work]",
+    default=None,
+    show_default=False,
+    help="Execution provider to measure. Repeatable.  [default: all that work here]",
 )
-@click.option(
-    "--precision",
+@precision_option(
     "precisions",
     multiple=True,
-    type=click.Choice(PRECISIONS),
-    help="Of the graphs. Repeatable.  [default: all that the bundle holds]",
+    default=None,
+    show_default=False,
+    help="Precision of the graphs to measure. Repeatable.  [default: all that the bundle holds]",
 )
-@click.option(
-    "--threads", multiple=True, type=click.IntRange(1, 1024), help="CPU threads. Repeatable.  [default: one a core]"
-)
+@threads_option(multiple=True, help="Number of CPU threads. Repeatable.  [default: one per core]")
 @click.option(
     "--boxes",
     "batches",
@@ -57,14 +69,7 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
     type=click.IntRange(1, 256),
     help="Boxes in one call. Repeatable.  [default: 1 and 16]",
 )
-@click.option(
-    "--provider-option",
-    "provider_options",
-    multiple=True,
-    callback=provider_options_of,
-    metavar="KEY=VALUE",
-    help="Passed to every provider but the CPU. Repeatable.",
-)
+@provider_settings_option(help="Option passed unchanged to every execution provider but the CPU. Repeatable.")
 @click.option("--static-shapes/--free-shapes", default=None, help="Pad prompts to a few sizes.  [default: by provider]")
 @click.option("--gpu", is_flag=True, help="Every accelerator here, in every precision, with CUDA graphs too.")
 @click.option("--tune", is_flag=True, help="Find the fastest settings whose masks are right, and keep them.")
@@ -82,9 +87,9 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
 @click.option(
     "-o", "--output", type=OutputFolder(), metavar="FOLDER", help="Write bench.csv, .json, .md and .png there."
 )
-@click.option("--overwrite", is_flag=True, help="Replace such files in FOLDER.")
+@overwrite_option("Replace such files in FOLDER.")
 @click.option("--no-png", is_flag=True, help="Leave the picture out; matplotlib isn't needed then.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rather than a table.")
+@json_option("Print JSON rather than a table.")
 @click.pass_context
 def main(
     context: click.Context,

@@ -6,30 +6,27 @@ import json
 
 import click
 
-from samri.manifest import PRECISIONS, Precision
-from samri_runtime._command import GivenModel, command, provider_options_of, say
+from samri.manifest import Precision
+from samri_runtime.cli import (
+    GivenModel,
+    command,
+    json_option,
+    precision_option,
+    provider_option,
+    provider_settings_option,
+    say,
+)
 from samri_runtime.doctor._diagnosis import diagnose
 from samri_runtime.doctor._text import as_text
-from samri_runtime.providers import PROVIDERS, Provider
+from samri_runtime.providers import Provider
 
 
 @command("samri-doctor")
 @click.option("--model", type=GivenModel(), help="A bundle, or samri-tiny: run it once and tell where each graph ran.")
-@click.option(
-    "--provider", type=click.Choice(PROVIDERS), default="auto", show_default=True, help="What to run on; a promise."
-)
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of the graphs to run."
-)
-@click.option(
-    "--provider-option",
-    "provider_options",
-    multiple=True,
-    callback=provider_options_of,
-    metavar="KEY=VALUE",
-    help="Passed to the provider. Repeatable.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@provider_option()
+@precision_option(help="Precision of the graphs to run.")
+@provider_settings_option()
+@json_option("Print the diagnosis as JSON.")
 @click.pass_context
 def main(
     context: click.Context,

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from samri._onnx_wire import external_locations
 from samri.errors import ProviderError
 from samri.hashing import file_sha256
+from samri.onnx_wire import external_locations
 from samri_runtime.providers._names import COREML, CPU, CUDA, DIRECTML, MIGRAPHX, OPENVINO, ROCM, TENSORRT
 
 # Convolutions are a small part of SAM: no exhaustive search at each new shape. The arena grows by what is asked, not by

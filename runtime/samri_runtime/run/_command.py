@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import click
 
@@ -17,10 +17,23 @@ from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
 from samri.outliers import outlier_note
 from samri_runtime import models
-from samri_runtime._command import GivenModel, GivenPath, OutputFolder, command, emit, provider_options_of, say
 from samri_runtime._interruptible import Background
 from samri_runtime._predictor import Predictor
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
+from samri_runtime.cli import (
+    GivenModel,
+    GivenPath,
+    OutputFolder,
+    command,
+    emit,
+    json_option,
+    overwrite_option,
+    precision_option,
+    provider_option,
+    provider_settings_option,
+    say,
+    threads_option,
+)
 from samri_runtime.providers import Provider, is_cpu
 from samri_runtime.run._caching import byte_size_of, choose_cache
 from samri_runtime.run._claim import check_replaceable, claimed
@@ -60,9 +73,7 @@ from samri_runtime.run._segment import segment
     metavar="FOLDER",
     help="Where the results go; made if missing.",
 )
-@click.option(
-    "--overwrite", is_flag=True, help="Replace files in FOLDER that an earlier run of the same slice didn't make."
-)
+@overwrite_option("Replace files in FOLDER that an earlier run of the same slice didn't make.")
 @click.option(
     "--box",
     "boxes",
@@ -98,23 +109,17 @@ from samri_runtime.run._segment import segment
 @click.option("--axis", type=click.IntRange(0, 2), help="Array axis that the slices lie along.  [default: 2]")
 @click.option("--plane", type=click.Choice(PLANES), help="Anatomical plane, shown as radiologists do.")
 @click.option("--frame", type=int, metavar="T", help="Frame of a 4-D image, from 0.")
-@click.option("--provider", type=click.Choice(get_args(Provider)), help="Where to run.  [default: auto]")
-@click.option(
-    "--provider-option",
-    "provider_options",
-    multiple=True,
-    callback=provider_options_of,
-    metavar="KEY=VALUE",
-    help="Passed to ONNX Runtime's provider as it is. Repeatable.",
+@provider_option(
+    default=None,
+    help="Execution provider to run on. Fails if it cannot be used; only auto falls back.  [default: auto]",
 )
+@provider_settings_option()
 @click.option("--device", help="PyTorch's name of a provider, as the published scripts take it: cpu, cuda:0, mps.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: one a core]")
-@click.option(
-    "--precision",
+@threads_option()
+@precision_option(
     type=click.Choice(("auto", *PRECISIONS)),
     default="auto",
-    show_default=True,
-    help="Of the model's arithmetic; auto takes what suits the provider.",
+    help="Precision of the model's arithmetic; auto takes what suits the provider.",
 )
 @click.option(
     "--cache-dir",
@@ -134,7 +139,7 @@ from samri_runtime.run._segment import segment
 @click.option("--expect-sha256", metavar="HEX", help="Refuse the bundle unless its manifest.json has this SHA-256.")
 @click.option("--model-type", type=click.Choice(MODEL_TYPES), hidden=True)
 @click.option("--no-png", is_flag=True, help="Leave out the PNG mask and the overlay picture.")
-@click.option("--json", "as_json", is_flag=True, help="Print the provenance as JSON rather than the files' paths.")
+@json_option("Print the provenance as JSON rather than the files' paths.")
 def main(
     model: str,
     source: Path,

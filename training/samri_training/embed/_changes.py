@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from samri_runtime._command import say
+from samri_runtime.cli import say
 from samri_training.embed._sources import Source
 from samri_training.store import StorePlan
 from samri_training.store._manifest import ShardManifest

@@ -11,9 +11,9 @@ import click
 
 from samri.errors import InputError
 from samri.manifest import PRECISIONS, Precision
-from samri.preprocessing import PROFILE_NAMES, ProfileName, says_medsam
+from samri.preprocessing import ProfileName, says_medsam
 from samri_runtime import models
-from samri_runtime._command import GivenModel, command, say
+from samri_runtime.cli import GivenModel, command, json_option, profile_option, provider_settings_option, say
 from samri_runtime.providers import Provider
 from samri_training.embed._division import Share, parse_share, share_from
 from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
@@ -37,14 +37,6 @@ def _share(_context: click.Context, _option: click.Parameter, text: str | None) 
         return None if text is None else parse_share(text)
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from error
-
-
-def _key_and_value(_context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
-    split = [pair.partition("=") for pair in pairs]
-    for (key, equals, _), pair in zip(split, pairs, strict=True):
-        if not (key and equals):
-            raise click.BadParameter(f"{pair!r} is not of the form key=value.")
-    return {key: value for key, _, value in split}
 
 
 @command("samri-embed")
@@ -72,11 +64,7 @@ def _key_and_value(_context: click.Context, _option: click.Parameter, pairs: tup
     metavar="BUNDLE",
     help="Encode by ONNX Runtime, with the encoder of this bundle, or of samri-tiny.",
 )
-@click.option(
-    "--profile",
-    type=click.Choice(PROFILE_NAMES),
-    help="Preprocessing that the checkpoint was trained with; a bundle has its own.  [default: samri]",
-)
+@profile_option(help="Preprocessing that the checkpoint was trained with; a bundle has its own.  [default: samri]")
 @click.option(
     "--device",
     default="auto",
@@ -84,14 +72,7 @@ def _key_and_value(_context: click.Context, _option: click.Parameter, pairs: tup
     metavar="NAME",
     help="With --checkpoint a torch device (cpu, cuda, cuda:1, mps), with --model a provider (cpu, cuda, ...).",
 )
-@click.option(
-    "--provider-option",
-    "provider_options",
-    multiple=True,
-    callback=_key_and_value,
-    metavar="KEY=VALUE",
-    help="Passed to the provider of a bundle as it is. Repeatable.",
-)
+@provider_settings_option(help="Option passed unchanged to the execution provider of a bundle. Repeatable.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Slices encoded at once.")
 @click.option(
     "--num-workers",
@@ -124,7 +105,7 @@ def _key_and_value(_context: click.Context, _option: click.Parameter, pairs: tup
 )
 @click.option("--shard-size", type=click.IntRange(min=1), help="Slices in one file of the store.  [default: 16 to 256]")
 @click.option("--verify", is_flag=True, help="Compare the SHA-256 of every shard in --save-dir, and do nothing else.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON rather than the stores' folders.")
+@json_option("Print the outcome as JSON rather than the stores' folders.")
 def main(
     data_dir: Path | None,
     save_dir: Path,

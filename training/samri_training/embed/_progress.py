@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from samri_runtime._command import say
+from samri_runtime.cli import say
 
 _SECONDS_BETWEEN_LINES = 60.0
 

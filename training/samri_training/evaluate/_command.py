@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from samri.staging import staged_folder
-from samri_runtime._command import command, say
+from samri_runtime.cli import command, json_option, overwrite_option, provider_option, say
 from samri_runtime.providers import Provider
 from samri_training.evaluate._earlier import check_report
 from samri_training.evaluate._evaluation import Protocol, evaluate
@@ -70,7 +70,7 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
     metavar="FOLDER",
     help="For cases.csv, summary.json, report.md and the plots.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace FOLDER if samri-evaluate made it.")
+@overwrite_option("Replace FOLDER if samri-evaluate made it.")
 @click.option(
     "--prompt",
     "prompts",
@@ -109,13 +109,7 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
 @click.option(
     "--label-name", "label_names", multiple=True, metavar="NUMBER=NAME", help="What a label is called. Repeatable."
 )
-@click.option(
-    "--provider",
-    type=click.Choice(get_args(Provider)),
-    default="auto",
-    show_default=True,
-    help="Where bundles run.",
-)
+@provider_option(help="Execution provider for bundles. Fails if it cannot be used; only auto falls back.")
 @click.option(
     "--device",
     default="auto",
@@ -124,7 +118,7 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
     help="Where checkpoints run: cpu, cuda, cuda:1 or mps.",
 )
 @click.option("--no-plots", is_flag=True, help="Leave out the box plots.")
-@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the table of mean Dice.")
+@json_option("Print summary.json instead of the table of mean Dice.")
 def main(
     models: tuple[str, ...],
     data_dir: Path | None,

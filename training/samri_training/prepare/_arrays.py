@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from samri.io._optional import require
+from samri.io.optional import require
 from samri_training.prepare._cut import BY_LAST_AXIS, Cut
 from samri_training.prepare._dataset import prepare
 from samri_training.prepare._report import Report

@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from samri.geometry import PLANES, Plane
-from samri_runtime._command import command, say
+from samri_runtime.cli import command, json_option, overwrite_option, say
 from samri_training.extras import require_packages
 from samri_training.prepare._cut import Cut
 from samri_training.prepare._dataset import prepare
@@ -77,11 +77,11 @@ def _index_or_all(_context: click.Context, _option: click.Parameter, value: str 
     help="Its first group, found in a case's name, is the patient, as in '^(patient[0-9]+)'.",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out pairs that can't be used, rather than stop.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier dataset at the output.")
+@overwrite_option("Replace an earlier dataset at the output.")
 @click.option(
     "--num-workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes beside this one."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option("Print the report as JSON.")
 def main(
     source: Path,
     output: Path,

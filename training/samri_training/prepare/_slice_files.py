@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from samri.geometry import SliceView
 from samri.io import Scan
-from samri.io._optional import require
+from samri.io.optional import require
 
 _ALIGNED = 2  # NIfTI's code for coordinates of some other file, here the volume.
 _SPATIAL_UNIT = 0b111

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from samri.errors import SamriError
-from samri_runtime._command import command, say
+from samri_runtime.cli import command, json_option, say
 from samri_training.extras import require_training_packages
 from samri_training.train._settings import Settings, described, read_config
 
@@ -60,7 +60,7 @@ def _optional(kind: Any) -> bool:
 @_options
 @click.option("--config", type=_PATHS, help="YAML file of settings, or a shipped one: published, quick, one_dataset.")
 @click.option("--resume", type=_PATHS, help="Folder or last.pth of a run to go on with; its settings are kept.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@json_option("Print the outcome as JSON.")
 @click.pass_context
 def main(context: click.Context, /, config: Path | None, resume: Path | None, as_json: bool, **given: Any) -> None:
     """Fine-tune SAM's mask decoder on stored embeddings.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sam_factory import MEDIUM, SMALL, seeded_sam, with_other_decoder
 from samri.model import Architecture, PromptDecoder
+from tests.support.sams import MEDIUM, SMALL, seeded_sam, with_other_decoder
 
 
 @pytest.mark.parametrize("architecture", [SMALL, MEDIUM], ids=["small", "medium"])

@@ -1,0 +1,39 @@
+"""What all commands share: exit codes, one-line errors, the types of their options, and what they print where."""
+
+from __future__ import annotations
+
+from samri_runtime.cli._command import Command, command
+from samri_runtime.cli._options import (
+    GivenFile,
+    GivenFolder,
+    GivenModel,
+    GivenPath,
+    OutputFolder,
+    json_option,
+    overwrite_option,
+    precision_option,
+    profile_option,
+    provider_option,
+    provider_settings_option,
+    threads_option,
+)
+from samri_runtime.cli._output import emit, say
+
+__all__ = [
+    "Command",
+    "GivenFile",
+    "GivenFolder",
+    "GivenModel",
+    "GivenPath",
+    "OutputFolder",
+    "command",
+    "emit",
+    "json_option",
+    "overwrite_option",
+    "precision_option",
+    "profile_option",
+    "provider_option",
+    "provider_settings_option",
+    "say",
+    "threads_option",
+]
