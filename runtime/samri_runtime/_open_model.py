@@ -8,11 +8,11 @@ from functools import partial
 from typing import Literal
 
 from samri.bundle import Bundle
+from samri.contract import GraphRole
 from samri.manifest import Graph, Precision
-from samri_runtime._decoder import Decoder, FlexibleDecoder, StaticDecoder, needs_static_shapes
-from samri_runtime._graphs import ONE_IMAGE, GraphRole, open_graph
+from samri_runtime._decoders import Decoder, FlexibleDecoder, SplitDecoder, StaticDecoder, needs_static_shapes
+from samri_runtime._graphs import ONE_IMAGE, open_graph
 from samri_runtime._precision import precision_for
-from samri_runtime._prompt_decoder import PromptDecoder
 from samri_runtime.providers import BoundSession, Provider, Session, is_cpu
 
 # `decoder_image` takes as long as the two-graph decoder saves in two or three prompts (docs/benchmarks.md).
@@ -78,7 +78,7 @@ class OpenModel:
     def graphs(self) -> dict[str, Graph]:
         """The graphs that may run, by role. Those of the decoder are fp32 where the bundle has no others to match."""
         roles: tuple[GraphRole, ...] = ("encoder", "decoder")
-        if isinstance(self.decoder, PromptDecoder):
+        if isinstance(self.decoder, SplitDecoder):
             roles = (*roles, "decoder_image", "decoder_prompts")
         return {role: self._bundle.graph(role, self._precision_with(role)) for role in roles}
 
@@ -129,9 +129,9 @@ class OpenModel:
             return self._in_two_graphs(lambda: session)
         return FlexibleDecoder(session)
 
-    def _in_two_graphs(self, open_whole: Callable[[], Session]) -> PromptDecoder:
+    def _in_two_graphs(self, open_whole: Callable[[], Session]) -> SplitDecoder:
         prompts = self._open("decoder_prompts")
-        return PromptDecoder(prompts, self._bundle.manifest.masks, partial(self._open, "decoder_image"), open_whole)
+        return SplitDecoder(prompts, self._bundle.manifest.masks, partial(self._open, "decoder_image"), open_whole)
 
     def _pays_to_prepare(self) -> bool:
         """Whether an image gets enough prompts for `decoder_image`, which does its share of the work once per image."""

@@ -141,7 +141,7 @@ def without_folders(note: str, folders: Iterable[Path]) -> str:
         note: One line.
         folders: Folders with which paths in it may begin, as they were passed; their names may hold spaces.
     """
-    known = {str(place) for folder in folders for place in (folder, folder.absolute(), folder.resolve())}
+    known = {path for at in folders for path in (str(at), str(at.absolute()), os.path.realpath(at))}
     for folder in sorted(known - {os.curdir, os.sep}, key=len, reverse=True):
         note = re.sub(f"{_BEGINS}{re.escape(folder)}[/\\\\]+", "", note)
         note = re.sub(rf"{_BEGINS}{re.escape(folder)}(?![\w.-])", "the folder", note)

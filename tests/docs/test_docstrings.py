@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scan_factory import affine, brain_like, save_nifti
+from tests.support.scans import affine, brain_like, save_nifti
 
 # Module -> objects in it whose docstrings have an example.
 EXAMPLES = {

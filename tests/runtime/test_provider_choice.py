@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import recorded_runtime as recorded
-from recorded_runtime import CPU, CUDA, DIRECTML, MIGRAPHX, OFFERED, OPENVINO, ROCM, TENSORRT, RecordedRuntime
 from samri.errors import ProviderError
 from samri_runtime.machine import NvidiaDriver
 from samri_runtime.providers import Session, _opening, _ort_log
@@ -15,6 +13,18 @@ from samri_runtime.providers._names import EXECUTION_PROVIDERS, PROVIDERS, Provi
 from samri_runtime.providers._opening import open_session
 from samri_runtime.providers._probe_graph import PROBE
 from samri_runtime.providers._wheels import EXTRAS, Wheel, not_offered
+from tests.support import recorded_runtime as recorded
+from tests.support.recorded_runtime import (
+    CPU,
+    CUDA,
+    DIRECTML,
+    MIGRAPHX,
+    OFFERED,
+    OPENVINO,
+    ROCM,
+    TENSORRT,
+    RecordedRuntime,
+)
 
 NO_DRIVER = NvidiaDriver("libcuda.so.1", False, None, ())
 NO_GPU = NvidiaDriver("libcuda.so.1", True, "12.4", ())

@@ -17,7 +17,7 @@ from samri.prompts import Prompt
 from samri_runtime import Predictor
 from samri_runtime.run import main
 from samri_runtime.segment import SliceChoiceError
-from scan_factory import affine, brain_like, save_nifti
+from tests.support.scans import affine, brain_like, save_nifti
 
 BOXES = [(5, 6, 30, 40), (20, 10, 36, 44)]
 

@@ -36,6 +36,11 @@ EXECUTION_PROVIDERS: dict[Provider, tuple[str, ...]] = {
 # which computes in half precision on most devices, so that masks differ.
 AUTO_ORDER: tuple[Provider, ...] = ("cuda", "rocm", "migraphx", "directml", "openvino", "cpu")
 
+NUMBERED: tuple[Provider, ...] = ("cuda", "tensorrt", "rocm", "migraphx")
+"""Providers that take the number of a GPU, `device_id`."""
+
+_TORCH_DEVICES: dict[str, Provider] = {"mps": "coreml"}  # PyTorch's names that differ.
+
 
 def check_provider(provider: str) -> Provider:
     """`provider`, if it is the name of one.
@@ -47,6 +52,20 @@ def check_provider(provider: str) -> Provider:
     if known is None:
         raise ProviderError(f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
     return known
+
+
+def provider_of_device(device: str) -> tuple[Provider, dict[str, str]]:
+    """Provider and its options for a PyTorch device or a provider's name: `cuda:1` is `cuda` with `device_id` 1.
+
+    Raises:
+        ProviderError: There is no such device.
+    """
+    name, colon, number = device.partition(":")
+    provider = next((known for known in PROVIDERS if known == _TORCH_DEVICES.get(name, name)), None)
+    if provider is None or (colon and not (number.isdecimal() and provider in NUMBERED)):
+        known = ", ".join(dict.fromkeys((*PROVIDERS, *_TORCH_DEVICES, "cuda:N")))
+        raise ProviderError(f"unknown device {device!r}: choose one of {known}")
+    return provider, {"device_id": number} if colon else {}
 
 
 def execution_provider(provider: Provider, offered: Sequence[str]) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from samri.bundle import GraphFile
 from samri.errors import BundleError, ProviderError
 from samri.process import thread_limit
 from samri_runtime.providers._names import (
@@ -54,26 +55,24 @@ _GRAPH_FAULTS = {"NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel"}
 
 
 def open_session(
-    path: str | Path,
+    graph: str | Path | GraphFile,
     provider: Provider = "auto",
     *,
     provider_options: Mapping[str, str] | None = None,
     threads: int | None = None,
     fixed_axes: Mapping[str, int] | None = None,
     profile: Path | None = None,
-    sha256: str | None = None,
 ) -> Session:
     """Open an ONNX graph on a provider.
 
     Args:
-        path: The ONNX file.
+        graph: The ONNX file. `Bundle.opening` returns it with its SHA-256, so that it isn't hashed again to name the
+            folder of compiled engines.
         provider: A named provider is used or an error is raised; `auto` takes the fastest that works.
         provider_options: Passed to the provider unchanged, over SAMRI's defaults; not with `auto`.
         threads: CPU threads; by default one per core that this process may use.
         fixed_axes: Sizes of named axes: the graph then has static shapes, for providers that compile one for each.
         profile: Prefix of a JSON file for the time and provider of every node (see `Session.end_profiling`).
-        sha256: `Graph.sha256` of the graph, where it was checked already: it names the folder of what the provider
-            compiles. By default the files are hashed where that is needed.
 
     Raises:
         ProviderError: The provider can't be used, and why.
@@ -89,11 +88,10 @@ def open_session(
         >>> session.provider, [tensor.name for tensor in session.outputs]
         ('cpu', ['image_embeddings'])
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BundleError(f"there is no graph at {path}: copy the bundle again")
-    settings = _Settings(threads, dict(fixed_axes or {}), profile, sha256)
-    return _open(path, provider, provider_options or {}, settings)
+    file = graph if isinstance(graph, GraphFile) else GraphFile(graph)
+    if not file.path.is_file():
+        raise BundleError(f"there is no graph at {file.path}: copy the bundle again")
+    return _open(file, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
 
 
 def is_cpu(provider: Provider) -> bool:
@@ -132,10 +130,9 @@ class _Settings:
     threads: int | None = None
     fixed_axes: Mapping[str, int] = field(default_factory=dict)
     profile: Path | None = None
-    sha256: str | None = None
 
 
-def _open(graph: Path | bytes, provider: str, options: Mapping[str, str], settings: _Settings) -> Session:
+def _open(graph: GraphFile | bytes, provider: str, options: Mapping[str, str], settings: _Settings) -> Session:
     known = check_provider(provider)
     if settings.threads is not None and not 1 <= settings.threads <= _MOST_THREADS:
         raise ProviderError(f"the number of threads must be from 1 to {_MOST_THREADS}, not {settings.threads}")
@@ -146,7 +143,7 @@ def _open(graph: Path | bytes, provider: str, options: Mapping[str, str], settin
     return _open_first(graph, settings)
 
 
-def _open_first(graph: Path | bytes, settings: _Settings) -> Session:
+def _open_first(graph: GraphFile | bytes, settings: _Settings) -> Session:
     """The fastest provider that works, with a note on each one before it that doesn't."""
     conflict = conflict_line(installed_wheels())
     *accelerators, cpu = _auto_candidates()
@@ -179,7 +176,9 @@ def probe_provider(provider: Provider) -> None:
     open_probe(provider)
 
 
-def _open_promised(graph: Path | bytes, provider: Provider, options: Mapping[str, str], settings: _Settings) -> Session:
+def _open_promised(
+    graph: GraphFile | bytes, provider: Provider, options: Mapping[str, str], settings: _Settings
+) -> Session:
     onnxruntime, wheels = load_onnxruntime(), installed_wheels()
     offered = onnxruntime.get_available_providers()
     name, device = execution_provider(provider, offered), None
@@ -188,26 +187,24 @@ def _open_promised(graph: Path | bytes, provider: Provider, options: Mapping[str
         if device is None:
             raise not_offered(provider, offered, wheels)
         name = device.ep_name
-    file = graph if isinstance(graph, Path) else None
+    file = graph if isinstance(graph, GraphFile) else None
+    source = graph.path if isinstance(graph, GraphFile) else graph
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     threads, fixed = settings.threads, settings.fixed_axes
-    own_options = with_defaults(
-        name, file, options, threads=threads, version=version, fixed_axes=fixed, sha256=settings.sha256
-    )
-    chain = [(name, own_options)]
+    chain = [(name, with_defaults(name, file, options, threads=threads, version=version, fixed_axes=fixed))]
     if device is not None:
         chain[0][1].pop("device_type", None)  # The device is chosen already; a plug-in has no such option.
     if name == TENSORRT and CUDA in offered:
         # Nodes that TensorRT doesn't take stay on the GPU.
         chain.append((CUDA, with_defaults(CUDA, None, {}, threads=None, version=version)))
     session, logged = make_session(
-        onnxruntime, graph, provider, chain, device=device, threads=threads, fixed_axes=fixed, profile=settings.profile
+        onnxruntime, source, provider, chain, device=device, threads=threads, fixed_axes=fixed, profile=settings.profile
     )
     notes = [f"ONNX Runtime says: {line}" for line in logged]
     if name != EXECUTION_PROVIDERS[provider][0]:
         notes.append(f"{provider} runs as {provider_of(name)}, since this ONNX Runtime has no provider of that name")
     memory = device_memory(name, options) if device is None else ("cpu", 0)
-    return Session(str(graph) if file else "the probe graph", session, name, notes, memory)
+    return Session(str(source) if file else "the probe graph", session, name, notes, memory)
 
 
 def make_session(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from samri.bundle import GraphFile
 from samri.errors import ProviderError
-from samri.hashing import file_sha256
-from samri.onnx_wire import external_locations
 from samri_runtime._user_folders import user_folder
 from samri_runtime.providers._names import COREML, CPU, CUDA, DIRECTML, MIGRAPHX, OPENVINO, ROCM, TENSORRT
 
@@ -42,24 +40,22 @@ def parse_provider_options(pairs: Iterable[str]) -> dict[str, str]:
 
 def with_defaults(
     execution_provider: str,
-    graph: Path | None,
+    graph: GraphFile | None,
     given: Mapping[str, str],
     *,
     threads: int | None,
     version: tuple[int, ...],
     fixed_axes: Mapping[str, int] | None = None,
-    sha256: str | None = None,
 ) -> dict[str, str]:
     """The options to pass to a provider: SAMRI's defaults, overridden by the user's.
 
     Args:
         execution_provider: ONNX Runtime's name.
-        graph: The ONNX file, whose compiled engines are kept; None keeps nothing.
+        graph: The graph, whose compiled engines are kept on disk; None keeps nothing.
         given: The user's options.
         threads: CPU threads, for providers that have a thread pool of their own there.
         version: ONNX Runtime's version.
         fixed_axes: Sizes of axes that are static in this session: its engines are kept apart.
-        sha256: `Graph.sha256` of the graph, where known.
 
     Raises:
         ProviderError: An option that the provider is known to misunderstand.
@@ -68,8 +64,8 @@ def with_defaults(
     if execution_provider == CPU and given:
         raise ProviderError(f"the cpu provider has no options: leave out {', '.join(given)} (--threads sets threads)")
     if execution_provider == OPENVINO:
-        return _openvino(given, threads, lambda: engine_folder(graph, fixed_axes, sha256))
-    return {**_defaults(execution_provider, version, lambda: engine_folder(graph, fixed_axes, sha256)), **given}
+        return _openvino(given, threads, lambda: engine_folder(graph, fixed_axes))
+    return {**_defaults(execution_provider, version, lambda: engine_folder(graph, fixed_axes)), **given}
 
 
 def device_memory(execution_provider: str, given: Mapping[str, str]) -> tuple[str, int]:
@@ -149,30 +145,21 @@ def _load_config(text: str | None) -> dict[str, dict[str, Any]]:
     return config
 
 
-def engine_folder(
-    graph: Path | None, fixed_axes: Mapping[str, int] | None = None, sha256: str | None = None
-) -> str | None:
+def engine_folder(graph: GraphFile | None, fixed_axes: Mapping[str, int] | None = None) -> str | None:
     """A folder in the user's cache for what a provider compiles from `graph`, or None where none can be created.
 
     Each graph has its own, named by the SHA-256 of the graph and its weights: TensorRT names engines by file and node
     names, so two bundles that differ in weights alone would otherwise share one, and return each other's masks. For the
     same reason, sessions with different fixed axes have separate folders.
 
-    Args:
-        graph: The ONNX file.
-        fixed_axes: Sizes of axes that are static in the session.
-        sha256: `Graph.sha256`, where known; otherwise the files are read and hashed, as that does.
+    Raises:
+        BundleError: The files of the graph were changed since the export.
     """
     if graph is None:
         return None
     try:
-        if sha256 is None:
-            files = [graph, *(graph.parent / location for location in sorted(external_locations(graph)))]
-            hashes = [file_sha256(file) for file in files]
-            sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        digest = hashlib.sha256(sha256.encode())
-        if fixed_axes:
-            digest.update(json.dumps(sorted(fixed_axes.items())).encode())
+        axes = json.dumps(sorted(fixed_axes.items())) if fixed_axes else ""
+        digest = hashlib.sha256(f"{graph.sha256()}{axes}".encode())
         folder = user_folder("cache") / "engines" / digest.hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # The home folder is unknown or read-only: compile each time.

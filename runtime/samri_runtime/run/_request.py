@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
 
 import click
 
-from samri.errors import BundleError
+from samri.errors import BundleError, ProviderError
 from samri.prompts import BACKGROUND, FOREGROUND, Prompt
+from samri_runtime import providers
 from samri_runtime.cache import DEFAULT_MAX_BYTES, EmbeddingCache, StoredPrecision
 from samri_runtime.providers import Provider
 
@@ -19,8 +19,6 @@ XYXY = tuple[float, float, float, float]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _MAX_DIGITS = 18  # Of --cache-size.
-# PyTorch's names of devices, which --device takes.
-_DEVICES: dict[str, Provider] = {"cpu": "cpu", "cuda": "cuda", "mps": "coreml"}
 _BACKBONES = {"vit_b": "vit_b", "vit_l": "vit_l", "vit_h": "vit_h", "samri": "vit_b"}
 
 MODEL_TYPES = tuple(_BACKBONES)
@@ -47,16 +45,12 @@ def provider_of_device(device: str) -> tuple[Provider, dict[str, str]]:
     """Provider and its options for a PyTorch device: `cuda:1` is provider `cuda` with `device_id` 1.
 
     Raises:
-        click.UsageError: No such device.
+        click.UsageError: There is no such device.
     """
-    matched = re.fullmatch(r"(cuda):(\d+)", device)
-    name, options = (matched[1], {"device_id": matched[2]}) if matched else (device, {})
-    if name in _DEVICES:
-        return _DEVICES[name], options
-    if name in get_args(Provider):
-        return cast(Provider, name), options
-    known = ", ".join(dict.fromkeys((*_DEVICES, "cuda:N", *get_args(Provider))))
-    raise click.UsageError(f"unknown --device {device!r}: choose one of {known}.")
+    try:
+        return providers.provider_of_device(device)
+    except ProviderError as error:
+        raise click.UsageError(f"--device: {error}.") from error
 
 
 def check_model_type(model_type: str, backbone: str, model: str) -> None:
