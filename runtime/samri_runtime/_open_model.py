@@ -1,22 +1,42 @@
-"""The graphs of a bundle, open on one provider in one precision: the decoder at once, the encoder when first needed."""
+"""The graphs of a bundle, open on one provider: the decoder at once, the encoder when first needed.
+
+Also the choice of `--precision auto`: the fastest precision on a provider among those verified against fp32.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from samri.bundle import Bundle
 from samri.contract import GraphRole
-from samri.manifest import Graph, Precision
+from samri.manifest import Graph, Manifest, Precision
 from samri_runtime._decoders import Decoder, FlexibleDecoder, SplitDecoder, StaticDecoder, needs_static_shapes
 from samri_runtime._graphs import ONE_IMAGE, open_graph
-from samri_runtime._precision import precision_for
+from samri_runtime.machine import computes_int8_fast
 from samri_runtime.providers import BoundSession, Provider, Session, is_cpu
 
 # `decoder_image` takes as long as the two-graph decoder saves in two or three prompts (docs/benchmarks.md).
 _WORTH_PREPARING = 3
+_HALF_FIRST: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+_FULL_FIRST: tuple[Precision, ...] = ("fp32", "int8", "fp16")
+_INT8_FIRST: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+
+# The precisions of each provider, the fastest first; docs/precision.md has the measurements. OpenVINO runs the int8
+# graphs slower than float32 ones, since it expects another quantization format. For CPUs without integer instructions,
+# see below.
+_BY_SPEED: dict[Provider, tuple[Precision, ...]] = {
+    "cpu": _INT8_FIRST,
+    "openvino": _FULL_FIRST,
+    "cuda": _HALF_FIRST,
+    "tensorrt": _HALF_FIRST,
+    "rocm": _HALF_FIRST,
+    "migraphx": _HALF_FIRST,
+    "directml": _HALF_FIRST,
+    "coreml": _HALF_FIRST,
+}
 
 
 class OpenModel:
@@ -152,3 +172,47 @@ class OpenModel:
             threads=self._threads,
             fixed_axes=fixed_axes,
         )
+
+
+def precision_for(manifest: Manifest, provider: Provider) -> tuple[Precision, list[str]]:
+    """The precision to run on a provider, and notes for the user.
+
+    It is the fastest one in the bundle whose masks agreed with fp32 at export. A lower precision that was forced into a
+    bundle is used only when requested by name, or when there is no other.
+
+    Args:
+        manifest: Manifest of the bundle.
+        provider: The provider that runs; not `auto`.
+    """
+    available = manifest.precisions("encoder")
+    slow_int8 = provider == "cpu" and not computes_int8_fast()
+    by_speed = _FULL_FIRST if slow_int8 else _BY_SPEED[provider]
+    order = [precision for precision in by_speed if precision in available]
+    proven = [precision for precision in order if is_proven(manifest, precision)]
+    if not proven:
+        # There is no encoder at all: opening it raises the error.
+        return (order or ["fp32"])[0], []
+    chosen = proven[0]
+    if slow_int8 and chosen == "fp32" and "int8" in proven:
+        return chosen, ["precision fp32: this processor has no integer instructions, so int8 would be no faster"]
+    proof = None if chosen == "fp32" else _proof(manifest, chosen)
+    if proof is None:
+        return chosen, []
+    dice = proof.get("mean_dice")
+    measured = f"mean Dice {dice:.4f} with fp32" if isinstance(dice, float) else "logits close to fp32"
+    return chosen, [f"precision {chosen}, which suits {provider} ({measured}, measured at export)"]
+
+
+def is_proven(manifest: Manifest, precision: Precision) -> bool:
+    """Whether the masks of a precision agreed with fp32 at export; true for fp32 itself."""
+    return precision == "fp32" or _proof(manifest, precision) is not None
+
+
+def _proof(manifest: Manifest, precision: Precision) -> Mapping[str, Any] | None:
+    """The measurements of a precision that passed its thresholds at export, or None."""
+    variants = manifest.verification.get("variants", [])
+    for entry in variants if isinstance(variants, list) else []:
+        if isinstance(entry, dict) and entry.get("precision") == precision and entry.get("below_bar") == []:
+            measured = entry.get("measured")
+            return measured if isinstance(measured, dict) else None
+    return None

@@ -24,8 +24,7 @@ from samri.manifest import PRECISIONS, Precision
 from samri.opening import open_regular, read_json
 from samri.process import usable_cores
 from samri.staging import staged_file
-from samri_runtime._user_folders import user_folder
-from samri_runtime.machine import processor
+from samri_runtime.machine import processor, user_folder
 from samri_runtime.providers import PROVIDERS, Provider
 from samri_runtime.providers._opening import probe_provider
 from samri_runtime.providers._wheels import installed_wheels

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from samri.errors import MissingDependencyError, ProviderError
 from samri_runtime.doctor import _diagnosis, main
-from samri_runtime.doctor._placement import read_profile
+from samri_runtime.doctor._trial import read_profile
 from samri_runtime.machine import NvidiaDriver
 from samri_runtime.providers import _opening, _ort_log
 from samri_runtime.providers._names import PROVIDERS

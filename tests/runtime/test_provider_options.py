@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from samri.bundle import GraphFile
 from samri.errors import ProviderError
-from samri_runtime._user_folders import user_folder
+from samri_runtime.machine import user_folder
 from samri_runtime.providers._options import engine_folder, parse_provider_options, with_defaults
 from samri_runtime.providers._probe_graph import PROBE
 from tests.support.recorded_runtime import COREML, CPU, CUDA, MIGRAPHX, OPENVINO, TENSORRT

@@ -5,9 +5,8 @@ The command is in `_command`, which isn't imported here, since the measured proc
 
 from __future__ import annotations
 
-from samri_runtime.bench._case import Case
+from samri_runtime.bench._case import Case, Scene, phantom_scene, scan_scene
 from samri_runtime.bench._measure import Repeats, Sample, measure
 from samri_runtime.bench._report import Report, Row
-from samri_runtime.bench._scene import Scene, phantom_scene, scan_scene
 
 __all__ = ["Case", "Repeats", "Report", "Row", "Sample", "Scene", "measure", "phantom_scene", "scan_scene"]

@@ -16,10 +16,16 @@ from samri.manifest import Precision
 from samri.ownership import refuse_foreign_files
 from samri_runtime import models
 from samri_runtime._tuned import check_can_save, save_tuned
-from samri_runtime.bench._case import accelerator_cases, cases, precisions_of, usable_providers
+from samri_runtime.bench._case import (
+    accelerator_cases,
+    cases,
+    phantom_scene,
+    precisions_of,
+    scan_scene,
+    usable_providers,
+)
 from samri_runtime.bench._measure import Repeats, Sample, measure
 from samri_runtime.bench._report import FILES, Report, environment, import_matplotlib
-from samri_runtime.bench._scene import phantom_scene, scan_scene
 from samri_runtime.bench._tune import best, candidates, seconds_of, settings_of
 from samri_runtime.cli import (
     GivenModel,

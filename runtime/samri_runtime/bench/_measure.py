@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from samri.errors import ProviderError
 from samri.metrics import dice
-from samri_runtime.bench._case import REFERENCE, Case
-from samri_runtime.bench._scene import Scene
+from samri_runtime.bench._case import REFERENCE, Case, Scene
 
 _WORKER = "samri_runtime.bench._worker"
 _REPORT_S = 10.0

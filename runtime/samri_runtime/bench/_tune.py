@@ -8,7 +8,7 @@ import numpy as np
 
 from samri.errors import InputError
 from samri.manifest import Manifest
-from samri_runtime._precision import is_proven
+from samri_runtime._open_model import is_proven
 from samri_runtime._tuned import Tuned
 from samri_runtime.bench._case import Case, cases, precisions_of, thread_counts, usable_providers
 from samri_runtime.bench._measure import Sample

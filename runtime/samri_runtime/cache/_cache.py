@@ -31,13 +31,13 @@ from samri_runtime._embedding import (
     rounded,
     unpack,
 )
-from samri_runtime._user_folders import user_folder
 from samri_runtime.cache._private_folder import (
     UnusableFolderError,
     check_private_folder,
     is_ours,
     make_private_folder,
 )
+from samri_runtime.machine import user_folder
 
 DEFAULT_MAX_BYTES = 4_000_000_000
 
@@ -222,13 +222,13 @@ class EmbeddingCache:
 
     def _shrink(self, folder: Path) -> None:
         entries = sorted(_entries(folder, _ENTRY), key=lambda entry: (entry[1].st_mtime_ns, entry[0].name))
-        total = sum(found.st_size for _, found in entries)
-        for path, found in entries:
+        total = sum(status.st_size for _, status in entries)
+        for path, status in entries:
             if total <= self.max_bytes:
                 return
             with contextlib.suppress(OSError):  # Another process was faster, or reads it on Windows.
                 path.unlink()
-            total -= found.st_size
+            total -= status.st_size
 
 
 def _with_note(embedding: Embedding, note: str) -> Embedding:
@@ -241,16 +241,16 @@ def _is_own_name(name: str) -> bool:
 
 
 def _remove_abandoned(folder: Path, now: float) -> None:
-    for path, found in _entries(folder, _HALF_WRITTEN):
-        if now - found.st_mtime > _ABANDONED_SECONDS:
+    for path, status in _entries(folder, _HALF_WRITTEN):
+        if now - status.st_mtime > _ABANDONED_SECONDS:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 def _entries(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, os.stat_result]]:
     """Regular files with such names, and their status."""
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as listing:
+        for entry in listing:
             if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):  # Removed by another process meanwhile.
                     yield Path(entry.path), entry.stat(follow_symlinks=False)
@@ -267,8 +267,8 @@ def _read_own(path: Path, most: int) -> bytes:
     for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
         flags |= getattr(os, name, 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not (stat.S_ISREG(found.st_mode) and is_ours(found)):
+        status = os.fstat(file.fileno())
+        if not (stat.S_ISREG(status.st_mode) and is_ours(status)):
             raise UnusableFolderError(f"{path} isn't a regular file of this user")
         # A longer file is damaged: no need to read it to its end.
         return file.read(most + 1)

@@ -38,14 +38,14 @@ def main(
 ) -> None:
     """Tell which ONNX Runtime wheels and providers are here, which of them work, and where a model really runs.
 
-    Ends with 0 when all is well, and with 1 when the provider asked for can't be used, wheels are in conflict, or heavy
+    Ends with 0 when all is well, and with 1 when the requested provider can't be used, wheels are in conflict, or heavy
     parts of the model ran elsewhere; the reason is on stderr.
     """
-    found = diagnose(provider, model, precision=precision, provider_options=provider_options, progress=say)
-    click.echo(json.dumps(found.to_json(), indent=2) if as_json else _as_text(found))
-    for problem in found.problems:
+    diagnosis = diagnose(provider, model, precision=precision, provider_options=provider_options, progress=say)
+    click.echo(json.dumps(diagnosis.to_json(), indent=2) if as_json else _as_text(diagnosis))
+    for problem in diagnosis.problems:
         say(f"error: {problem}")
-    if found.problems:
+    if diagnosis.problems:
         context.exit(1)
 
 
@@ -62,10 +62,10 @@ def _as_text(diagnosis: Diagnosis) -> str:
 
 
 def _machine(diagnosis: Diagnosis) -> Iterator[str]:
-    found = diagnosis.machine
-    yield f"samri {found['samri']}, Python {found['python']}, numpy {found['numpy']}"
-    yield f"{found['system']}; {found['processor']}, {found['cores']} cores"
-    nvidia = found["nvidia"]
+    machine = diagnosis.machine
+    yield f"samri {machine['samri']}, Python {machine['python']}, numpy {machine['numpy']}"
+    yield f"{machine['system']}; {machine['processor']}, {machine['cores']} cores"
+    nvidia = machine["nvidia"]
     if nvidia["driver"]:
         yield f"NVIDIA driver for CUDA up to {nvidia['cuda']}; GPUs: {', '.join(nvidia['gpus']) or 'none'}"
     else:

@@ -1,4 +1,4 @@
-"""ONNX Runtime's providers: their names, which ones work here, and sessions that run where they were asked to."""
+"""ONNX Runtime's providers: their names, which ones work here, and sessions that run on the requested one."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from samri.bundle import GraphFile
 from samri.errors import ProviderError
-from samri_runtime._user_folders import user_folder
+from samri_runtime.machine import user_folder
 from samri_runtime.providers._names import COREML, CPU, CUDA, DIRECTML, MIGRAPHX, OPENVINO, ROCM, TENSORRT
 
 # Convolutions are a small part of SAM, so an exhaustive search at each new shape isn't worth it. The arena grows by the
