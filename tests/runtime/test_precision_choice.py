@@ -72,7 +72,7 @@ def test_auto_takes_fp32_on_a_cpu_that_computes_integers_no_faster(
     manifest = Bundle.open(with_proof(lower, tmp_path / "b", {"int8": []})).manifest
     monkeypatch.setattr("samri_runtime._open_model.computes_int8_fast", lambda: False)
     precision, (note,) = precision_for(manifest, "cpu")
-    assert precision == "fp32" and "no instructions for integers" in note
+    assert precision == "fp32" and "no integer instructions" in note
 
 
 @pytest.mark.parametrize(
