@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from samri.manifest import Precision, Role
+from samri.metrics import dice
 from samri_export._choices import Level
 from samri_export._reference import Answer, Floats
 
@@ -283,7 +284,7 @@ def compare(
 ) -> CaseResult:
     """The differences between two answers to the same prompts."""
     coverage = reference.masks.mean(axis=(2, 3))
-    dice = informative_dice(reference, exported, TOLERANCES[precision].logits)
+    dices = informative_dice(reference, exported, TOLERANCES[precision].logits)
     return CaseResult(
         picture=picture,
         case=case,
@@ -293,10 +294,10 @@ def compare(
         logits=relative_difference(reference.low_res, exported.low_res),
         upscaled=relative_difference(reference.at_size, exported.at_size),
         scores=float(np.abs(reference.scores - exported.scores).max()),
-        dice=float(dice.min()) if dice.size else None,
+        dice=float(dices.min()) if dices.size else None,
         coverage=(float(coverage.min()), float(coverage.max())),
         masks=int(coverage.size),
-        masks_without_dice=int(coverage.size - dice.size),
+        masks_without_dice=int(coverage.size - dices.size),
     )
 
 
@@ -315,10 +316,7 @@ def informative_dice(reference: Answer, other: Answer, tolerance: float = 0.0) -
     second = np.where(np.abs(values) <= tolerance * spread, first, other.masks) if tolerance else other.masks
     coverage = first.mean(axis=(2, 3))
     telling = (coverage >= _LEAST_COVERAGE) & (coverage <= 1 - _LEAST_COVERAGE)
-    overlap = (first & second).sum(axis=(2, 3))
-    total = first.sum(axis=(2, 3)) + second.sum(axis=(2, 3))
-    dice: Floats = (2 * overlap[telling] / total[telling]).astype(np.float32)
-    return dice
+    return np.array([dice(*pair) for pair in zip(first[telling], second[telling], strict=True)], np.float32)
 
 
 def relative_difference(reference: Floats, other: Floats) -> float:

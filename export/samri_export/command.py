@@ -10,7 +10,7 @@ import click
 
 from samri.bundle import Bundle
 from samri.manifest import Precision
-from samri.preprocessing import ProfileName, says_medsam
+from samri.preprocessing import ProfileName, unclear_profile
 from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level
 from samri_runtime.cli import command, emit, json_option, overwrite_option, precision_option, profile_option, say
 
@@ -86,11 +86,8 @@ def main(
     Progress and the table of differences go to stderr, the path of the bundle to stdout. Nothing is left behind when
     the export fails or is stopped.
     """
-    if profile is None and says_medsam(checkpoint, base):
-        raise click.UsageError(
-            f"{checkpoint.name} says medsam, which preprocesses differently, and weights don't tell: "
-            "pass --profile medsam (or sam or samri, if it was trained that way)"
-        )
+    if profile is None and (unclear := unclear_profile(checkpoint, base)) is not None:
+        raise click.UsageError(f"{unclear}.")
     if profile == "medsam" and contracts:
         raise click.UsageError(
             "--contract resizes as SAM does, by the longest side: it doesn't go with --profile medsam"

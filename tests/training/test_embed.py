@@ -22,7 +22,7 @@ from segment_anything.modeling import Sam
 from samri.errors import InputError, OutputError
 from samri_training.embed import Share, TorchEncoder, checkpoint_facts, embed, find_sources, main
 from samri_training.embed._division import parse_share, share_from
-from samri_training.embed._progress import Progress, duration
+from samri_training.embed._run import Progress, duration
 from samri_training.store import EmbeddingStore, EncoderFacts
 from tests.support.commands import call
 from tests.support.files import contents

@@ -14,7 +14,7 @@ from samri_runtime.cli import command, json_option, overwrite_option, say
 from samri_training.extras import require_packages
 from samri_training.prepare._cut import Cut
 from samri_training.prepare._dataset import prepare
-from samri_training.prepare._pattern import check_pattern
+from samri_training.prepare._sources import check_pattern
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
