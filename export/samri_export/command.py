@@ -12,17 +12,29 @@ from samri.bundle import Bundle
 from samri.manifest import Precision
 from samri.preprocessing import ProfileName, says_medsam
 from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level
-from samri_runtime.cli import command, emit, json_option, overwrite_option, precision_option, profile_option, say
-
-_FILE = click.Path(path_type=Path)
+from samri_runtime.cli import (
+    GivenPath,
+    OutputFolder,
+    Stages,
+    command,
+    emit,
+    json_option,
+    overwrite_option,
+    precision_option,
+    profile_option,
+)
 
 
 @command("samri-export")
 @click.option(
-    "--checkpoint", "-c", type=_FILE, required=True, help="SAM, SAMRI or MedSAM weights: .pth, .pt, .bin, .safetensors."
+    "--checkpoint",
+    "-c",
+    type=GivenPath(),
+    required=True,
+    help="SAM, SAMRI or MedSAM weights: .pth, .pt, .bin, .safetensors.",
 )
-@click.option("--output", "-o", type=_FILE, required=True, help="Folder to make: the bundle.")
-@click.option("--base", type=_FILE, help="For a decoder-only checkpoint: the full one that it was tuned from.")
+@click.option("--output", "-o", type=OutputFolder(), required=True, help="Folder to make: the bundle.")
+@click.option("--base", type=GivenPath(), help="For a decoder-only checkpoint: the full one that it was tuned from.")
 @profile_option()
 @click.option("--name", help="Name of the model in the manifest. Default: the checkpoint's file name.")
 @precision_option(
@@ -40,7 +52,9 @@ _FILE = click.Path(path_type=Path)
     multiple=True,
     help="Add a decoder with Meta's published interface: sam gives one mask, sam-multi all. May be repeated.",
 )
-@click.option("--encoder-from", type=_FILE, help="Copy the encoder of this bundle, if it was made of the same weights.")
+@click.option(
+    "--encoder-from", type=GivenPath(), help="Copy the encoder of this bundle, if it was made of the same weights."
+)
 @click.option(
     "--verify",
     type=click.Choice(LEVELS),
@@ -49,7 +63,11 @@ _FILE = click.Path(path_type=Path)
     help="Compare with PyTorch on three pictures, on one (quick leaves out the landscape and the large one), or not.",
 )
 @click.option(
-    "--verify-image", "verify_images", type=_FILE, multiple=True, help="Compare on this scan too. May be repeated."
+    "--verify-image",
+    "verify_images",
+    type=GivenPath(),
+    multiple=True,
+    help="Compare on this scan too. May be repeated.",
 )
 @click.option(
     "--compact",
@@ -58,7 +76,7 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--rounded-checkpoint",
-    type=_FILE,
+    type=GivenPath(),
     metavar="FILE",
     help="With --compact: keep the rounded weights as this .pth, which the bundle then equals.",
 )
@@ -105,25 +123,27 @@ def main(
         raise click.UsageError(
             "a precision below fp32 is compared before it is kept: leave out --verify off, or add --force"
         )
-    from samri_export import export_bundle
+    with Stages() as stages:
+        stages.begin("loading PyTorch")
+        from samri_export import export_bundle
 
-    bundle = export_bundle(
-        checkpoint,
-        output,
-        base=base,
-        profile=profile,
-        name=name,
-        contracts=contracts,
-        precisions=tuple(dict.fromkeys(precisions)),
-        encoder_from=encoder_from,
-        verify=verify,
-        verify_images=verify_images,
-        compact=compact,
-        rounded_checkpoint=rounded_checkpoint,
-        force=force,
-        overwrite=overwrite,
-        progress=say,
-    )
+        bundle = export_bundle(
+            checkpoint,
+            output,
+            base=base,
+            profile=profile,
+            name=name,
+            contracts=contracts,
+            precisions=tuple(dict.fromkeys(precisions)),
+            encoder_from=encoder_from,
+            verify=verify,
+            verify_images=verify_images,
+            compact=compact,
+            rounded_checkpoint=rounded_checkpoint,
+            force=force,
+            overwrite=overwrite,
+            progress=stages.say,
+        )
     emit(json.dumps(_summary(bundle), indent=2) if as_json else str(output))
 
 

@@ -35,6 +35,7 @@ from samri_runtime.cli import (
     provider_option,
     provider_settings_option,
     say,
+    say_error,
     threads_option,
 )
 from samri_runtime.providers import PROVIDERS, Provider
@@ -155,7 +156,7 @@ def main(
         _keep_best(bundle, samples)
     elif failed := [sample for sample in samples if sample.error is not None]:
         for sample in failed:
-            say(f"error: {sample.case}: {sample.error}")
+            say_error(f"error: {sample.case}: {sample.error}")
         context.exit(1)
 
 

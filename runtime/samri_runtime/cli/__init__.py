@@ -17,7 +17,8 @@ from samri_runtime.cli._options import (
     provider_settings_option,
     threads_option,
 )
-from samri_runtime.cli._output import emit, say
+from samri_runtime.cli._output import emit, say, say_error
+from samri_runtime.cli._progress import Progress, Stages, duration
 
 __all__ = [
     "Command",
@@ -26,7 +27,10 @@ __all__ = [
     "GivenModel",
     "GivenPath",
     "OutputFolder",
+    "Progress",
+    "Stages",
     "command",
+    "duration",
     "emit",
     "json_option",
     "overwrite_option",
@@ -35,5 +39,6 @@ __all__ = [
     "provider_option",
     "provider_settings_option",
     "say",
+    "say_error",
     "threads_option",
 ]

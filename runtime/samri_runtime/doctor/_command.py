@@ -10,11 +10,13 @@ from samri.manifest import Precision
 from samri_runtime.cli import (
     GivenModel,
     command,
+    emit,
     json_option,
     precision_option,
     provider_option,
     provider_settings_option,
     say,
+    say_error,
 )
 from samri_runtime.doctor._diagnosis import diagnose
 from samri_runtime.doctor._text import as_text
@@ -42,8 +44,8 @@ def main(
     parts of the model ran elsewhere; the reason is on stderr.
     """
     found = diagnose(provider, model, precision=precision, provider_options=provider_options, progress=say)
-    click.echo(json.dumps(found.to_json(), indent=2) if as_json else as_text(found))
+    emit(json.dumps(found.to_json(), indent=2) if as_json else as_text(found))
     for problem in found.problems:
-        say(f"error: {problem}")
+        say_error(f"error: {problem}")
     if found.problems:
         context.exit(1)

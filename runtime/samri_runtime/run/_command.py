@@ -24,6 +24,7 @@ from samri_runtime.cli import (
     GivenModel,
     GivenPath,
     OutputFolder,
+    Stages,
     command,
     emit,
     json_option,
@@ -189,18 +190,22 @@ def main(
         cache=cache,
         prompts_per_image=len(asked),
     )
+    stages = click.get_current_context().with_resource(Stages())
     with Background(functools.partial(_opened_early, open_model, provider)) as opening:
         check_output(output, source, 3 if multimask else 1, png=not no_png)
         click.get_current_context().with_resource(claimed(output, source))
+        stages.begin("reading the scan")
         scan = _read(source, frame)
         view = choose_view(scan, index, axis, plane)
         if not overwrite:
             check_replaceable(output, scan, view, 3 if multimask else 1, png=not no_png)
         checked = [prompt.validate(view.shape) for prompt in asked]
         prompts = [prompt for prompt, _ in checked]
+        stages.begin("opening the model")
         predictor = opening.result() or open_model()
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
+    stages.begin("encoding the slice and decoding the prompts")
     try:
         segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
     except MemoryError as error:
@@ -225,7 +230,9 @@ def main(
     places = [source.parent, output, predictor.bundle.folder, *([] if cache_dir is None else [cache_dir])]
     kept_notes = [without_folders(note, places) for note in notes]
     provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, kept_notes, names)
+    stages.begin("writing the results")
     files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png, overwrite=overwrite)
+    stages.end()
     for note in notes:
         say(f"note: {note}")
     ran = ", ".join(dict.fromkeys(predictor.providers.values()))

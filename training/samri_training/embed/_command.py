@@ -13,11 +13,23 @@ from samri.errors import InputError
 from samri.manifest import PRECISIONS, Precision
 from samri.preprocessing import ProfileName, says_medsam
 from samri_runtime import models
-from samri_runtime.cli import GivenModel, command, json_option, profile_option, provider_settings_option, say
+from samri_runtime.cli import (
+    GivenFile,
+    GivenFolder,
+    GivenModel,
+    OutputFolder,
+    Stages,
+    command,
+    duration,
+    emit,
+    json_option,
+    profile_option,
+    provider_settings_option,
+    say,
+)
 from samri_runtime.providers import Provider
 from samri_training.embed._division import Share, parse_share, share_from
 from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
-from samri_training.embed._progress import duration
 from samri_training.embed._run import Outcome, embed
 from samri_training.embed._sources import find_sources
 from samri_training.extras import require_packages
@@ -25,8 +37,6 @@ from samri_training.parts import parts_by_split
 from samri_training.store import PLAN_NAME, EmbeddingStore, EncoderFacts, StoredDtype
 from samri_training.store._info import STORED_DTYPES
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
 # Providers that take a GPU's number.
 _NUMBERED: tuple[Provider, ...] = ("cuda", "tensorrt", "rocm", "migraphx")
 _TORCH_DEVICES: dict[str, Provider] = {"mps": "coreml"}
@@ -42,21 +52,24 @@ def _share(_context: click.Context, _option: click.Parameter, text: str | None) 
 @command("samri-embed")
 @click.option(
     "--data-dir",
-    type=_FOLDER,
+    type=GivenFolder(),
     metavar="FOLDER",
     help="Slices (*_img_*.nii.gz with *_seg_*.nii.gz), or a published cache (*.npz, *.npy, *.pt) to take over.",
 )
 @click.option(
     "--save-dir",
-    type=_FOLDER,
+    type=OutputFolder(),
     required=True,
     metavar="FOLDER",
     help="The store; where the data lies in folders for training, validation and testing (or train, val, test ...), "
     "one store each in folders so named.",
 )
-@click.option("--checkpoint", type=_FILE, metavar="FILE", help="Encode by torch, with the encoder of this .pth.")
+@click.option("--checkpoint", type=GivenFile(), metavar="FILE", help="Encode by torch, with the encoder of this .pth.")
 @click.option(
-    "--base", type=_FILE, metavar="FILE", help="The full checkpoint that a decoder-only --checkpoint was tuned from."
+    "--base",
+    type=GivenFile(),
+    metavar="FILE",
+    help="The full checkpoint that a decoder-only --checkpoint was tuned from.",
 )
 @click.option(
     "--model",
@@ -139,18 +152,22 @@ def main(
     if model is not None and (profile is not None or base is not None):
         raise click.UsageError("a bundle has its own --profile and needs no --base: leave them out.")
     share = share_from(os.environ, part)
-    _require_packages(by_torch=checkpoint is not None)
-    sources = find_sources(data_dir)
-    encoder: Encoder | None
-    if model is not None:
-        encoder = _open_bundle(model, device, provider_options, encoder_precision)
-        facts = encoder.facts
-    else:
-        assert checkpoint is not None
-        cached = all(source.is_encoded for source in sources)
-        profile = profile or _default_profile(checkpoint, base)
-        encoder = None if cached else _open_checkpoint(checkpoint, base, profile, device, encoder_precision)
-        facts = encoder.facts if encoder else checkpoint_facts(checkpoint, profile, encoder_precision, base)
+    with Stages() as stages:
+        stages.begin("loading packages")
+        _require_packages(by_torch=checkpoint is not None)
+        stages.begin("finding the slices")
+        sources = find_sources(data_dir)
+        stages.begin("opening the encoder")
+        encoder: Encoder | None
+        if model is not None:
+            encoder = _open_bundle(model, device, provider_options, encoder_precision)
+            facts = encoder.facts
+        else:
+            assert checkpoint is not None
+            cached = all(source.is_encoded for source in sources)
+            profile = profile or _default_profile(checkpoint, base)
+            encoder = None if cached else _open_checkpoint(checkpoint, base, profile, device, encoder_precision)
+            facts = encoder.facts if encoder else checkpoint_facts(checkpoint, profile, encoder_precision, base)
     slices = sum(len(source.slices) for source in sources)
     say(
         f"{slices} slices, {facts.checkpoint}, profile {facts.profile}, stored as {dtype}, "
@@ -219,12 +236,12 @@ def _verify(save_dir: Path) -> None:
     for folder in folders:
         store = EmbeddingStore.open(folder)
         shards = sum(1 for _ in store.verify())
-        click.echo(f"{folder}: {len(store)} slices in {shards} shard(s), all whole")
+        emit(f"{folder}: {len(store)} slices in {shards} shard(s), all whole")
 
 
 def _report(outcome: Outcome, facts: EncoderFacts, as_json: bool) -> None:
     if outcome.slices:
-        say(f"{outcome.slices} slices in {duration(outcome.seconds)}, {outcome.rate:.3g} a second")
+        say(f"{outcome.slices} slices in {duration(outcome.seconds)}, {outcome.rate:.3g} per second")
     for folder, missing in outcome.stores.items():
         if missing:
             say(f"{folder}: {missing} shard(s) still missing; other parts make them, or run the command again")
@@ -237,7 +254,7 @@ def _report(outcome: Outcome, facts: EncoderFacts, as_json: bool) -> None:
             "changed_shards": outcome.changed,
             "seconds": round(outcome.seconds, 3),
         }
-        click.echo(json.dumps(values, indent=2))
+        emit(json.dumps(values, indent=2))
         return
     for folder in outcome.stores:
-        click.echo(str(folder))
+        emit(str(folder))

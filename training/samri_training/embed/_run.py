@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from samri.errors import OutputError
+from samri_runtime.cli import Progress
 from samri_training.embed._changes import Store, remove_changed
 from samri_training.embed._division import Share
 from samri_training.embed._encoders import Encoder
-from samri_training.embed._progress import Progress
 from samri_training.embed._sources import Loaded, Source
 from samri_training.store import EmbeddedSlice, EncoderFacts, ShardWriter, StoredDtype, StoreInfo, StorePlan
 from samri_training.store._manifest import ShardManifest, write_index
@@ -92,7 +92,7 @@ def embed(
         _check_room(Path(save_dir), stores, share)
         total, waiting = (sum(shard.count for _, shard in shards) for shards in (work, todo))
         done = 0
-        with Progress(total, total - waiting) as progress:
+        with Progress(total, "slice", total - waiting) as progress:
             for store, shard in todo:
                 inputs = store.inputs_sha256(shard, pool)
                 with ShardWriter(store.folder, store.plan.info, shard, batch_size, inputs) as writer:

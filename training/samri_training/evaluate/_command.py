@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from samri.staging import staged_folder
-from samri_runtime.cli import command, json_option, overwrite_option, provider_option, say
+from samri_runtime.cli import (
+    GivenFolder,
+    OutputFolder,
+    Progress,
+    Stages,
+    command,
+    emit,
+    json_option,
+    overwrite_option,
+    provider_option,
+    say,
+)
 from samri_runtime.providers import Provider
 from samri_training.evaluate._earlier import check_report
 from samri_training.evaluate._evaluation import Protocol, evaluate
@@ -48,7 +58,7 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
 )
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=GivenFolder(),
     help="Folder of slices with masks, as samri-prepare writes it; its testing/ where there is one.",
 )
 @click.option(
@@ -58,7 +68,7 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
     "--embedding-dir",
     "embedding_dirs",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=GivenFolder(),
     help="Embedding store or published cache, instead of --data-dir: all models must share its encoder. Repeatable.",
 )
 @click.option(
@@ -66,7 +76,7 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
     "--output",
     "--save-dir",
     required=True,
-    type=click.Path(path_type=Path),
+    type=OutputFolder(),
     metavar="FOLDER",
     help="For cases.csv, summary.json, report.md and the plots.",
 )
@@ -119,7 +129,9 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
 )
 @click.option("--no-plots", is_flag=True, help="Leave out the box plots.")
 @json_option("Print summary.json instead of the table of mean Dice.")
+@click.pass_context
 def main(
+    context: click.Context,
     models: tuple[str, ...],
     data_dir: Path | None,
     split: Split | None,
@@ -152,22 +164,27 @@ def main(
     checkpoints = any(request.is_checkpoint for request in requests)
     require_packages(
         "evaluating",
-        *("scipy", "tqdm"),
+        "scipy",
         *(("torch", "segment_anything") if checkpoints else ()),
         *(() if no_plots else ("matplotlib",)),
     )
     protocol = Protocol(prompts, seed, jitter, multimask, min_pixels)
     # The folder is claimed first: hours of work must not end in a name that is taken.
     with staged_folder(output, overwrite=overwrite, check=check_report) as stage:
+        stages = context.with_resource(Stages())
+        stages.begin("finding the slices")
         slices = None if data_dir is None else SliceFolder(data_dir, split)
         parts = [
             part for folder in embedding_dirs for part in parts_of(folder, split or TEST_SPLIT, asked=split is not None)
         ]
+        stages.begin("opening the models")
         opened = [open_model(request, provider, device) for request in requests]
         # A cache without provenance is taken to be the first model's own.
         source = slices or EmbeddedSlices(*_opened(parts, embedding_dirs, opened[0].facts("fp32")))
-        with _progress(len(source)) as bar:
-            evaluation = evaluate(source, opened, protocol, on_slice=bar.update)
+        stages.end()
+        with Progress(len(source), "slice") as progress:
+            evaluation = evaluate(source, opened, protocol, on_slice=progress.advance)
+        stages.begin("comparing the models")
         summary = summarize(evaluation)
         described = [model.describe() for model in opened]
         provenance = {
@@ -175,13 +192,15 @@ def main(
             "models": described,
             "label_names": {str(number): name for number, name in names.items()},
         }
+        stages.begin("writing tables and plots")
         files = write_files(stage, evaluation, summary, provenance, names, plots=not no_plots)
+        stages.end()
     for note in [*source.notes, *(f"{model['name']}: {line}" for model in described for line in model["notes"])]:
         say(f"note: {note}")
     if as_json:
-        click.echo(json.dumps(to_json(evaluation, summary, provenance), indent=2, allow_nan=False))
+        emit(json.dumps(to_json(evaluation, summary, provenance), indent=2, allow_nan=False))
     else:
-        click.echo(overview(evaluation, summary))
+        emit(overview(evaluation, summary))
     say(f"{evaluation.structures} structures of {len(evaluation.cases)} case(s): {output}: {', '.join(files)}")
 
 
@@ -190,10 +209,3 @@ def _opened(parts: Sequence[Path], folders: Sequence[Path], facts: EncoderFacts)
     for folder in folders:
         refuse_mixed_splits(folder, [part for part in opened if part.path.is_relative_to(folder)])
     return opened
-
-
-def _progress(slices: int) -> Any:
-    """A progress bar on stderr, if that is a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(total=slices, unit="slice", desc="samri-evaluate", disable=None)

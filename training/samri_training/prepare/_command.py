@@ -10,13 +10,20 @@ from typing import Literal
 import click
 
 from samri.geometry import PLANES, Plane
-from samri_runtime.cli import command, json_option, overwrite_option, say
+from samri_runtime.cli import (
+    GivenFolder,
+    OutputFolder,
+    Progress,
+    command,
+    emit,
+    json_option,
+    overwrite_option,
+    say,
+)
 from samri_training.extras import require_packages
 from samri_training.prepare._cut import Cut
 from samri_training.prepare._dataset import prepare
 from samri_training.prepare._pattern import check_pattern
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 def _index_or_all(_context: click.Context, _option: click.Parameter, value: str | None) -> int | Literal["all"] | None:
@@ -31,9 +38,9 @@ def _index_or_all(_context: click.Context, _option: click.Parameter, value: str 
 
 @command("samri-prepare")
 @click.option(
-    "-i", "--input", "source", required=True, type=_FOLDER, metavar="FOLDER", help="Images with their label maps."
+    "-i", "--input", "source", required=True, type=GivenFolder(), metavar="FOLDER", help="Images with their label maps."
 )
-@click.option("-o", "--output", required=True, type=_FOLDER, metavar="FOLDER", help="The slice dataset to make.")
+@click.option("-o", "--output", required=True, type=OutputFolder(), metavar="FOLDER", help="The slice dataset to make.")
 @click.option(
     "--pattern",
     nargs=2,
@@ -67,7 +74,7 @@ def _index_or_all(_context: click.Context, _option: click.Parameter, value: str 
 @click.option(
     "--splits",
     "split_files",
-    type=_FOLDER,
+    type=GivenFolder(),
     metavar="FOLDER",
     help="train.txt, val.txt and test.txt, a patient or case a line.  [default: INPUT/splits, if it is there]",
 )
@@ -106,20 +113,12 @@ def main(
     Images and masks are matched by their names. Writes training, validation and testing folders with *_img_*.nii.gz
     and *_seg_*.nii.gz, report.json and report.txt, and prints the report.
     """
-    require_packages("samri-prepare", "nibabel", "tqdm")
+    require_packages("samri-prepare", "nibabel")
     _check_usage(pattern, plane, axis, shares, split_files, patient)
     if split_files is None and shares is None and (source / "splits").is_dir():
         split_files = source / "splits"
         say(f"note: patients are divided as {split_files} says; --split divides them anew")
-    from tqdm import tqdm
-
-    # Nothing on a stderr that isn't a terminal: the report is the record.
-    with tqdm(unit="pair", disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with Progress(0, "pair") as progress:
         report = prepare(
             source,
             output,
@@ -134,10 +133,10 @@ def main(
             skip_bad=skip_bad,
             overwrite=overwrite,
             num_workers=num_workers,
-            progress=progress,
+            progress=progress.reach,
         )
     say(f"{report.slices} slices in {output}")
-    click.echo(json.dumps(report.to_json(), indent=2, allow_nan=False) if as_json else report.to_text(), nl=as_json)
+    emit(json.dumps(report.to_json(), indent=2, allow_nan=False) if as_json else report.to_text().rstrip("\n"))
 
 
 def _check_usage(

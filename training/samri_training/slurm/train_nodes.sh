@@ -37,7 +37,8 @@ else
     # What was passed takes the place of this script's own.
     own=()
     for pair in "--device cuda" --amp "--num-workers $((${SLURM_CPUS_PER_TASK:-64} / gpus - 1))"; do
-        [[ " $* " == *" ${pair%% *} "* || " $* " == *" ${pair%% *}="* ]] || own+=($pair)
+        name=${pair%% *}
+        [[ " $* " =~ \ -(-no)?${name#-}[\ =] ]] || own+=($pair)
     done
     run+=("${own[@]}" "$@")
 fi
