@@ -6,7 +6,6 @@ import importlib
 import re
 import threading
 import time
-import tomllib
 from pathlib import Path
 
 import click
@@ -16,10 +15,11 @@ from click.testing import CliRunner
 from samri_runtime.cli import Command, GivenPath, OutputFolder, Progress, Stages, command, emit, say, say_error
 from samri_runtime.cli import _progress as progress_module
 
-SCRIPTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+SCRIPTS = re.findall(
+    r'^(samri-\w+) = "([\w.]+):(\w+)"$', (Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"), re.MULTILINE
+)
 COMMANDS: dict[str, Command] = {
-    name: getattr(importlib.import_module(place.partition(":")[0]), place.partition(":")[2])
-    for name, place in SCRIPTS.items()
+    name: getattr(importlib.import_module(module), function) for name, module, function in SCRIPTS
 }
 OPTIONS = [
     pytest.param(option, id=f"{name} {option.opts[-1]}")
@@ -46,6 +46,57 @@ def test_no_option_takes_an_empty_path_for_the_current_folder(option: click.Opti
         assert isinstance(option.type, GivenPath)
         with pytest.raises(click.BadParameter, match="empty"):
             option.type.convert("", option, None)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_says_what_it_does_and_its_default(option: click.Option) -> None:
+    if option.hidden:
+        return
+    assert option.help is not None
+    text, _, default = option.help.partition("  [default: ")
+    assert re.fullmatch(r"[A-Z].* .*\.", text), text
+    assert not text.startswith("Of ")
+    assert default == "" or default.endswith("]")
+    if not option.is_flag and not option.required and isinstance(option.default, int | float | str):
+        assert option.show_default or default
+    assert (option.metavar or "TEXT").isupper() or option.metavar in ("T|all", "N|all")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does_and_its_exit_codes(name: str) -> None:
+    result = CliRunner().invoke(COMMANDS[name], ["--help"])
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: {name} [OPTIONS]\n")
+    assert "Exit codes: 0 done, 1 a failure" in result.output
+
+
+FORMER = [
+    ("samri-run", "--checkpoint", "--model"),
+    ("samri-run", "--cache-precision", "--cache-dtype"),
+    ("samri-embed", "--shard", "--part"),
+    ("samri-embed", "--encoder-precision", "--precision"),
+    ("samri-prepare", "--split", "--ratios"),
+    ("samri-prepare", "--splits", "--split-files"),
+    ("samri-evaluate", "--save-dir", "--output"),
+    ("samri-train", "--no-amp", "--amp"),
+]
+
+
+@pytest.mark.parametrize(("name", "former", "today"), FORMER)
+def test_former_spellings_work_and_are_hidden(name: str, former: str, today: str) -> None:
+    found = COMMANDS[name]
+    context = click.Context(found, info_name=name)
+    spellings = set(found.make_parser(context)._long_opt)
+    assert {former, today} <= spellings
+    shown = found.get_help(context)
+    assert re.search(rf"{today}\b", shown)
+    assert not re.search(rf"{former}[ ,]", shown)
+
+
+def test_numbers_with_commas_work_in_a_former_spelling_too(tmp_path: Path) -> None:
+    ratios = ["-i", str(tmp_path), "-o", str(tmp_path / "o"), "--split", "0,0,0"]
+    result = CliRunner().invoke(COMMANDS["samri-prepare"], ratios)
+    assert result.stderr == "samri-prepare: error: --ratios needs a number above 0.\n"
 
 
 @pytest.mark.parametrize("file", ["x.nii.gz", "x.onnx", "x.json", "results.csv"])

@@ -88,10 +88,10 @@ def test_a_folder_can_be_named_and_the_cache_can_be_left_out(
         assert done.exit_code == 0, done.stderr
         assert FROM_CACHE not in done.stderr
     assert not default.exists()
-    run(model, scan, tmp_path / "out", "--cache-dir", named, "--cache-precision", "fp16", "--cache-size", "5MB")
+    run(model, scan, tmp_path / "out", "--cache-dir", named, "--cache-dtype", "fp16", "--cache-size", "5MB")
     assert len(list((named / "embeddings").iterdir())) == 1
     assert not default.exists()
-    assert FROM_CACHE in run(model, scan, tmp_path / "out", "--cache-dir", named, "--cache-precision", "fp16").stderr
+    assert FROM_CACHE in run(model, scan, tmp_path / "out", "--cache-dir", named, "--cache-dtype", "fp16").stderr
     assert FROM_CACHE not in run(model, scan, tmp_path / "out").stderr
 
 
@@ -106,12 +106,12 @@ def test_a_cache_too_small_for_one_embedding_is_said_in_one_line(model: Path, sc
     [
         ("--no-cache", "--cache-dir", "x"),
         ("--no-cache", "--cache-size", "1GB"),
-        ("--no-cache", "--cache-precision", "fp16"),
+        ("--no-cache", "--cache-dtype", "fp16"),
         ("--cache-size", "much"),
         ("--cache-size", "-1"),
         ("--cache-size", "9" * 400),
         ("--cache-dir", ""),
-        ("--cache-precision", "int8"),
+        ("--cache-dtype", "int8"),
     ],
 )
 def test_options_that_make_no_sense_are_wrong_usage(

@@ -103,7 +103,7 @@ def segment_anything_embedding(sam: Sam, image: np.ndarray) -> np.ndarray:
 def test_embeddings_are_those_of_segment_anything(
     tmp_path: Path, data: Path, weights: Path, sam: Sam, precision: str, tolerance: float
 ) -> None:
-    result = run(data, tmp_path / "store", "--checkpoint", weights, "--precision", precision)
+    result = run(data, tmp_path / "store", "--checkpoint", weights, "--store-dtype", precision)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [str(tmp_path / "store")]
     store = EmbeddingStore.open(tmp_path / "store")
@@ -123,8 +123,8 @@ def test_a_bundle_makes_the_store_that_its_checkpoint_makes(
     tmp_path: Path, data: Path, checkpoint: Path, bundle: Path
 ) -> None:
     by_torch, by_onnx = tmp_path / "torch", tmp_path / "onnx"
-    assert run(data, by_torch, "--checkpoint", checkpoint, "--precision", "fp32").exit_code == 0
-    result = run(data, by_onnx, "--model", bundle, "--precision", "fp32")
+    assert run(data, by_torch, "--checkpoint", checkpoint, "--store-dtype", "fp32").exit_code == 0
+    result = run(data, by_onnx, "--model", bundle, "--store-dtype", "fp32")
     assert result.exit_code == 0, result.output
     first, second = EmbeddingStore.open(by_torch), EmbeddingStore.open(by_onnx)
     assert first.info == second.info
@@ -164,7 +164,7 @@ def test_slices_in_and_out_of_splits_are_not_guessed_about(tmp_path: Path, weigh
 
 @pytest.mark.slow
 def test_half_precision_encoding_is_another_encoder(tmp_path: Path, data: Path, weights: Path) -> None:
-    result = run(data, tmp_path / "half", "--checkpoint", weights, "--encoder-precision", "fp16")
+    result = run(data, tmp_path / "half", "--checkpoint", weights, "--precision", "fp16")
     assert result.exit_code == 0, result.output
     half = EmbeddingStore.open(tmp_path / "half")
     full = TorchEncoder(weights, "samri", "cpu")
@@ -183,7 +183,7 @@ def test_any_number_of_parts_makes_the_same_store(
     tmp_path: Path, data: Path, weights: Path, whole: dict[str, bytes], parts: int
 ) -> None:
     for part in reversed(range(parts)):
-        result = run(data, tmp_path / "store", "--checkpoint", weights, "--shard", f"{part}/{parts}")
+        result = run(data, tmp_path / "store", "--checkpoint", weights, "--part", f"{part}/{parts}")
         assert result.exit_code == 0, result.output
         assert ("still missing" in result.stderr) == (part > 0)
     assert content(tmp_path / "store") == whole
@@ -312,7 +312,7 @@ def test_one_process_alone_does_everything() -> None:
 
 def test_some_tasks_of_an_array_repeated_have_to_be_named() -> None:
     array = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "7"}
-    with pytest.raises(InputError, match="--shard i/n"):
+    with pytest.raises(InputError, match="--part i/n"):
         share_from({"SLURM_ARRAY_TASK_ID": "7", **array})
     with pytest.raises(InputError, match="RANK"):
         share_from({"RANK": "x"})
@@ -324,7 +324,7 @@ def test_some_tasks_of_an_array_repeated_have_to_be_named() -> None:
 def test_a_part_that_is_none_is_a_usage_error(text: str) -> None:
     with pytest.raises(ValueError, match="part"):
         parse_share(text)
-    result = call("--data-dir", "x", "--save-dir", "y", "--checkpoint", "z", "--shard", text)
+    result = call("--data-dir", "x", "--save-dir", "y", "--checkpoint", "z", "--part", text)
     assert result.exit_code == 2
 
 
@@ -332,12 +332,16 @@ def test_a_part_that_is_none_is_a_usage_error(text: str) -> None:
 
 
 def test_a_store_of_another_encoder_is_not_added_to(tmp_path: Path, data: Path, weights: Path) -> None:
-    run(data, tmp_path / "store", "--checkpoint", weights, "--shard", "0/2")
+    run(data, tmp_path / "store", "--checkpoint", weights, "--part", "0/2")
     before = content(tmp_path / "store")
     other = save_checkpoint(tmp_path / "other.pth", seeded_sam(SMALL, seed=1))
     refused(run(data, tmp_path / "store", "--checkpoint", other), "another encoder", "small.pth", "other.pth")
     refused(run(data, tmp_path / "store", "--checkpoint", weights, "--profile", "medsam"), "preprocessing", "medsam")
-    refused(run(data, tmp_path / "store", "--checkpoint", weights, "--precision", "fp32"), "holds fp16")
+    refused(
+        run(data, tmp_path / "store", "--checkpoint", weights, "--store-dtype", "fp32"),
+        "holds fp16",
+        "--store-dtype fp16",
+    )
     assert content(tmp_path / "store") == before
 
 
@@ -389,9 +393,11 @@ def test_too_small_a_disk_is_noticed_before_the_work(tmp_path: Path, data: Path)
         ([], "--checkpoint"),
         (["--checkpoint", "a.pth", "--model", "b"], "--checkpoint"),
         (["--model", "b", "--profile", "sam"], "--profile"),
-        (["--model", "b", "--device", "npu"], "--device"),
-        (["--model", "b", "--device", "cpu:1"], "--device"),
-        (["--checkpoint", "a.pth", "--encoder-precision", "int8"], "int8"),
+        (["--model", "b", "--device", "npu"], "unknown provider 'npu'"),
+        (["--model", "b", "--device", "cpu:1"], "unknown provider 'cpu:1'"),
+        (["--model", "b", "--device", "cpu", "--provider", "cpu"], "--device is for --checkpoint"),
+        (["--checkpoint", "a.pth", "--provider", "cpu"], "--provider is for --model"),
+        (["--checkpoint", "a.pth", "--precision", "int8"], "int8"),
         (["--checkpoint", "medsam_vit_b.pth"], "--profile medsam"),
     ],
 )

@@ -98,10 +98,10 @@ def test_a_store_with_corrected_slices_in_another_part_is_not_called_finished(tm
     run(data, folder, "--checkpoint", weights)
     for index in (0, 5):
         correct(next(data.glob(f"*_seg_00{index}.nii.gz")))
-    result = run(data, folder, "--checkpoint", weights, "--shard", "0/2")
+    result = run(data, folder, "--checkpoint", weights, "--part", "0/2")
     assert "1 shard(s) still missing" in result.stderr
     assert not (folder / "index.json").exists()
-    assert "still missing" not in run(data, folder, "--checkpoint", weights, "--shard", "1/2").stderr
+    assert "still missing" not in run(data, folder, "--checkpoint", weights, "--part", "1/2").stderr
     run(data, tmp_path / "new", "--checkpoint", weights)
     assert content(folder) == content(tmp_path / "new")
 

@@ -78,7 +78,7 @@ def test_archives_become_a_store_without_the_encoder_running(
     for dataset, split, index in (("a", "training", 0), ("b", "training", 1), ("b", "validation", 2)):
         write_archive(tmp_path / "cache" / dataset / split, index)
     result = call(
-        "--data-dir", tmp_path / "cache", "--save-dir", tmp_path / "s", "--checkpoint", weights, "--precision", "fp32"
+        "--data-dir", tmp_path / "cache", "--save-dir", tmp_path / "s", "--checkpoint", weights, "--store-dtype", "fp32"
     )
     assert result.exit_code == 0, result.output
     assert "taken over as they are" in result.stderr

@@ -45,7 +45,12 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
 
 @command("samri-bench")
 @click.option(
-    "--model", default=models.DEFAULT, show_default=True, type=GivenModel(), metavar="BUNDLE", help="A bundle's folder."
+    "--model",
+    default=models.DEFAULT,
+    show_default=True,
+    type=GivenModel(),
+    metavar="BUNDLE",
+    help="Model to measure: a bundle's folder, or the name of a model that comes with SAMRI.",
 )
 @provider_option(
     "providers",
@@ -60,7 +65,7 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
     multiple=True,
     default=None,
     show_default=False,
-    help="Precision of the graphs to measure. Repeatable.  [default: all that the bundle holds]",
+    help="Precision of the graphs to measure. Repeatable.  [default: all that the bundle has]",
 )
 @threads_option(multiple=True, help="Number of CPU threads. Repeatable.  [default: one per core]")
 @click.option(
@@ -68,29 +73,61 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
     "batches",
     multiple=True,
     type=click.IntRange(1, 256),
-    help="Boxes in one call. Repeatable.  [default: 1 and 16]",
+    metavar="N",
+    help="Number of boxes per decoder call. Repeatable.  [default: 1 and 16]",
 )
-@provider_settings_option(help="Option passed unchanged to every execution provider but the CPU. Repeatable.")
-@click.option("--static-shapes/--free-shapes", default=None, help="Pad prompts to a few sizes.  [default: by provider]")
-@click.option("--gpu", is_flag=True, help="Every accelerator here, in every precision, with CUDA graphs too.")
-@click.option("--tune", is_flag=True, help="Find the fastest settings whose masks are right, and keep them.")
+@provider_settings_option(help="Option passed unchanged to every execution provider except the CPU. Repeatable.")
 @click.option(
-    "-i", "--input", "source", type=GivenPath(), metavar="IMAGE", help="A scan of yours.  [default: a phantom]"
+    "--static-shapes/--free-shapes",
+    default=None,
+    help="Pad prompts to a few fixed sizes, or leave them as they are.  [default: depends on the provider]",
 )
-@click.option("--slice", "index", type=int, metavar="K", help="Slice of it along the last axis.  [default: the middle]")
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Processes for each case.")
+@click.option("--gpu", is_flag=True, help="Measure every accelerator here in every precision, also with CUDA graphs.")
+@click.option("--tune", is_flag=True, help="Find the fastest settings with correct masks and save them for later runs.")
 @click.option(
-    "--encodes", type=click.IntRange(1, 1000), default=3, show_default=True, help="Images a process, after the first."
-)
-@click.option(
-    "--decodes", type=click.IntRange(1, 10000), default=20, show_default=True, help="Calls a process, for each batch."
+    "-i", "--input", "source", type=GivenPath(), metavar="IMAGE", help="Scan to measure on.  [default: a phantom]"
 )
 @click.option(
-    "-o", "--output", type=OutputFolder(), metavar="FOLDER", help="Write bench.csv, .json, .md and .png there."
+    "--slice",
+    "index",
+    type=int,
+    metavar="K",
+    help="Index of the slice of --input along its last axis, from 0.  [default: the middle one]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of processes per case.",
+)
+@click.option(
+    "--encodes",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="Number of images encoded per process, not counting the first.",
+)
+@click.option(
+    "--decodes",
+    type=click.IntRange(1, 10000),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="Number of decoder calls per process and number of boxes.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFolder(),
+    metavar="FOLDER",
+    help="Folder for bench.csv, bench.json, bench.md and bench.png.  [default: no files]",
 )
 @overwrite_option("Replace such files in FOLDER.")
-@click.option("--no-png", is_flag=True, help="Leave the picture out; matplotlib isn't needed then.")
-@json_option("Print JSON rather than a table.")
+@click.option("--no-png", is_flag=True, help="Do not draw bench.png, which needs matplotlib.")
+@json_option("Print the results as JSON instead of a table.")
 @click.pass_context
 def main(
     context: click.Context,
@@ -113,9 +150,9 @@ def main(
     no_png: bool,
     as_json: bool,
 ) -> None:
-    """Measure a bundle on this machine: cold start, image, boxes, memory, and how its masks agree with fp32 on the CPU.
+    """Measure a model on this machine: cold start, encoding, decoding, memory, and agreement with fp32 on the CPU.
 
-    Cases take turns, each in a process of its own. Medians, with the 10th and 90th percentile in brackets.
+    Cases take turns, each in its own process. Figures are medians, with the 10th and 90th percentiles in brackets.
     """
     if (gpu or tune) and (providers or threads or provider_options or static_shapes is not None):
         raise click.UsageError("--gpu and --tune choose what to measure: leave out the options that do.")

@@ -28,7 +28,7 @@ def split_numbers(command: click.Command, context: click.Context, arguments: Seq
         name: option
         for option in command.params
         if isinstance(option, click.Option) and option.nargs > 1 and isinstance(option.type, _NUMBERS)
-        for name in option.opts
+        for name in (*option.opts, *getattr(option, "former", ()))
     }
     waiting, taken = list(arguments), list[str]()
     while waiting:

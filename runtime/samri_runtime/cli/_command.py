@@ -14,6 +14,7 @@ from samri_runtime._interruptible import STOPPED, stoppable
 from samri_runtime.cli._arguments import plain, refuse_repeated, split_numbers
 from samri_runtime.cli._output import no_output, say, say_error, set_verbosity, shown_log, stdout_fails
 
+_EPILOG = "Exit codes: 0 done, 1 a failure that the message explains, 2 wrong usage, 130 stopped."
 _VERBOSITIES = {
     "--verbose": "Also print which files and providers are used, cache hits and the duration of each stage.",
     "--quiet": "Print results and errors only: no notes, no progress.",
@@ -85,6 +86,7 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Comma
             # The published scripts spell options with underscores.
             "token_normalize_func": lambda token: token.replace("_", "-"),
         }
+        settings.setdefault("epilog", _EPILOG)
         made = click.command(name, cls=Command, context_settings=context_settings, **settings)(function)
         for parameter in made.params:
             if isinstance(parameter.type, click.Choice):

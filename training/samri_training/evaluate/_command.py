@@ -19,6 +19,7 @@ from samri_runtime.cli import (
     json_option,
     overwrite_option,
     provider_option,
+    renamed_option,
     say,
 )
 from samri_runtime.providers import Provider
@@ -54,31 +55,34 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
     multiple=True,
     required=True,
     metavar="[NAME=]PATH",
-    help="A bundle's folder, a checkpoint (.pth, .pt, .bin, .safetensors), or samri-tiny. Repeat to compare.",
+    help="Model to evaluate: a bundle's folder, a checkpoint (.pth, .pt, .bin, .safetensors), or samri-tiny. Repeat to "
+    "compare models.",
 )
 @click.option(
     "--data-dir",
     type=GivenFolder(),
-    help="Folder of slices with masks, as samri-prepare writes it; its testing/ where there is one.",
+    metavar="FOLDER",
+    help="Slices with masks, as samri-prepare writes them; of a divided dataset the testing slices.",
 )
 @click.option(
-    "--split", type=click.Choice(SPLITS), help="Which slices to take.  [default: testing, where there are splits]"
+    "--split", type=click.Choice(SPLITS), help="Split to evaluate on.  [default: testing, if the data is divided]"
 )
 @click.option(
     "--embedding-dir",
     "embedding_dirs",
     multiple=True,
     type=GivenFolder(),
-    help="Embedding store or published cache, instead of --data-dir: all models must share its encoder. Repeatable.",
+    metavar="FOLDER",
+    help="Embedding store or published cache, instead of --data-dir; all models must share its encoder. Repeatable.",
 )
-@click.option(
+@renamed_option(
     "-o",
     "--output",
-    "--save-dir",
+    former=["--save-dir"],
     required=True,
     type=OutputFolder(),
     metavar="FOLDER",
-    help="For cases.csv, summary.json, report.md and the plots.",
+    help="Folder to create for cases.csv, summary.json, report.md and the plots.",
 )
 @overwrite_option("Replace FOLDER if samri-evaluate made it.")
 @click.option(
@@ -87,47 +91,67 @@ def _prompt_kinds(_context: click.Context, _option: click.Parameter, names: tupl
     multiple=True,
     type=click.Choice((*PROMPT_KINDS, _BOX_AND_POINT)),
     callback=_prompt_kinds,
-    help="What is sampled from the ground truth; mixed is box+point. Repeatable.  [default: box]",
+    help="Prompt sampled from the ground truth; mixed is another name of box+point. Repeatable.  [default: box]",
 )
-@click.option("--jitter", is_flag=True, help="Move the boxes' sides at random, as in training.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the prompts.")
-@click.option("--multimask", is_flag=True, help="Take the best-scored of three candidates, not the single mask.")
+@click.option("--jitter", is_flag=True, help="Move the sides of boxes at random, as in training.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Random seed of the sampled prompts.",
+)
+@click.option("--multimask", is_flag=True, help="Take the best-scored of three candidate masks, not the single mask.")
 @click.option(
     "--min-pixels",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="Leave out (and count) smaller structures.",
+    metavar="N",
+    help="Smallest area of a structure on a slice, in pixels; smaller ones are only counted.",
 )
 @click.option(
     "--profile",
     "profiles",
     multiple=True,
     metavar="[NAME=]PROFILE",
-    help="Preprocessing of checkpoints, or of one: sam, samri or medsam.  [default: samri]",
+    help="Preprocessing of all checkpoints, or of the one with this NAME: sam, samri or medsam. Repeatable.  "
+    "[default: samri]",
 )
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
     metavar="[NAME=]PRECISION",
-    help="Of bundles' graphs, or of one's: fp32, fp16 or int8.  [default: what suits the provider]",
+    help="Precision of the arithmetic of all bundles, or of the one with this NAME: fp32, fp16 or int8. Repeatable.  "
+    "[default: by provider]",
 )
 @click.option(
-    "--base", "bases", multiple=True, metavar="[NAME=]PATH", help="The full checkpoint behind a decoder-only one."
+    "--base",
+    "bases",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="Full checkpoint from which decoder-only checkpoints, or the one with this NAME, were fine-tuned. Repeatable.",
 )
 @click.option(
-    "--label-name", "label_names", multiple=True, metavar="NUMBER=NAME", help="What a label is called. Repeatable."
+    "--label-name",
+    "label_names",
+    multiple=True,
+    metavar="NUMBER=NAME",
+    help="Name of a label in the tables. Repeatable.  [default: its number]",
 )
-@provider_option(help="Execution provider for bundles. Fails if it cannot be used; only auto falls back.")
+@provider_option(
+    help="Execution provider for bundles. The command fails if it cannot be used; only auto falls back to another."
+)
 @click.option(
     "--device",
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Where checkpoints run: cpu, cuda, cuda:1 or mps.",
+    help="PyTorch device for checkpoints: cpu, cuda, cuda:1 or mps.",
 )
-@click.option("--no-plots", is_flag=True, help="Leave out the box plots.")
+@click.option("--no-plots", is_flag=True, help="Do not draw the box plots, which need matplotlib.")
 @json_option("Print summary.json instead of the table of mean Dice.")
 @click.pass_context
 def main(
@@ -152,15 +176,17 @@ def main(
     no_plots: bool,
     as_json: bool,
 ) -> None:
-    """Compare models on slices whose structures are known.
+    """Evaluate and compare models on slices with ground truth.
 
-    Prompts are sampled from the ground truth, the same for all models. Writes every case (cases.csv), all numbers
-    (summary.json), tables with tests between the models (report.md) and box plots.
+    Prompts are sampled from the ground truth and are the same for all models. Writes a row per case (cases.csv), all
+    numbers (summary.json), tables with statistical tests between the models (report.md) and box plots.
+
+    Example: samri-evaluate -m sam_vit_b_01ec64.pth -m tuned=best.pth --data-dir slices -o evaluation
     """
     requests = requested_models(models, profiles, precisions, bases)
     names = requested_label_names(label_names)
     if (data_dir is None) == (not embedding_dirs):
-        raise click.UsageError("give --data-dir or --embedding-dir, one of them.")
+        raise click.UsageError("give either --data-dir or --embedding-dir.")
     checkpoints = any(request.is_checkpoint for request in requests)
     require_packages(
         "evaluating",

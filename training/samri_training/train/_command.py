@@ -28,7 +28,10 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         default = getattr(defaults, name)
         shown = {True: "on", False: "off"}[default] if kind is bool else default
         # The defaults stand in Settings alone: here None means "not given".
-        settings: dict[str, Any] = {"help": about.text + ("" if shown is None else f"  [{shown}]"), "default": None}
+        settings: dict[str, Any] = {
+            "help": about.text + ("" if shown is None else f"  [default: {shown}]"),
+            "default": None,
+        }
         plain = next((option for option in get_args(kind) if option is not NoneType), kind) if _optional(kind) else kind
         if kind is bool:
             flag = f"{flag}/--no-{flag[2:]}"
@@ -70,16 +73,26 @@ def _optional(kind: Any) -> bool:
 @_options
 @click.option("--no-amp", is_flag=True, hidden=True, callback=_last_amp)
 @click.option(
-    "--config", type=GivenPath(), help="YAML file of settings, or a shipped one: published, quick, one_dataset."
+    "--config",
+    type=GivenPath(),
+    metavar="FILE",
+    help="YAML file of settings, or one that comes with SAMRI: published, quick or one_dataset.",
 )
-@click.option("--resume", type=GivenPath(), help="Folder or last.pth of a run to go on with; its settings are kept.")
-@json_option("Print the outcome as JSON.")
+@click.option(
+    "--resume",
+    type=GivenPath(),
+    metavar="PATH",
+    help="Run to resume, with its own settings: its folder or last.pth.",
+)
+@json_option("Print the outcome as JSON instead of the path of best.pth.")
 @click.pass_context
 def main(context: click.Context, /, config: Path | None, resume: Path | None, as_json: bool, **given: Any) -> None:
     """Fine-tune SAM's mask decoder on stored embeddings.
 
-    Start it with torchrun for several GPUs or nodes. The command line goes before the config file, that before the
-    settings of a resumed run, and those before the defaults.
+    For several GPUs or nodes start it with torchrun. Options override the --config file, which overrides the settings
+    of a resumed run, which override the defaults.
+
+    Example: samri-train --embedding-dir embeddings --checkpoint sam_vit_b_01ec64.pth --save-dir run
     """
     del given["no_amp"]
     given["amp"] = context.meta.get(_AMP)
