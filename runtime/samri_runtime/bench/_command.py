@@ -155,7 +155,9 @@ def main(
     Cases take turns, each in its own process. Figures are medians, with the 10th and 90th percentiles in brackets.
     """
     if (gpu or tune) and (providers or threads or provider_options or static_shapes is not None):
-        raise click.UsageError("--gpu and --tune choose what to measure: leave out the options that do.")
+        raise click.UsageError(
+            "--gpu and --tune choose what to measure: leave out --provider and its options, --threads and --static-shapes."
+        )
     if gpu and tune:
         raise click.UsageError("give --gpu or --tune, not both.")
     if index is not None and source is None:
@@ -171,13 +173,13 @@ def main(
     wanted = precisions or precisions_of(bundle.manifest)
     for precision in wanted:
         bundle.graph("encoder", precision)
-    say("looking for what works here")
+    say("looking for providers that work here")
     if tune:
         asked = [case for case in candidates(bundle.manifest) if case.precision in wanted]
     elif gpu:
         asked = accelerator_cases(wanted)
         if not asked:
-            raise ProviderError("no accelerator works here: samri-doctor says why")
+            raise ProviderError("no accelerator works here: run samri-doctor to see why")
     else:
         asked = cases(providers or usable_providers(), wanted, threads or (None,), provider_options, static_shapes)
     scene = phantom_scene() if source is None else scan_scene(source, index)
@@ -214,5 +216,5 @@ def _keep_best(bundle: Bundle, samples: Sequence[Sample]) -> None:
     tuned = settings_of(winner)
     path = remember(bundle, tuned, progress=say)
     seconds, usual = effort_of(winner), effort_of(samples[0])
-    say(f"best here: {tuned}, with {seconds:.3g} s for an image and ten boxes; fp32 on the CPU takes {usual:.3g} s")
-    say(f"kept in {path}, for runs that ask for no provider, precision or threads")
+    say(f"best here: {tuned}: {seconds:.3g} s for an image and ten boxes; fp32 on the CPU takes {usual:.3g} s")
+    say(f"saved to {path}: used by runs without --provider, --precision and --threads")

@@ -278,7 +278,7 @@ def _report(outcome: Outcome, facts: EncoderFacts, as_json: bool) -> None:
         say(f"{outcome.slices} slices in {duration(outcome.seconds)}, {outcome.rate:.3g} per second")
     for folder, missing in outcome.stores.items():
         if missing:
-            say(f"{folder}: {missing} shard(s) still missing; other parts make them, or run the command again")
+            say(f"{folder}: {missing} shard(s) still missing: other parts write them, or run the command again")
     if as_json:
         values: dict[str, Any] = {
             "stores": [{"path": str(folder), "missing_shards": n} for folder, n in outcome.stores.items()],

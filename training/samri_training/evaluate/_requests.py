@@ -28,7 +28,7 @@ def requested_models(
     names = [request.name for request in requests]
     for name in names:
         if names.count(name) > 1:
-            raise click.UsageError(f"two models are called {name!r}: tell them apart with --model NAME=PATH.")
+            raise click.UsageError(f"two models are called {name!r}: name them with --model NAME=PATH.")
     checkpoints = [request.name for request in requests if request.is_checkpoint]
     bundles = [request.name for request in requests if not request.is_checkpoint]
     profile = _settings("--profile", profiles, names, checkpoints, lambda text: _choice(text, PROFILE_NAMES))
@@ -38,8 +38,8 @@ def requested_models(
         path = next(request.path for request in requests if request.name == name)
         if says_medsam(name, path, base.get(name)) and name not in profile:
             raise click.UsageError(
-                f"{path} looks like MedSAM, whose preprocessing differs from SAM's: add --profile {name}=medsam "
-                "(or samri, if it isn't)."
+                f"{path} looks like MedSAM, whose preprocessing differs: pass --profile {name}=medsam "
+                "(or =samri if it was trained that way)."
             )
     return [
         ModelRequest(
@@ -96,7 +96,7 @@ def _settings(
             if name not in names:
                 raise click.UsageError(f"{option} {text}: no model is called {name!r}, only {', '.join(names)}.")
             if name not in able:
-                raise click.UsageError(f"{option} {text}: {name!r} is a {_kind(option)}, which can't be given one.")
+                raise click.UsageError(f"{option} {text}: {name!r} is a {_kind(option)}, where it has no effect.")
             own[name] = read(value)
         except ValueError as error:
             raise click.UsageError(f"{option} {text}: {error}.") from error

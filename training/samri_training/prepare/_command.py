@@ -160,7 +160,7 @@ def main(
     _check_usage(pattern, plane, axis, shares, split_files, patient)
     if split_files is None and shares is None and (source / "splits").is_dir():
         split_files = source / "splits"
-        say(f"note: patients are divided as {split_files} says; --ratios divides them anew")
+        say(f"note: patients are divided as in {split_files}; --ratios divides them anew")
     with Progress(0, "pair") as progress:
         report = prepare(
             source,
