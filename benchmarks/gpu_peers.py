@@ -28,15 +28,15 @@ import numpy as np
 import torch
 from segment_anything import SamPredictor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from peer_graphs import claim, phantom_picture, spread, versions
 
-from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri_export import export_bundle
 from samri_runtime import Predictor
 from samri_runtime.bench import phantom_scene
 from samri_runtime.machine import machine
+from tests.support.sams import SMALL, VIT_B, save_checkpoint, seeded_sam
 
 Masks = np.ndarray[Any, Any]
 REFERENCE = "torch fp32"

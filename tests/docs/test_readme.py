@@ -13,24 +13,16 @@ import nibabel
 import numpy as np
 import pytest
 
-from parity import picture
+from tests.support.pages import ROOT, blocks, command_lines
+from tests.support.parity import picture
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+README = ROOT / "README.md"
 
 
 FINE_TUNING = ("samri-prepare", "samri-embed", "samri-train", "samri-evaluate")
 
 
-def type_in(commands: list[str]) -> None:
+def run_as_processes(commands: list[str]) -> None:
     for command in commands:
         program, *arguments = shlex.split(command)
         called = [str(Path(sys.executable).parent / program), *arguments]
@@ -46,13 +38,13 @@ def test_the_readmes_commands_and_example_work_as_they_stand(
     volume = np.stack([picture((182, 218), seed) for seed in range(100)], axis=2)
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, 1, 1, 1])), tmp_path / "scan.nii.gz")
     monkeypatch.chdir(tmp_path)
-    ours = [command for command in commands() if command.startswith("samri-")]
+    ours = [command for command in command_lines(README) if command.startswith("samri-")]
     inference = [command for command in ours if not command.startswith(FINE_TUNING)]
     assert [command.split()[0] for command in inference] == ["samri-export", "samri-run", "samri-doctor"]
-    type_in(inference)
+    run_as_processes(inference)
     assert nibabel.load("out/scan_seg_.nii.gz").shape == volume.shape
 
-    (example,) = blocks("python")
+    (example,) = blocks(README, "python")
     names = {"slice_2d": volume[:, :, 90]}
     exec(compile(example, "README.md", "exec"), names)
     assert names["result"].masks.shape == (1, 182, 218)  # type: ignore[attr-defined]
@@ -71,15 +63,15 @@ def test_the_readmes_fine_tuning_works_as_it_stands(
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), f"{tmp_path}/volumes/imagesTr/knee_{patient}_0000.nii.gz")
         nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), f"{tmp_path}/volumes/labelsTr/knee_{patient}.nii.gz")
     monkeypatch.chdir(tmp_path)
-    steps = [command for command in commands() if command.startswith(FINE_TUNING)]
+    steps = [command for command in command_lines(README) if command.startswith(FINE_TUNING)]
     assert [command.split()[0] for command in steps] == list(FINE_TUNING)
-    type_in(steps)
+    run_as_processes(steps)
     assert "before" in (tmp_path / "evaluation" / "report.md").read_text()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_every_make_target_exists() -> None:
-    targets = [command.split()[1] for command in commands() if command.startswith("make ")]
+    targets = [command.split()[1] for command in command_lines(README) if command.startswith("make ")]
     assert targets == ["demo", "test"]
     for target in targets:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
@@ -94,6 +86,6 @@ def test_every_page_and_picture_that_is_linked_exists() -> None:
 
 def test_every_extra_that_the_readme_names_exists() -> None:
     declared = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
-    named = {extra for group in re.findall(r"\[([a-z,]+)\]'", README) for extra in group.split(",")}
+    named = {extra for group in re.findall(r"\[([a-z,]+)\]'", README.read_text("utf-8")) for extra in group.split(",")}
     assert named
     assert named <= declared

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from samri_runtime.run import main
-from scan_factory import brain_like, save_nifti
+from tests.support.scans import brain_like, save_nifti
 
 BOX = ("--box", 12, 10, 30, 41)
 SLICE = brain_like((50, 64))

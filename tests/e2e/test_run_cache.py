@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from samri_runtime.run import main
-from scan_factory import OBLIQUE, brain_like, save_nifti
+from tests.support.scans import OBLIQUE, brain_like, save_nifti
 
 OPTIONS = ("--axis", 2, "--box", 8, 6, 30, 33)
 FROM_CACHE = "embedding from the cache"

@@ -14,7 +14,6 @@ from onnx import TensorProto, numpy_helper
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from skimage.io import imsave
 
-from parity import picture
 from samri.bundle import Bundle
 from samri.errors import InputError, VerificationError
 from samri.manifest import Precision
@@ -26,6 +25,7 @@ from samri_export._real_slices import real_slices
 from samri_export._variant_report import BARS, Measured, VariantResult
 from samri_export.command import main
 from samri_runtime import Predictor
+from tests.support.parity import picture
 
 
 @pytest.fixture(scope="module")

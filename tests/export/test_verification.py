@@ -13,7 +13,6 @@ import torch
 from onnx import numpy_helper
 from segment_anything.modeling import Sam
 
-from sam_factory import save_checkpoint, seeded_sam
 from samri.errors import InputError, VerificationError
 from samri.manifest import Role
 from samri.model import load_checkpoint
@@ -24,6 +23,7 @@ from samri_export._report import TOLERANCES, compare
 from samri_export._variant_report import BARS
 from samri_export._verification import verify
 from samri_export._verification_cases import built_in_pictures, prompt_cases
+from tests.support.sams import save_checkpoint, seeded_sam
 
 pytestmark = pytest.mark.slow  # Whole runs: together they take longer than all other fast tests.
 

@@ -10,9 +10,6 @@ from typing import Any
 import click
 import numpy as np
 
-from fuzz import mutate
-from fuzz.ground import Ground
-from fuzz.trial import BrokenPromiseError, Case, invoke
 from samri.prompts import Prompt
 from samri_export.command import main as samri_export
 from samri_runtime import Predictor
@@ -23,7 +20,10 @@ from samri_training.embed import main as samri_embed
 from samri_training.evaluate import main as samri_evaluate
 from samri_training.prepare import main as samri_prepare
 from samri_training.train import main as samri_train
-from scan_factory import brain_like, save_nifti
+from tests.fuzz import mutate
+from tests.fuzz.ground import Ground
+from tests.fuzz.trial import BrokenPromiseError, Case, invoke
+from tests.support.scans import brain_like, save_nifti
 
 _SHAPE = (40, 50)
 COMMANDS = (samri_run, samri_export, samri_doctor, samri_bench, samri_prepare, samri_embed, samri_train, samri_evaluate)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scan_factory import OBLIQUE, brain_like, save_nifti
+from tests.support.scans import OBLIQUE, brain_like, save_nifti
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = [str(ROOT / folder) for folder in (".", "runtime", "export", "training")]

@@ -14,7 +14,7 @@ from samri_training.mixing import refuse_mixed_splits, refuse_shared_cases
 from samri_training.slices import split_named
 from samri_training.store import EmbeddingStore
 from samri_training.train import main
-from store_factory import drawn_slices, write_store
+from tests.support.stores import drawn_slices, write_store
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from samri_training.store import EmbeddingStore
 from samri_training.train import Settings, train
 from samri_training.train._samples import Frame, Request, TrainingBatches
 from samri_training.train._validation import ValidationBatches, asked_with
-from store_factory import drawn_slices, write_store
+from tests.support.stores import drawn_slices, write_store
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ import torch
 from click.testing import CliRunner, Result
 from segment_anything.modeling import Sam
 
-from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri.errors import InputError
 from samri.model import build_sam, load_checkpoint
 from samri_training.store import EmbeddingStore
 from samri_training.train import Settings, main, train
 from samri_training.train._history import best_entry
-from store_factory import drawn_slices, write_store
+from tests.support.sams import SMALL, save_checkpoint, seeded_sam
+from tests.support.stores import drawn_slices, write_store
 
 pytestmark = pytest.mark.slow  # Whole runs: together they take longer than all other fast tests.
 

@@ -8,21 +8,21 @@ import torch
 from monai.losses.dice import DiceFocalLoss
 from segment_anything.modeling import Sam
 
-from sam_factory import seeded_sam
 from samri.errors import SamriError
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 from samri_training.train import Settings
 from samri_training.train._loss import mask_losses, true_iou
 from samri_training.train._processes import Processes
 from samri_training.train._samples import Batch
 from samri_training.train._step import MAX_BAD_STEPS, StepReport, Training, TrainingError
-from training_reference import doubled, random_batch, reference_loss
+from tests.support.sams import seeded_sam
+from tests.support.training_reference import doubled, random_batch, reference_loss
 
 CPU = torch.device("cpu")
 
 
 def training(sam: Sam, **settings: object) -> Training:
-    return Training(PromptDecoder(sam), Settings(**settings), Processes(CPU), total_steps=100)  # type: ignore[arg-type]
+    return Training(SamDecoder(sam), Settings(**settings), Processes(CPU), total_steps=100)  # type: ignore[arg-type]
 
 
 def weights(of: Training) -> torch.Tensor:

@@ -156,7 +156,7 @@ def main(
     """
     if (gpu or tune) and (providers or threads or provider_options or static_shapes is not None):
         raise click.UsageError(
-            "--gpu and --tune choose what to measure: leave out --provider and its options, --threads and --static-shapes."
+            "--gpu and --tune choose what to measure: leave out --provider, its options, --threads and --static-shapes."
         )
     if gpu and tune:
         raise click.UsageError("give --gpu or --tune, not both.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +20,14 @@ _EPILOG = "Exit codes: 0 done, 1 a failure that the message explains, 2 wrong us
 _VERBOSITIES = {
     "--verbose": "Also print which files and providers are used, cache hits and the duration of each stage.",
     "--quiet": "Print results and errors only: no notes, no progress.",
+}
+
+# What the system refuses wherever it is asked: states of the machine, and no faults of the program.
+_REMEDIES = {
+    errno.ENAMETOOLONG: "check the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there, or set TMPDIR to another disk"),
+    errno.EROFS: "name a place that can be written",
 }
 
 
@@ -66,6 +76,11 @@ class Command(click.Command):
         except click.UsageError as error:
             say_error(f"error: {error.format_message()}")
             ctx.exit(2)
+        except OSError as error:
+            if error.errno not in _REMEDIES:
+                raise
+            say(f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}: {_REMEDIES[error.errno]}")
+            ctx.exit(1)
         except MemoryError:
             say_error("error: out of memory: close other programs, or work on a machine with more")
             ctx.exit(1)

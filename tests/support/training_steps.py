@@ -1,6 +1,6 @@
 """Some steps of training under torchrun, on embeddings in memory; run as a program by `test_train_parallel.py`.
 
-    python training_steps.py OUTPUT BATCH_SIZE FAULT ...
+    python -m tests.support.training_steps OUTPUT BATCH_SIZE FAULT ...
 
 Writes the first step's gradients and the last weights of every process to OUTPUT/<fault>-<rank>.pt. Faults: `none`; an
 embedding that is `spoiled` by a NaN; the same where bad steps mean `stop`; a slice that can't be read, `broken`.
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sam_factory import seeded_sam
 from samri.errors import InputError, SamriError
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 from samri.preprocessing import profile
 from samri_training.train import Settings
 from samri_training.train._processes import Processes, joined_processes
 from samri_training.train._samples import Frame, Requests, TrainingBatches
 from samri_training.train._step import Training
-from training_reference import doubled
+from tests.support.sams import seeded_sam
+from tests.support.training_reference import doubled
 
 SAMPLES = 18
 EPOCHS = 2
@@ -63,7 +63,7 @@ def run(output: Path, batch_size: int, fault: str, processes: Processes) -> None
     )
     sam = doubled(seeded_sam())
     requests = Requests(range(SAMPLES), settings, processes.rank, processes.count)
-    training = Training(PromptDecoder(sam), settings, processes, requests.steps * EPOCHS)
+    training = Training(SamDecoder(sam), settings, processes, requests.steps * EPOCHS)
     batches = TrainingBatches(MemorySlices(fault), Frame.of(profile("samri"), 128, (64, 16, 16), settings))
     gradients, reports = None, []
     try:
