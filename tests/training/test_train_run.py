@@ -486,6 +486,15 @@ def test_validation_dice_is_that_of_the_predictor(stores: Path, checkpoint: Path
     assert outcome.start_dice == pytest.approx(np.mean(dice), abs=2e-3)  # The store is float16.
 
 
+@pytest.mark.parametrize(("options", "amp"), [(("--amp", "--no-amp"), "off"), (("--no-amp", "--amp"), "bf16")])
+def test_the_last_of_amp_and_no_amp_counts(
+    run_train: RunTrain, tmp_path: Path, options: tuple[str, ...], amp: str
+) -> None:
+    result = run_train("--epochs", 1, "--val-every", 0, *options)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["settings"]["amp"] == amp
+
+
 def test_the_library_raises_what_the_command_prints(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--save-dir"):
         train(Settings(), say=lambda line: None)
