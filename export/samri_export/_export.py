@@ -29,7 +29,7 @@ from samri.model import (
     image_stage_shapes,
     load_checkpoint,
 )
-from samri.preprocessing import ProfileName, says_medsam
+from samri.preprocessing import ProfileName, unclear_profile
 from samri.preprocessing import profile as profile_named
 from samri.staging import staged_folder
 from samri_export._bindings import beyond_bindings
@@ -154,11 +154,8 @@ def export_bundle(
 
 
 def _chosen_profile(profile: ProfileName | None, checkpoint: str | Path, base: str | Path | None) -> ProfileName:
-    if profile is None and says_medsam(checkpoint, base):
-        raise CheckpointError(
-            f"{checkpoint}: the name says medsam, whose preprocessing differs from SAM's, and the weights don't tell: "
-            "pass --profile medsam, or --profile sam or samri if it was trained that way"
-        )
+    if profile is None and (unclear := unclear_profile(checkpoint, base)) is not None:
+        raise CheckpointError(unclear)
     return profile or "samri"
 
 

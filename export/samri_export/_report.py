@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from samri.manifest import Precision
+from samri.metrics import dice
 from samri_export._choices import Level
 from samri_export._reference import Answer, Floats
 from samri_export._variant_report import VariantResult
@@ -163,7 +164,7 @@ def compare(
 ) -> CaseResult:
     """The differences between two answers to the same prompts."""
     coverage = reference.masks.mean(axis=(2, 3))
-    dice = telling_dice(reference, exported, TOLERANCES[precision].logits)
+    dices = telling_dice(reference, exported, TOLERANCES[precision].logits)
     return CaseResult(
         picture=picture,
         case=case,
@@ -173,10 +174,10 @@ def compare(
         logits=relative_difference(reference.low_res, exported.low_res),
         upscaled=relative_difference(reference.at_size, exported.at_size),
         scores=float(np.abs(reference.scores - exported.scores).max()),
-        dice=float(dice.min()) if dice.size else None,
+        dice=float(dices.min()) if dices.size else None,
         coverage=(float(coverage.min()), float(coverage.max())),
         masks=int(coverage.size),
-        masks_without_dice=int(coverage.size - dice.size),
+        masks_without_dice=int(coverage.size - dices.size),
     )
 
 
@@ -195,10 +196,7 @@ def telling_dice(reference: Answer, other: Answer, tolerance: float = 0.0) -> Fl
     second = np.where(np.abs(values) <= tolerance * spread, first, other.masks) if tolerance else other.masks
     coverage = first.mean(axis=(2, 3))
     telling = (coverage >= _LEAST_COVERAGE) & (coverage <= 1 - _LEAST_COVERAGE)
-    overlap = (first & second).sum(axis=(2, 3))
-    total = first.sum(axis=(2, 3)) + second.sum(axis=(2, 3))
-    dice: Floats = (2 * overlap[telling] / total[telling]).astype(np.float32)
-    return dice
+    return np.array([dice(*pair) for pair in zip(first[telling], second[telling], strict=True)], np.float32)
 
 
 def relative_difference(reference: Floats, other: Floats) -> float:

@@ -10,7 +10,7 @@ import click
 
 from samri.bundle import Bundle
 from samri.manifest import Precision
-from samri.preprocessing import ProfileName, says_medsam
+from samri.preprocessing import ProfileName, unclear_profile
 from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level
 from samri_runtime.cli import (
     GivenPath,
@@ -119,11 +119,8 @@ def main(
 
     Example: samri-export -c samri_vitb_bp.pth -o samri-b
     """
-    if profile is None and says_medsam(checkpoint, base):
-        raise click.UsageError(
-            f"{checkpoint.name} looks like MedSAM, whose preprocessing differs: pass --profile medsam, or "
-            "--profile sam or samri if it was trained that way"
-        )
+    if profile is None and (unclear := unclear_profile(checkpoint, base)) is not None:
+        raise click.UsageError(f"{unclear}.")
     if profile == "medsam" and contracts:
         raise click.UsageError(
             "--contract resizes as SAM does, by the longest side, so it can't be combined with --profile medsam"

@@ -22,7 +22,7 @@ from nilearn import datasets
 
 from samri.preprocessing import percentile_range
 from samri_training.prepare import Cut, main, prepare, prepare_arrays
-from samri_training.prepare._tally import LabelTally
+from samri_training.prepare._cut import LabelTally
 from samri_training.slices import find_slices
 from tests.support.files import contents
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from samri.errors import InputError
 from samri_training.prepare._patients import divide, keep_given, read_split_files
-from samri_training.prepare._pattern import check_pattern
-from samri_training.prepare._sources import SourcePair, find_sources
+from samri_training.prepare._sources import SourcePair, check_pattern, find_sources
 
 
 def touch(folder: Path, *names: str) -> Path:

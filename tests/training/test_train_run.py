@@ -19,7 +19,7 @@ from samri.errors import InputError
 from samri.model import build_sam, load_checkpoint
 from samri_training.store import EmbeddingStore
 from samri_training.train import Settings, main, train
-from samri_training.train._history import best_entry
+from samri_training.train._records import best_entry
 from tests.support.sams import SMALL, save_checkpoint, seeded_sam
 from tests.support.stores import drawn_slices, write_store
 

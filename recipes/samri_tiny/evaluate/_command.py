@@ -12,12 +12,11 @@ from samri.staging import staged_folder
 from samri_runtime import Predictor
 from samri_runtime.cli import Progress, command, emit, say
 from samri_runtime.providers import Provider
-from samri_tiny.evaluate._answers import Baseline
+from samri_tiny.evaluate._answers import Baseline, TestSet, evaluate_set
 from samri_tiny.evaluate._card import check_card, write_figures
 from samri_tiny.evaluate._cases import TestSlice
 from samri_tiny.evaluate._files import tables, write_files
 from samri_tiny.evaluate._frozen import PUBLISHED, compared, read_list, write_list
-from samri_tiny.evaluate._sets import TestSet, evaluate_set
 from samri_tiny.evaluate._slices import (
     dataset_slices,
     mricrop_slices,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from samri.errors import InputError
+from samri.errors import InputError, ProviderError
 from samri.manifest import Precision
-from samri.preprocessing import ProfileName, says_medsam
+from samri.preprocessing import ProfileName, unclear_profile
 from samri_runtime import models
 from samri_runtime.cli import (
     GivenFile,
@@ -31,19 +31,15 @@ from samri_runtime.cli import (
     renamed_option,
     say,
 )
-from samri_runtime.providers import Provider
+from samri_runtime.providers import NUMBERED, Provider, provider_of_device
 from samri_training.embed._division import Share, parse_share, share_from
 from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
 from samri_training.embed._run import Outcome, embed
 from samri_training.embed._sources import find_sources
+from samri_training.embedding_folders import parts_by_split
 from samri_training.extras import require_packages
-from samri_training.parts import parts_by_split
 from samri_training.store import PLAN_NAME, EmbeddingStore, EncoderFacts, StoredDtype
 from samri_training.store._info import STORED_DTYPES
-
-# Providers that take a GPU's number.
-_NUMBERED: tuple[Provider, ...] = ("cuda", "tensorrt", "rocm", "migraphx")
-_TORCH_DEVICES: dict[str, Provider] = {"mps": "coreml"}
 
 
 def _share(_context: click.Context, _option: click.Parameter, text: str | None) -> Share | None:
@@ -220,8 +216,8 @@ def _require_packages(*, by_torch: bool) -> None:
 
 
 def _default_profile(checkpoint: Path, base: Path | None) -> ProfileName:
-    if says_medsam(checkpoint, base):
-        raise click.UsageError(f"{checkpoint} looks like MedSAM, whose preprocessing differs: pass --profile medsam.")
+    if (unclear := unclear_profile(checkpoint, base)) is not None:
+        raise click.UsageError(f"{unclear}.")
     return "samri"
 
 
@@ -246,16 +242,15 @@ def _provider(provider: Provider | None, device: str | None) -> str:
 
 
 def _open_bundle(model: str, device: str, options: dict[str, str], precision: Precision) -> Encoder:
-    name, _, number = device.partition(":")
-    name = _TORCH_DEVICES.get(name, name)
-    provider = next((known for known in get_args(Provider) if known == name), None)
-    if provider is None or (number and provider not in _NUMBERED) or (number and not number.isdecimal()):
-        known = ", ".join(get_args(Provider))
-        raise click.UsageError(f"unknown provider {device!r} for a bundle: choose one of {known}, cuda:N.")
-    number = number or os.environ.get("LOCAL_RANK", "")
-    if number and provider in _NUMBERED:
-        options = {"device_id": number, **options}
-    elif number not in ("", "0") and provider == "auto":
+    try:
+        provider, of_device = provider_of_device(device)
+    except ProviderError as error:
+        raise click.UsageError(f"--device: {error}.") from error
+    rank = os.environ.get("LOCAL_RANK", "")
+    if rank and provider in NUMBERED:
+        of_device = {"device_id": rank} | of_device
+    options = of_device | options
+    if rank not in ("", "0") and provider == "auto":
         say("note: --provider auto leaves every process on the first GPU: name the provider, as in --provider cuda")
     encoder = BundleEncoder(models.locate(model), provider, precision, options)
     for note in (*models.notes_on(model), *encoder.notes):

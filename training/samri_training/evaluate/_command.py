@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
+from samri.manifest import FILE_NAME, PRECISIONS
+from samri.preprocessing import PROFILE_NAMES, unclear_profile
 from samri.staging import staged_folder
 from samri_runtime.cli import (
     GivenFolder,
@@ -22,18 +26,16 @@ from samri_runtime.cli import (
     renamed_option,
     say,
 )
+from samri_runtime.models import locate
 from samri_runtime.providers import Provider
-from samri_training.evaluate._earlier import check_report
+from samri_training.embedding_folders import parts_of, refuse_mixed_splits
 from samri_training.evaluate._evaluation import Protocol, evaluate
-from samri_training.evaluate._files import to_json, write_files
-from samri_training.evaluate._models import open_model
+from samri_training.evaluate._files import check_report, to_json, write_files
+from samri_training.evaluate._models import ModelRequest, open_model
 from samri_training.evaluate._report import overview
-from samri_training.evaluate._requests import requested_label_names, requested_models
 from samri_training.evaluate._sources import TEST_SPLIT, EmbeddedSlices, SliceFolder
 from samri_training.evaluate._summary import summarize
 from samri_training.extras import require_packages
-from samri_training.mixing import refuse_mixed_splits
-from samri_training.parts import parts_of
 from samri_training.prompting import PROMPT_KINDS, PromptKind
 from samri_training.published import open_embeddings
 from samri_training.slices import SPLITS, Split
@@ -235,3 +237,102 @@ def _opened(parts: Sequence[Path], folders: Sequence[Path], facts: EncoderFacts)
     for folder in folders:
         refuse_mixed_splits(folder, [part for part in opened if part.path.is_relative_to(folder)])
     return opened
+
+
+_T = TypeVar("_T")
+
+
+def requested_models(
+    models: Sequence[str], profiles: Sequence[str], precisions: Sequence[str], bases: Sequence[str]
+) -> list[ModelRequest]:
+    """Models from `NAME=PATH` or `PATH`, with their settings from `NAME=VALUE` or, for all that can have it, `VALUE`.
+
+    Raises:
+        click.UsageError: Two models of one name, or a setting of a model that isn't there or that can't have it.
+    """
+    requests = [_name_and_path(text) for text in models]
+    names = [request.name for request in requests]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"two models are called {name!r}: name them with --model NAME=PATH.")
+    checkpoints = [request.name for request in requests if request.is_checkpoint]
+    bundles = [request.name for request in requests if not request.is_checkpoint]
+    profile = _settings("--profile", profiles, names, checkpoints, lambda text: _choice(text, PROFILE_NAMES))
+    precision = _settings("--precision", precisions, names, bundles, lambda text: _choice(text, PRECISIONS))
+    base = _settings("--base", bases, names, checkpoints, Path)
+    for name in checkpoints:
+        path = next(request.path for request in requests if request.name == name)
+        unclear = unclear_profile(path, name, base.get(name), option=f"--profile {name}=")
+        if name not in profile and unclear is not None:
+            raise click.UsageError(f"{unclear}.")
+    return [
+        ModelRequest(
+            request.name,
+            request.path,
+            profile.get(request.name),
+            precision.get(request.name, "auto"),
+            base.get(request.name),
+        )
+        for request in requests
+    ]
+
+
+def requested_label_names(pairs: Sequence[str]) -> dict[int, str]:
+    """Names of labels from `NUMBER=NAME`.
+
+    Raises:
+        click.UsageError: Not of that form.
+    """
+    names = {}
+    for pair in pairs:
+        number, _, name = (part.strip() for part in pair.partition("="))
+        if not (number.isdecimal() and name):
+            raise click.UsageError(f"--label-name {pair!r} is not of the form NUMBER=NAME.")
+        names[int(number)] = name
+    return names
+
+
+def _name_and_path(text: str) -> ModelRequest:
+    name, equals, path = text.partition("=")
+    # A path may hold an equals sign of its own.
+    if equals and name.strip() and path and not Path(text).exists():
+        return ModelRequest(name.strip(), locate(path))
+    request = ModelRequest("", locate(text))
+    if request.is_checkpoint:
+        return ModelRequest(request.path.stem, request.path)
+    # Resolved, since `.` has a name too.
+    folder = Path(os.path.realpath(request.path))
+    return ModelRequest(folder.parent.name if folder.name == FILE_NAME else folder.name, request.path)
+
+
+def _settings(
+    option: str, texts: Sequence[str], names: Sequence[str], able: Sequence[str], read: Callable[[str], _T]
+) -> dict[str, _T]:
+    """The setting of each model that has one; `able` are the models that can."""
+    general: dict[str, _T] = {}
+    own: dict[str, _T] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            if not equals:
+                general = dict.fromkeys(able, read(text))
+                continue
+            if name not in names:
+                raise click.UsageError(f"{option} {text}: no model is called {name!r}, only {', '.join(names)}.")
+            if name not in able:
+                raise click.UsageError(f"{option} {text}: {name!r} is a {_kind(option)}, where it has no effect.")
+            own[name] = read(value)
+        except ValueError as error:
+            raise click.UsageError(f"{option} {text}: {error}.") from error
+    return general | own
+
+
+def _kind(option: str) -> str:
+    return "checkpoint" if option == "--precision" else "bundle"
+
+
+def _choice(text: str, choices: Sequence[_T]) -> _T:
+    for choice in choices:
+        if choice == text:
+            return choice
+    raise ValueError(f"{text!r} is none of {', '.join(str(choice) for choice in choices)}")

@@ -24,7 +24,7 @@ from samri_runtime.cli import (
 from samri_training.extras import require_packages
 from samri_training.prepare._cut import Cut
 from samri_training.prepare._dataset import prepare
-from samri_training.prepare._pattern import check_pattern
+from samri_training.prepare._sources import check_pattern
 
 
 def _index_or_all(_context: click.Context, _option: click.Parameter, value: str | None) -> int | Literal["all"] | None:
