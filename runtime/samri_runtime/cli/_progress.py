@@ -118,21 +118,26 @@ class Progress:
         self._cleanup.close()
 
     def _open_bar(self) -> None:
-        if self._total and verbosity() != "quiet" and sys.stderr is not None and sys.stderr.isatty():
-            bar = click.progressbar(length=self._total, file=sys.stderr, show_pos=True, show_eta=True)
+        if self._total > self._done and verbosity() != "quiet" and sys.stderr is not None and sys.stderr.isatty():
+            # The bar shows what is left: click reckons the time by all that it has seen done.
+            bar = click.progressbar(length=self._total - self._done, file=sys.stderr, show_pos=True, show_eta=True)
             self._bar = self._cleanup.enter_context(bar)
-            self._bar.update(self._done)
 
     def skip(self, count: int) -> None:
         """`count` things turned out to be done already: they tell nothing of the rate."""
         self._done += count
-        self._show(count)
+        if self._bar is not None:
+            self._bar.length -= count
 
     def advance(self, count: int = 1) -> None:
         """`count` things were done."""
         self._done += count
         self._worked += count
-        self._show(count)
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + _BETWEEN_LINES_S
+            say(self.line())
 
     def reach(self, done: int, total: int) -> None:
         """`done` things of `total` are done."""
@@ -140,13 +145,6 @@ class Progress:
             self._total = total
             self._open_bar()
         self.advance(done - self._done)
-
-    def _show(self, count: int) -> None:
-        if self._bar is not None:
-            self._bar.update(count)
-        elif self._worked and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _BETWEEN_LINES_S
-            say(self.line())
 
     def line(self) -> str:
         """The state in words."""
