@@ -73,7 +73,7 @@ def refuse_repeated(context: click.Context, arguments: Sequence[str]) -> None:
 
 
 def plain(text: str) -> str:
-    """A message on one line, without characters that steer a terminal, and its middle left out where it is endless."""
+    """A message on one line, without control characters, and shortened in the middle if it is very long."""
     line = " ".join(printable(part) if part else "" for part in _ONE_SPACE.sub(" ", text).strip().split(" "))
     if len(line) <= _LONGEST_LINE:
         return line

@@ -31,7 +31,7 @@ _STEERING = re.compile(r"[^\udc80-\udcff\t\n\x20-\x7e]")
 
 
 def verbosity() -> Verbosity:
-    """How much the command that runs may say."""
+    """How much the running command may print on stderr."""
     context = click.get_current_context(silent=True)
     return context.meta.get(_VERBOSITY, "normal") if context else "normal"
 
@@ -46,7 +46,7 @@ def emit(text: str) -> None:
     """Results, on stdout, in the encoding of file names where stdout's own can't hold one.
 
     Raises:
-        OutputError: They can't be printed. Whoever closed the pipe, such as `head`, wants no message: click ends.
+        OutputError: They can't be printed. After a closed pipe, such as that of `head`, click ends the command silently.
     """
     text = _STEERING.sub(_escaped, text)
     try:
@@ -73,7 +73,7 @@ def say(line: str) -> None:
 
 
 def say_error(line: str) -> None:
-    """A line on stderr that `--quiet` lets through: why the command fails, or what is wrong with its results."""
+    """A line on stderr that is printed with `--quiet` too: why the command fails, or what is wrong with its results."""
     click.echo(_prefix() + plain(line), err=True)
 
 

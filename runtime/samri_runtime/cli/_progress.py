@@ -20,7 +20,7 @@ _LOGGED_S = 0.01
 
 
 class Stages:
-    """The stages of some work whose end can't be foreseen, as a context manager.
+    """The stages of work of unknown duration, as a context manager.
 
     A stage that takes over two seconds is named on stderr, and again each minute; `--verbose` tells how long each took.
     """
@@ -52,17 +52,17 @@ class Stages:
         self._cleanup.close()
 
     def begin(self, stage: str) -> None:
-        """A stage begins, in words such as "encoding the slice"; it is named if it lasts."""
+        """Begin a stage, such as "encoding the slice"; it is named only if it lasts."""
         self._begin(stage, _SILENT_S)
 
     def say(self, line: str) -> None:
-        """A stage begins that is named at once; or a note, which is none."""
+        """Begin a stage and name it at once; a line that starts with "note: " is only printed."""
         say(line)
         if not line.startswith("note: "):
             self._begin(line, _BETWEEN_LINES_S)
 
     def end(self) -> None:
-        """What was at work is over, and nothing follows that may last."""
+        """End the current stage without beginning another."""
         self._begin(None, 0)
 
     def _begin(self, stage: str | None, silent: float) -> None:
