@@ -365,8 +365,8 @@ def check_names(names: Sequence[str], objects: int) -> None:
         InputError: Another number of names, an empty one, or one twice.
     """
     if names and len(names) != objects:
-        raise InputError(f"give one name (--label) for each of the {objects} object(s), in their order, or none")
+        raise InputError(f"give one name (--label) per object, so {objects}, in the order of the prompts; or none")
     if not all(name.strip() and name.isprintable() for name in names):
-        raise InputError("a name (--label) must not be empty, and must be on one line")
+        raise InputError("a name (--label) must be printable, and not empty")
     if len(set(names)) < len(names):
-        raise InputError("each name (--label) is for one object: two are the same")
+        raise InputError("two names (--label) are the same: give each object its own")

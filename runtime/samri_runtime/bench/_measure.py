@@ -198,7 +198,7 @@ def _run(
     }
     request.write_text(json.dumps(content), encoding="utf-8")
     command = [sys.executable, "-m", _WORKER, str(request), str(result)]
-    returncode, stderr = _ended(command, repeats.limit, lambda waited: progress(f"{case}: running for {waited:.0f} s"))
+    returncode, stderr = _ended(command, repeats.limit, lambda waited: progress(f"{case}: {waited:.0f} s so far"))
     if returncode is None:
         return {"error": f"gave no result within {repeats.limit:g} s"}
     if result.is_file():

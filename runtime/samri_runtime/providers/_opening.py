@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,7 @@ from samri_runtime.providers._wheels import (
     plugin_providers,
 )
 
+_LOG = logging.getLogger("samri")
 # Of the probe's largest value; half precision stays well inside.
 _PROBE_TOLERANCE = 0.02
 # ONNX Runtime starts any number of threads, beyond what a system can bear.
@@ -91,7 +94,10 @@ def open_session(
     file = graph if isinstance(graph, GraphFile) else GraphFile(graph)
     if not file.path.is_file():
         raise BundleError(f"there is no graph at {file.path}: copy the bundle again")
-    return _open(file, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
+    started = time.perf_counter()
+    session = _open(file, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
+    _LOG.info("%s opened on %s in %.2f s", file.path, session.provider, time.perf_counter() - started)
+    return session
 
 
 def is_cpu(provider: Provider) -> bool:

@@ -36,7 +36,7 @@ def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: 
     if not (points or negative_points):
         return [Prompt.of(box=box) for box in boxes]
     if len(boxes) > 1:
-        raise click.UsageError("points can't be told apart among several boxes: run once for each box with points.")
+        raise click.UsageError("points can't be combined with several boxes: run once per box that has points.")
     labels = [FOREGROUND] * len(points) + [BACKGROUND] * len(negative_points)
     return [Prompt.of([*points, *negative_points], labels, boxes[0] if boxes else None)]
 
@@ -71,7 +71,7 @@ def byte_size_of(_context: click.Context, _option: click.Parameter, text: str | 
         return None
     matched = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B?)", text.strip(), re.IGNORECASE | re.ASCII)
     if matched is None or len(matched[1]) > _MAX_DIGITS:
-        raise click.BadParameter(f"{text!r} is not a size: give a number with a unit, such as 500MB or 4GB.")
+        raise click.BadParameter(f"{text!r} is not a size such as 500MB or 4GB.")
     unit = matched[2].upper()
     return int(float(matched[1]) * _UNITS[unit if unit in _UNITS else f"{unit}B"])
 
@@ -86,9 +86,7 @@ def choose_cache(
     """
     if no_cache:
         if (folder, max_bytes, precision) != (None, None, None):
-            raise click.UsageError(
-                "--no-cache excludes --cache-dir, --cache-size and --cache-precision: leave them out."
-            )
+            raise click.UsageError("--no-cache can't be combined with --cache-dir, --cache-size or --cache-dtype.")
         return None
     size = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
     return EmbeddingCache(folder, precision=precision or "fp32", max_bytes=size)
