@@ -1,4 +1,4 @@
-"""What must not be mixed: splits of one dataset, slices of one patient on both sides."""
+"""Folders of embeddings: the stores and published caches of each split, and which of them must not be mixed."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def parts_of(folder: Path, split: Split, *, asked: bool = False) -> list[Path]:
     if split in found:
         return found[split]
     if not found and not asked:
-        return [folder]  # Whoever opens it says best what is missing.
+        return [folder]  # Opening it gives the precise error.
     if not asked and set(found) == {_own_split(folder)}:
         return next(iter(found.values()))
     there = ", ".join(name for name in SPLITS if name in found)

@@ -1,4 +1,4 @@
-"""How well a mask fits: overlap, and distances between outlines in millimetres.
+"""Metrics of a mask: Dice, IoU, and distances between outlines in millimeters (HD, HD95, MSD).
 
 Distances follow MONAI's convention (`compute_hausdorff_distance` and `compute_average_surface_distance`), and are
 tested against it. An outline is the set of a mask's pixels that have a side in common with a pixel outside it or with
@@ -93,7 +93,7 @@ def measure(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_], spa
 def _outline_distances(
     prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_], spacing: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Of each outline pixel of the prediction, the distance to the truth's nearest one, and the reverse; both in mm."""
+    """Distances in mm from each outline pixel of the prediction to the nearest one of the truth, and the reverse."""
     from scipy.spatial import KDTree
 
     predicted, true = (_outline(mask) * spacing for mask in (prediction, truth))

@@ -1,4 +1,4 @@
-"""The models that are compared: bundles through ONNX Runtime, checkpoints through torch, behind one small interface."""
+"""Models to compare: bundles on ONNX Runtime and checkpoints on PyTorch, behind one interface."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelRequest:
         name: In tables and plots.
         path: A bundle's folder or a checkpoint.
         profile: Preprocessing of a checkpoint, `samri` by default; a bundle has its own.
-        precision: Of a bundle's graphs.
+        precision: Precision of a bundle's graphs.
         base: The full checkpoint behind a decoder-only one.
     """
 
@@ -48,13 +48,13 @@ class ModelRequest:
 
 
 class Model(Protocol):
-    """What the evaluation asks of a model.
+    """The interface of a model under evaluation.
 
     Attributes:
         name: In tables and plots.
         profile: How slices become its input and logits become masks.
         image_size: S.
-        embedding_id: Of its encoder and preprocessing.
+        embedding_id: Id of its encoder and preprocessing.
         backend: What computes: models of one backend with one `embedding_id` share embeddings.
     """
 
@@ -99,7 +99,7 @@ def open_model(request: ModelRequest, provider: Provider = "auto", device: str =
 def segment(
     model: Model, embedding: Embedding, prompts: Sequence[Prompt], multimask: bool = False
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-    """One mask a prompt, (B, H, W), and the model's own score of it, (B,).
+    """One mask per prompt, (B, H, W), and the model's own score of it, (B,).
 
     The model's single mask, or with `multimask` the best-scored of its three candidates.
     """

@@ -1,4 +1,4 @@
-"""Where the test slices come from: a folder of slices and masks, or an embedding store."""
+"""Test slices: from a folder of slices and masks, or from embedding stores."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Source(SliceSource[LabelledSlice | EmbeddedSlice], Protocol):
     """Test slices, to be encoded or embedded already.
 
     Attributes:
-        datasets: Of each slice, the folders that tell datasets apart, without the split; empty where there is one
-            alone. Label 1 of one dataset is another structure than label 1 of the next.
+        datasets: Dataset of each slice: the folders above it without the split, or empty where there is one
+            dataset. Label 1 may mean different structures in different datasets.
     """
 
     datasets: Sequence[str]

@@ -1,4 +1,4 @@
-"""Embedded slices, what reads them, and several sources of them as one, if the same encoder made them."""
+"""Embedded slices, the protocol of their sources, and several sources of one encoder combined."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Embeddings(SliceSource[EmbeddedSlice], Protocol):
 
     @property
     def content_sha256(self) -> str | None:
-        """Of all that it holds; None where only reading everything could tell."""
+        """SHA-256 of its content; None where that would take reading everything."""
         ...
 
     def names(self) -> Iterator[tuple[str, str]]:

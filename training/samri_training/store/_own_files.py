@@ -1,6 +1,6 @@
-"""How a store's files are opened and written, in a folder that other people may write to as well.
+"""Opening and writing a store's files safely, in a folder that others may write to.
 
-No link is followed, no pipe waited for, and no file written that has a second name elsewhere. A killed writer leaves at
+Links are not followed, pipes are not waited for, and hard-linked files are not written. A killed writer leaves at
 most files of fixed names, which the next one takes over.
 """
 
@@ -101,7 +101,7 @@ def write_all(file: FileIO, content: Any, at: int) -> None:
 
 @contextlib.contextmanager
 def as_output_error(path: Path, remedy: str = "") -> Iterator[None]:
-    """What the system refuses becomes one plain line, which ends with `remedy`."""
+    """Turn an OSError into a one-line OutputError that ends with `remedy`."""
     try:
         yield
     except OutputError:

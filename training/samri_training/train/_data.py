@@ -1,4 +1,4 @@
-"""Which slices are learned from and which are validated on."""
+"""Training and validation slices of a run: opening their stores, holding cases out, a hint about fine structures."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def open_data(settings: Settings, checkpoint: Checkpoint) -> TrainingData:
 
 
 def _opened(path: Path, settings: Settings, checkpoint: Checkpoint, weights: str) -> Embeddings:
-    """A store, checked against the checkpoint's encoder; or a published cache, which can't say and is believed."""
+    """A store, checked against the checkpoint's encoder; or a published cache, which doesn't record its encoder."""
     named = settings.profile or "samri"
     source = open_embeddings(path, EncoderFacts.of_checkpoint(checkpoint, weights, named))
     unclear = unclear_profile(checkpoint.path, checkpoint.base_path)
@@ -127,7 +127,7 @@ _SMALL = 64
 def fine_structure_hint(
     source: SliceSource[EmbeddedSlice], samples: Sequence[int], frame: Frame, settings: Settings
 ) -> str | None:
-    """A line for who trains on many tiny structures per slice with targets that lose their outlines.
+    """A hint for training on many tiny structures per slice with targets that lose their outlines.
 
     Looks at some slices, spread evenly. Measured on many tiny instances per slice: the defaults took the Dice of
     held-out slices from 0.921 to 0.846, and `--targets coverage --loss balanced` to 0.933.

@@ -1,4 +1,4 @@
-"""`last.pth`: all that a run needs to go on as if it had never stopped; and `best.pth`, weights alone."""
+"""`last.pth`: the full state of a run, to resume it exactly; and `best.pth`, weights alone."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _read_last(path: Path) -> Last:
 
 
 def check_same_curve(last: Last, settings: Settings) -> None:
-    """A resumed run goes on with the curve that was begun, so what shapes it can't change.
+    """Settings that shape the training curve can't change in a resumed run.
 
     Raises:
         InputError: A setting differs; the text says which.
@@ -242,12 +242,12 @@ class _Watched:
         self.failure: OSError | None = None
 
     def write(self, content: bytes) -> int:
-        """As the file does."""
+        """Write to the file, and remember an OSError."""
         with self._remembered():
             return self._file.write(content)
 
     def flush(self) -> None:
-        """As the file does."""
+        """Flush the file, and remember an OSError."""
         with self._remembered():
             self._file.flush()
 

@@ -1,4 +1,4 @@
-"""A whole training run: open, step through the epochs, validate, keep the best, be ready to go on after any end."""
+"""A training run: open the data, step through the epochs, validate, save the best and the latest state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: embeddings out of the store, labels of each slice, their targets, and a prompt for each.
+"""Training batches: embeddings of slices, with targets and prompts for their labels.
 
 Everything random about a sample comes from a generator keyed by (seed, epoch, sample), so that a batch is the same
 whichever process, and whichever number of them, makes it.
@@ -146,7 +146,7 @@ class TrainingBatches(Dataset[Batch]):
 
 
 class Requests(Sampler[Request]):
-    """This process's requests of one epoch, `accumulate` of them a step; set `epoch` before each pass.
+    """This process's requests of one epoch, `accumulate` of them per step; set `epoch` before each pass.
 
     The order of all samples depends on seed and epoch only. Each step takes the next `processes * accumulate *
     batch_size` of them, dealt out in turn; the last step takes what is left, so that a process may get an empty batch
@@ -164,12 +164,12 @@ class Requests(Sampler[Request]):
 
     @property
     def samples_per_step(self) -> int:
-        """Of all processes together."""
+        """Slices per step, over all processes."""
         return self._processes * self._accumulate * self._batch_size
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Steps per epoch."""
         return -(-len(self._samples) // self.samples_per_step)
 
     def __len__(self) -> int:

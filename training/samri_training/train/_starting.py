@@ -1,4 +1,4 @@
-"""Where a run starts: from a checkpoint in a new folder, or from a `last.pth` in its own."""
+"""Start of a run: its folder, a lock on it, and its first weights, from a checkpoint or from `last.pth`."""
 
 from __future__ import annotations
 

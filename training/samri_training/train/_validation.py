@@ -1,4 +1,4 @@
-"""How good the masks are that a user would get: Dice at the slice's own size, of each label by itself."""
+"""Validation: Dice of each label at the slice's own size, as inference computes masks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ValidationBatch(NamedTuple):
     """Some slices, and a prompt for each label in each of them."""
 
     prompts: Batch
-    """Its features are one a slice: (n, C, G, G); all else is one a prompt."""
+    """Features are per slice, (n, C, G, G); everything else is per prompt."""
     rows: Tensor
     """(B,) int64: which of the n slices a prompt belongs to."""
     wanted: list[int]
@@ -133,7 +133,7 @@ def validate(
         StoppedWithOthersError: Either was so in another process.
     """
     dtype = torch.float64 if processes.device.type != "mps" else torch.float32
-    # A row a slice, so that the order of summing, and with it the last digit, does not depend on the processes.
+    # One row per slice, so that the order of summing, and with it the last digit, does not depend on the processes.
     sums = torch.zeros(samples, 5, dtype=dtype)
 
     def measure_all() -> None:
