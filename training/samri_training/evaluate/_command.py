@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -261,7 +262,7 @@ def _name_and_path(text: str) -> ModelRequest:
     if request.is_checkpoint:
         return ModelRequest(request.path.stem, request.path)
     # Resolved, since `.` has a name too.
-    folder = request.path.resolve()
+    folder = Path(os.path.realpath(request.path))
     return ModelRequest(folder.parent.name if folder.name == FILE_NAME else folder.name, request.path)
 
 

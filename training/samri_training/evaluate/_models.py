@@ -10,11 +10,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from samri.contract import prompt_chunks
 from samri.errors import CheckpointError
 from samri.manifest import Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, ProfileName, preprocess, profile
-from samri.prompts import PROMPTS_AT_ONCE, Prompt, pack, to_model_frame
+from samri.prompts import Prompt, pack, to_model_frame
 from samri_runtime import Embedding, Predictor
 from samri_runtime.providers import Provider
 from samri_training.devices import torch_device
@@ -156,7 +157,7 @@ class _CheckpointModel:
     def __init__(self, request: ModelRequest, device: str) -> None:
         import torch
 
-        from samri.model import ImageEncoder, PromptDecoder, encoder_sha256, load_checkpoint
+        from samri.model import ImageEncoder, SamDecoder, encoder_sha256, load_checkpoint
 
         self.name = request.name
         self._checkpoint = load_checkpoint(request.path, request.base)
@@ -170,7 +171,7 @@ class _CheckpointModel:
         self._device = torch_device(device)
         self._checkpoint.sam.to(self._device)
         self._encoder = ImageEncoder(self._checkpoint.sam.image_encoder)
-        self._decoder = PromptDecoder(self._checkpoint.sam)
+        self._decoder = SamDecoder(self._checkpoint.sam)
         self._encoder.to(self._device)  # Its own buffers: the window indices.
 
     def encode(self, image: npt.NDArray[Any], intensity_range: tuple[float, float] | None) -> Embedding:
@@ -186,8 +187,7 @@ class _CheckpointModel:
         masks, scores = [], []
         with self._torch.inference_mode():
             features = self._tensor(embedding.features)
-            for start in range(0, len(labels), PROMPTS_AT_ONCE):
-                some = slice(start, start + PROMPTS_AT_ONCE)
+            for some in prompt_chunks(len(labels)):
                 answer = self._decoder(features, self._tensor(frame[some]), self._tensor(labels[some]))
                 masks.append(answer[0].cpu().numpy())
                 scores.append(answer[1].cpu().numpy())

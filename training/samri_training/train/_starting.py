@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def run_folder(settings: Settings, last: Last | None) -> Path:
     folder = settings.save_dir
     if last is not None:
         own = last.path.parent
-        if folder is not None and folder.resolve() != own.resolve():
+        if folder is not None and os.path.realpath(folder) != os.path.realpath(own):
             raise InputError(f"a resumed run goes on in its own folder, {own}: leave out --save-dir")
         return own
     if folder is None:
