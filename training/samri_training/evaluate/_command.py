@@ -16,7 +16,7 @@ from samri.staging import staged_folder
 from samri_runtime.cli import command, json_option, overwrite_option, provider_option, say
 from samri_runtime.models import locate
 from samri_runtime.providers import Provider
-from samri_training.embedding_folders import parts_of, refuse_mixed_splits
+from samri_training.embedding_folders import folders_of_split, refuse_mixed_splits
 from samri_training.evaluate._evaluation import Protocol, evaluate
 from samri_training.evaluate._files import check_report, to_json, write_files
 from samri_training.evaluate._models import ModelRequest, open_model
@@ -161,12 +161,14 @@ def main(
     # The folder is claimed first: hours of work must not end in a name that is taken.
     with staged_folder(output, overwrite=overwrite, check=check_report) as stage:
         slices = None if data_dir is None else SliceFolder(data_dir, split)
-        parts = [
-            part for folder in embedding_dirs for part in parts_of(folder, split or TEST_SPLIT, asked=split is not None)
+        found = [
+            each
+            for folder in embedding_dirs
+            for each in folders_of_split(folder, split or TEST_SPLIT, asked=split is not None)
         ]
         opened = [open_model(request, provider, device) for request in requests]
         # A cache without provenance is taken to be the first model's own.
-        source = slices or EmbeddedSlices(*_opened(parts, embedding_dirs, opened[0].facts("fp32")))
+        source = slices or EmbeddedSlices(*_opened(found, embedding_dirs, opened[0].facts("fp32")))
         with _progress(len(source)) as bar:
             evaluation = evaluate(source, opened, protocol, on_slice=bar.update)
         summary = summarize(evaluation)
@@ -186,10 +188,10 @@ def main(
     say(f"{evaluation.structures} structures of {len(evaluation.cases)} case(s): {output}: {', '.join(files)}")
 
 
-def _opened(parts: Sequence[Path], folders: Sequence[Path], facts: EncoderFacts) -> list[Embeddings]:
-    opened = [open_embeddings(part, facts) for part in parts]
+def _opened(paths: Sequence[Path], folders: Sequence[Path], facts: EncoderFacts) -> list[Embeddings]:
+    opened = [open_embeddings(path, facts) for path in paths]
     for folder in folders:
-        refuse_mixed_splits(folder, [part for part in opened if part.path.is_relative_to(folder)])
+        refuse_mixed_splits(folder, [source for source in opened if source.path.is_relative_to(folder)])
     return opened
 
 
