@@ -114,6 +114,6 @@ def test_the_hint_for_many_tiny_structures(tmp_path: Path, small_sam: Sam) -> No
     frame = Frame.of(profile("samri"), 128, (64, 16, 16), settings)
     assert fine_structure_hint(ordinary, range(2), frame, settings) is None
     hint = fine_structure_hint(fine, range(2), frame, settings)
-    assert hint is not None and "--targets coverage --loss balanced" in hint and "20 connected parts" in hint
+    assert hint is not None and "--targets coverage --loss balanced" in hint and "20 connected components" in hint
     chosen = Settings(targets="coverage", loss="balanced")
     assert fine_structure_hint(fine, range(2), frame, chosen) is None

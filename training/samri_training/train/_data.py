@@ -151,7 +151,7 @@ def fine_structure_hint(
     if not areas or np.median(numbers) < _MANY or np.median(areas) >= _SMALL:
         return None
     return (
-        f"hint: a slice has {np.median(numbers):.0f} connected parts of {np.median(areas):.0f} pixels of the "
+        f"hint: a slice has {np.median(numbers):.0f} connected components of {np.median(areas):.0f} pixels of the "
         f"decoder's {frame.low_res} x {frame.low_res} (medians): for many tiny structures, "
         "--targets coverage --loss balanced keeps their outlines"
     )
