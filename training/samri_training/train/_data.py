@@ -22,7 +22,7 @@ from samri_training.embedding_folders import (
 from samri_training.published import PublishedCache, open_embeddings
 from samri_training.slices import SliceSource, Split
 from samri_training.store import EmbeddedSlice, Embeddings, EncoderFacts, combine, require_encoder
-from samri_training.train._samples import Frame, labels_of
+from samri_training.train._samples import SamplingConfig, labels_of
 from samri_training.train._settings import Settings
 from samri_training.train._targets import low_res_target
 from samri_training.train._validation import asked_with
@@ -130,7 +130,7 @@ _SMALL = 64
 
 
 def fine_structure_hint(
-    source: SliceSource[EmbeddedSlice], samples: Sequence[int], frame: Frame, settings: Settings
+    source: SliceSource[EmbeddedSlice], samples: Sequence[int], config: SamplingConfig, settings: Settings
 ) -> str | None:
     """A hint for training on many tiny structures per slice with targets that lose their outlines.
 
@@ -145,24 +145,24 @@ def fine_structure_hint(
             mask = source[samples[index]].mask
         except SamriError:
             return None  # The epoch comes to this slice, and stops all processes.
-        found = [area for label in labels_of(mask) for area in _component_areas(mask == label, frame)]
+        found = [area for label in labels_of(mask) for area in _component_areas(mask == label, config)]
         numbers.append(len(found))
         areas += found
     if not areas or np.median(numbers) < _MANY or np.median(areas) >= _SMALL:
         return None
     return (
         f"hint: a slice has {np.median(numbers):.0f} connected components of {np.median(areas):.0f} pixels of the "
-        f"decoder's {frame.low_res} x {frame.low_res} (medians): for many tiny structures, "
+        f"decoder's {config.low_res} x {config.low_res} (medians): for many tiny structures, "
         "--targets coverage --loss balanced keeps their outlines"
     )
 
 
-def _component_areas(mask: npt.NDArray[np.bool_], frame: Frame) -> list[float]:
+def _component_areas(mask: npt.NDArray[np.bool_], config: SamplingConfig) -> list[float]:
     """Areas of the connected components of a mask, in pixels of the decoder's logits."""
     from scipy.ndimage import label
 
     components, count = label(mask)
     if not count:
         return []
-    covered = float(low_res_target(mask, frame.profile, frame.image_size, frame.low_res, "coverage").sum())
+    covered = float(low_res_target(mask, config.profile, config.image_size, config.low_res, "coverage").sum())
     return [float(pixels) * covered / int(mask.sum()) for pixels in np.bincount(components.ravel())[1:]]

@@ -154,7 +154,7 @@ def _finite(values: Any) -> Any:
     return values
 
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Entry = dict[str, Any]
 
 
@@ -216,7 +216,7 @@ class Progress:
 
     _SECONDS = 30.0
 
-    def __init__(self, say: Say, epoch: int, epochs: int, steps: int) -> None:
+    def __init__(self, say: Log, epoch: int, epochs: int, steps: int) -> None:
         self._say = say
         self._title = f"epoch {epoch}/{epochs}"
         self._steps = steps
