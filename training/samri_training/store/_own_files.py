@@ -11,13 +11,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from samri.errors import OutputError
 from samri.locking import try_lock
+from samri.staging import as_output_error
 
 _FLAGS = os.O_RDWR | os.O_CREAT
 for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
@@ -97,18 +97,6 @@ def write_all(file: FileIO, content: Any, at: int) -> None:
     left = memoryview(content).cast("B")
     while left:
         left = left[file.write(left) :]
-
-
-@contextlib.contextmanager
-def as_output_error(path: Path, remedy: str = "") -> Iterator[None]:
-    """Turn an OSError into a one-line OutputError that ends with `remedy`."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno is not None else str(error)
-        raise OutputError(f"cannot write {path}: {reason}{remedy}") from error
 
 
 def _refuse_foreign(path: Path, found: os.stat_result) -> None:

@@ -27,10 +27,11 @@ import numpy.typing as npt
 from samri.errors import InputError, OutputError
 from samri.hashing import file_sha256
 from samri.opening import read_regular
+from samri.staging import as_output_error
 from samri_training.store._embeddings import EmbeddedSlice
 from samri_training.store._info import StoreInfo
 from samri_training.store._manifest import ShardManifest
-from samri_training.store._own_files import as_output_error, lock_own, open_own, rename_own, write_all, write_text
+from samri_training.store._own_files import lock_own, open_own, rename_own, write_all, write_text
 from samri_training.store._plan import FORMAT, FORMAT_VERSION, Shard
 from samri_training.store._shard_file import HEADER_BYTES, SliceEntry, header, pack_mask, tables
 
