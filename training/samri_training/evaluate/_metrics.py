@@ -3,6 +3,10 @@
 Distances follow MONAI's convention (`compute_hausdorff_distance` and `compute_average_surface_distance`), and are
 tested against it. An outline is the set of a mask's pixels that have a side in common with a pixel outside it or with
 the image's border; distances are between pixel centres.
+
+They are computed here from the outlines' pixels, because MONAI transforms the distances of whole images, once for each
+metric: 1.5 ms per pair of 256 x 256 masks for all of them against 34 ms by MONAI's three calls (one core, 60 pairs of
+blobs with radii of 6 to 50 pixels; largest difference 2e-6 mm).
 """
 
 from __future__ import annotations
