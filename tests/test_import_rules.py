@@ -37,12 +37,12 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ),
     (
         "training/",
-        {"numpy", "click", "cv2", "matplotlib", "monai", "onnxruntime", "scipy", "tqdm", "yaml", *TORCH},
+        {"numpy", "click", "cv2", "matplotlib", "monai", "onnxruntime", "scipy", "yaml", *TORCH},
         {"samri", "samri.model", "samri_runtime", "samri_training"},
     ),
     (
         "recipes/",
-        {"numpy", "click", "cv2", "matplotlib", "nibabel", "scipy", "tqdm", *TORCH},
+        {"numpy", "click", "cv2", "matplotlib", "nibabel", "scipy", *TORCH},
         {"samri", "samri.model", "samri_runtime", "samri_export", "samri_training", "samri_tiny"},
     ),
 ]

@@ -370,8 +370,8 @@ def test_nothing_but_its_own_output_is_ever_replaced(tmp_path):
     ("arguments", "words"),
     [
         (("--plane", "axial", "--axis", 1), "--plane or --axis, not both"),
-        (("--split", 0, 0, 0), "--split needs a share above 0"),
-        (("--split", 1, 0, 0, "--splits", "x"), "--split or --splits, not both"),
+        (("--ratios", 0, 0, 0), "--ratios needs a number above 0"),
+        (("--split", 1, 0, 0, "--splits", "x"), "--ratios or --split-files, not both"),
         (("--pattern", "a.nii", "{case}.nii"), "--pattern: a pattern needs a placeholder"),
         (("--patient", "("), "is no regular expression"),
         (("--patient", "p"), "needs a group in parentheses"),

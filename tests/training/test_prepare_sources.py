@@ -177,7 +177,7 @@ def test_another_seed_divides_otherwise():
 
 
 def test_one_patient_cannot_be_divided():
-    with pytest.raises(InputError, match=r"one patient \(anna\), too few to divide .*--split 1 0 0"):
+    with pytest.raises(InputError, match=r"one patient \(anna\), too few to divide .*--ratios 1 0 0"):
         divide(["anna"], (0.8, 0.1, 0.1), 0)
     assert divide(["anna"], (1, 0, 0), 0) == {"anna": "training"}
 

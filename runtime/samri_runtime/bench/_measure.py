@@ -200,7 +200,7 @@ def _run(
     }
     request.write_text(json.dumps(asked), encoding="utf-8")
     command = [sys.executable, "-m", _WORKER, str(request), str(result)]
-    returncode, stderr = _ended(command, effort.limit, lambda waited: progress(f"{case}: at it for {waited:.0f} s"))
+    returncode, stderr = _ended(command, effort.limit, lambda waited: progress(f"{case}: {waited:.0f} s so far"))
     if returncode is None:
         return {"error": f"gave no result within {effort.limit:g} s"}
     if result.is_file():

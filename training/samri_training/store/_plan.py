@@ -139,7 +139,10 @@ class StorePlan:
                 f"profile {mine.profile}, {mine.encoder_precision}: they can't be mixed; {other}"
             )
         if mine.dtype != theirs.dtype:
-            raise InputError(f"{folder} holds {theirs.dtype} embeddings, not {mine.dtype}: pass --precision or {other}")
+            raise InputError(
+                f"{folder} holds {theirs.dtype} embeddings, not {mine.dtype}: pass "
+                f"--store-dtype {theirs.dtype} or {other}"
+            )
         if (self.slices, self.slices_sha256) != (begun.slices, begun.slices_sha256):
             raise InputError(
                 f"{folder} was begun for {begun.slices} slices, and these are {self.slices} or have other names: "

@@ -71,7 +71,7 @@ class ShardWriter:
             if file is None:
                 raise OutputError(
                     f"{self._part} is being written by another samri-embed: wait for it, or give each process its own "
-                    "--shard"
+                    "--part"
                 )
             self._file = file
             self._journal: FileIO | None = None
@@ -162,7 +162,7 @@ class ShardWriter:
         if not np.isfinite(features).all():
             raise InputError(
                 f"the embedding of {item.name} holds NaN or infinite values as {self._info.dtype}: "
-                "check the encoder, or store it with --precision fp32"
+                "check the encoder, or store it with --store-dtype fp32"
             )
         return features
 

@@ -216,7 +216,7 @@ class _Run:
         for note in checkpoint.notes:
             self._say(f"note: {note}")
         if resume is not None:
-            self._say(f"going on after epoch {self._epoch} of {resume}")
+            self._say(f"resuming {resume} after epoch {self._epoch}")
         if not self._processes.first:
             return
         for note in self._notes():
