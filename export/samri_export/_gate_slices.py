@@ -23,7 +23,7 @@ _TEMPLATE_SLICES: tuple[tuple[Plane, int], ...] = (
 _OF_A_VOLUME = (0.35, 0.5, 0.65)
 
 
-def real_slices(scans: Sequence[Path], profile: Profile) -> tuple[Picture, ...]:
+def gate_slices(scans: Sequence[Path], profile: Profile) -> tuple[Picture, ...]:
     """Three slices of each scan, or six of the T1 template that comes with nilearn if there is no scan.
 
     Scans are numbered, since a file name may tell whose scan it is.
