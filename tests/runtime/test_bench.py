@@ -220,8 +220,8 @@ def test_a_machine_without_accelerators_is_told_so(bundle: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--gpu", "--provider", "cpu"), "leave out the options that do"),
-        (("--tune", "--threads", "2"), "leave out the options that do"),
+        (("--gpu", "--provider", "cpu"), "leave out --provider"),
+        (("--tune", "--threads", "2"), "leave out --provider"),
         (("--tune", "--gpu"), "not both"),
         (("--slice", "3"), "--slice needs --input"),
         (("--provider", "auto"), "auto"),
