@@ -47,7 +47,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ),
     (
         "recipes/",
-        {"numpy", "click", "cv2", "matplotlib", "nibabel", "scipy", *TORCH},
+        {"numpy", "click", "cv2", "matplotlib", "nibabel", "PIL", "scipy", *TORCH},
         {"samri", "samri.model", "samri_runtime", "samri_export", "samri_training", "samri_tiny"},
     ),
 ]
