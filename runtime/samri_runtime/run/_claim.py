@@ -17,8 +17,8 @@ PROGRAM = "samri-run"
 _CANDIDATES = 3
 
 
-def result_files(scan: Path, candidates: int, *, png: bool = True) -> dict[str, list[str]]:
-    """File names by what they hold: `masks`, `provenance`, `pictures` and `overlay`."""
+def result_files(scan: Path, candidates: int, *, png: bool = True, named: bool = False) -> dict[str, list[str]]:
+    """File names by what they hold: `masks`, `provenance`, `pictures`, `overlay`, and `table` of objects with names."""
     name = scan_name(scan)
     numbers = [""] if candidates == 1 else [str(number) for number in range(1, candidates + 1)]
     return {
@@ -26,6 +26,7 @@ def result_files(scan: Path, candidates: int, *, png: bool = True) -> dict[str, 
         "provenance": [f"{name}_seg_.json"],
         "pictures": [f"{name}_seg_{number}.png" for number in numbers if png],
         "overlay": [f"{name}_overlay.png"] if png else [],
+        "table": [f"{name}_seg_dseg.tsv"] if named else [],
     }
 
 
@@ -50,13 +51,15 @@ def own_results(output: Path, scan: Path) -> list[str]:
     record = _record(output, scan)
     if record is None:
         return []
-    every = dict.fromkeys([*names_of(result_files(scan, 1)), *names_of(result_files(scan, _CANDIDATES))])
+    every = dict.fromkeys([*names_of(result_files(scan, 1, named=True)), *names_of(result_files(scan, _CANDIDATES))])
     # A record names files, but no others than those that a run makes are believed to be one's.
     own = {*unchanged(output, {name: record["files"].get(name) for name in every}), _provenance_of(scan)}
     return [name for name in every if name in own]
 
 
-def check_replaceable(output: Path, scan: Scan, view: SliceView, candidates: int, *, png: bool) -> None:
+def check_replaceable(
+    output: Path, scan: Scan, view: SliceView, candidates: int, *, png: bool, named: bool = False
+) -> None:
     """Refuse to replace anything but what an earlier run made of the very same slice.
 
     Raises:
@@ -68,7 +71,7 @@ def check_replaceable(output: Path, scan: Scan, view: SliceView, candidates: int
             f"{output / _provenance_of(scan.path)} is the result of {other}: name another --output, "
             "or pass --overwrite to replace it"
         )
-    names = names_of(result_files(scan.path, candidates, png=png))
+    names = names_of(result_files(scan.path, candidates, png=png, named=named))
     refuse_foreign_files(output, names, own_results(output, scan.path))
 
 

@@ -185,12 +185,12 @@ def main(
         prompts_per_image=len(asked),
     )
     with Background(functools.partial(_opened_early, open_model, provider)) as opening:
-        check_output(output, source, 3 if multimask else 1, png=not no_png)
+        check_output(output, source, 3 if multimask else 1, png=not no_png, named=bool(names))
         click.get_current_context().with_resource(claimed(output, source))
         scan = _read(source, frame)
         view = choose_view(scan, index, axis, plane)
         if not overwrite:
-            check_replaceable(output, scan, view, 3 if multimask else 1, png=not no_png)
+            check_replaceable(output, scan, view, 3 if multimask else 1, png=not no_png, named=bool(names))
         checked = [prompt.validate(view.shape) for prompt in asked]
         prompts = [prompt for prompt, _ in checked]
         predictor = opening.result() or open_model()
@@ -215,12 +215,14 @@ def main(
         *segmentation.embedding.notes,
         *outliers,
         *empty(segmentation),
-        *replaced(output, source, 3 if multimask else 1, png=not no_png),
+        *replaced(output, source, 3 if multimask else 1, png=not no_png, named=bool(names)),
     ]
     places = [source.parent, output, predictor.bundle.folder, *([] if cache_dir is None else [cache_dir])]
     kept_notes = [without_folders(note, places) for note in notes]
     provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, kept_notes, names)
-    files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png, overwrite=overwrite)
+    files = write_results(
+        output, scan, view, prompts, segmentation, provenance, names=names, png=not no_png, overwrite=overwrite
+    )
     for note in notes:
         say(f"note: {note}")
     ran = ", ".join(dict.fromkeys(predictor.providers.values()))

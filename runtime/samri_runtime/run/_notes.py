@@ -46,10 +46,11 @@ def empty(segmentation: Segmentation) -> list[str]:
     ]
 
 
-def replaced(output: Path, source: Path, candidates: int, *, png: bool) -> list[str]:
+def replaced(output: Path, source: Path, candidates: int, *, png: bool, named: bool) -> list[str]:
     """Notes on what is replaced: an earlier run's results, and what --overwrite was given for."""
     own = own_results(output, source)
-    asked = [name for name in names_of(result_files(source, candidates, png=png)) if name not in own]
+    files = result_files(source, candidates, png=png, named=named)
+    asked = [name for name in names_of(files) if name not in own]
     others = [name for name in asked if os.path.lexists(output / name)]
     return [
         *([f"replaced the results of an earlier run: {', '.join(own)}"] if own else []),

@@ -14,7 +14,7 @@ import numpy as np
 from samri import __version__
 from samri.errors import OutputError
 from samri.geometry import SliceView
-from samri.io import Scan, draw_overlay, nibabel_version, side_by_side, write_mask, write_png
+from samri.io import Scan, draw_overlay, nibabel_version, side_by_side, write_label_table, write_mask, write_png
 from samri.ownership import sealed_json
 from samri.prompts import Prompt
 from samri.staging import refuse_folders_in_the_way, staged_files
@@ -24,7 +24,7 @@ from samri_runtime.run._request import view_spacing, voxel_volume
 from samri_runtime.run._segment import Segmentation
 
 
-def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True) -> None:
+def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True, named: bool = False) -> None:
     """Say before the work, not after it, that its results will have no place.
 
     Raises:
@@ -39,7 +39,7 @@ def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True)
         raise OutputError(f"cannot write {folder}: {existing} is not a folder: name another --output")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {folder}: {existing} allows no writing: name another --output")
-    refuse_folders_in_the_way(folder, names_of(result_files(scan, candidates, png=png)))
+    refuse_folders_in_the_way(folder, names_of(result_files(scan, candidates, png=png, named=named)))
 
 
 def write_results(
@@ -50,12 +50,14 @@ def write_results(
     segmentation: Segmentation,
     provenance: Mapping[str, Any],
     *,
+    names: Sequence[str] = (),
     png: bool = True,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write `<name>_seg_.nii.gz`, `<name>_seg_.json` and, with `png`, `<name>_seg_.png` and `<name>_overlay.png`.
 
-    Three candidates are `<name>_seg_1.nii.gz` to `<name>_seg_3.nii.gz` (and `.png`), side by side in the overlay.
+    Three candidates are `<name>_seg_1.nii.gz` to `<name>_seg_3.nii.gz` (and `.png`), side by side in the overlay. With
+    `names`, there is `<name>_seg_dseg.tsv` too.
 
     Args:
         output: The folder; made if missing. What an earlier run made of the same slice is replaced or removed.
@@ -64,6 +66,7 @@ def write_results(
         prompts: What was asked, in pixels of the slice as shown.
         segmentation: The answer.
         provenance: Written to the JSON file, with the SHA-256 of all other files.
+        names: Of the objects; they also stand in the masks' headers.
         png: Write the pictures too.
         overwrite: Replace other files of these names, too.
 
@@ -74,19 +77,22 @@ def write_results(
         OutputError: They can't be written, or would replace what isn't this program's; then none is.
     """
     candidates = len(segmentation.label_maps)
-    files = result_files(scan.path, candidates, png=png)
+    named = dict(enumerate(names, start=1))
+    files = result_files(scan.path, candidates, png=png, named=bool(named))
     (record,) = files["provenance"]
     with staged_files(output, obsolete=own_results(output, scan.path), last=record) as stage:
         for name, labels in zip(files["masks"], segmentation.label_maps, strict=True):
-            write_mask(stage / name, view.insert(labels, labels.dtype), scan)
+            write_mask(stage / name, view.insert(labels, labels.dtype), scan, named)
         for name, labels in zip(files["pictures"], segmentation.label_maps, strict=False):
             write_png(stage / name, np.where(labels > 0, np.uint8(255), np.uint8(0)))
         for name in files["overlay"]:
             write_png(stage / name, _overlay(scan, view, prompts, segmentation))
+        for name in files["table"]:
+            write_label_table(stage / name, named)
         others = [name for name in names_of(files) if name != record]
         (stage / record).write_text(sealed_json(provenance, stage, others), "utf-8")
         if not overwrite:  # Again: a person may have put a file there meanwhile.
-            check_replaceable(output, scan, view, candidates, png=png)
+            check_replaceable(output, scan, view, candidates, png=png, named=bool(named))
     return [output / name for name in names_of(files)]
 
 
