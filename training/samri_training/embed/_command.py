@@ -26,7 +26,7 @@ from samri_training.store import PLAN_NAME, EmbeddingStore, EncoderFacts, Stored
 from samri_training.store._info import STORED_DTYPES
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = click.Path(path_type=Path)  # Or the folder of a model in several files.
 # Providers that take a GPU's number.
 _NUMBERED: tuple[Provider, ...] = ("cuda", "tensorrt", "rocm", "migraphx")
 _TORCH_DEVICES: dict[str, Provider] = {"mps": "coreml"}
