@@ -31,6 +31,13 @@ _JPEG_COMPLAINTS = (
     *("Warning: unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters"),
 )
 
+_OPENCV_LINE = re.compile(r"\[ ?(INFO|WARN|ERROR):\d+@[\d.]+\] ")
+_TIFF_COMPLAINT = re.compile(
+    _OPENCV_LINE.pattern.replace("(", "(?:") + r"global grfmt_tiff\.cpp:\d+ TIFF_(Error|Warning) (.*)"
+)
+# Of libtiff's warnings those that change pixels; most others are about unknown tags.
+_TIFF_DAMAGE = ("PackBitsDecode: Discarding", "JPEGLib: Corrupt", "JPEGLib: Premature")
+
 
 def raster_format(data: bytes) -> RasterFormat | None:
     """What the first bytes say that the file is; None for anything else."""
@@ -82,6 +89,16 @@ def jpeg_damage(log: str) -> tuple[str | None, str]:
     ours = [line for line in lines if line.startswith(_JPEG_COMPLAINTS)]
     damage = next((line.strip() for line in ours if line.startswith(_JPEG_DAMAGE)), None)
     return damage, "".join(line for line in lines if line not in ours)
+
+
+def tiff_damage(log: str) -> tuple[str | None, str]:
+    """As `jpeg_damage`, of what OpenCV logs for libtiff (from OpenCV 4.11 on; earlier ones say nothing)."""
+    lines = log.splitlines(keepends=True)
+    found = [match for match in map(_TIFF_COMPLAINT.match, lines) if match]
+    damage = next(
+        (text for level, text in map(re.Match.groups, found) if level == "Error" or text.startswith(_TIFF_DAMAGE)), None
+    )
+    return damage, "".join(line for line in lines if not _OPENCV_LINE.match(line))
 
 
 def tiff_page(data: bytes) -> tuple[int, tuple[int, int], bytes]:
