@@ -18,8 +18,8 @@ from samri.errors import InputError, OutputError
 from samri.hashing import hashed_as_read
 from samri.io import read_scan, write_mask
 from samri.ownership import read_sealed, sealed_json
+from samri.privacy import without_folders
 from samri_runtime.run import main
-from samri_runtime.run._notes import without_folders
 from scan_factory import brain_like, save_nifti
 
 BOX = ("--box", 5, 5, 20, 22)

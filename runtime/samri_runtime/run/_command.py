@@ -16,6 +16,7 @@ from samri.geometry import PLANES, Plane
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
 from samri.outliers import outlier_note
+from samri.privacy import without_folders
 from samri_runtime import models
 from samri_runtime._command import GivenModel, GivenPath, OutputFolder, command, emit, provider_options_of, say
 from samri_runtime._interruptible import Background
@@ -24,7 +25,7 @@ from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.providers import Provider, is_cpu
 from samri_runtime.run._caching import byte_size_of, choose_cache
 from samri_runtime.run._claim import check_replaceable, claimed
-from samri_runtime.run._notes import empty, replaced, unknown_orientation, without_folders
+from samri_runtime.run._notes import empty, replaced, unknown_orientation
 from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
 from samri_runtime.run._request import XY, XYXY, build_prompts, check_names, choose_view
 from samri_runtime.run._results import check_output, describe_run, write_results

@@ -1,34 +1,14 @@
-"""Notes on a run: what a person should know, and the same without folders, which often name the patient."""
+"""Notes on a run: what a person should know."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from samri.geometry import Plane
 from samri.io import Scan
 from samri_runtime.run._claim import names_of, own_results, result_files
 from samri_runtime.run._segment import Segmentation
-
-# An absolute path up to its last part; a folder's name with a space ends the match early.
-_ABSOLUTE = re.compile(r"(?<![\w.~/\\-])(?:~|[A-Za-z]:)?[/\\]{1,2}(?:[^\s/\\:;,'\"()]+[/\\])*(?=[^\s/\\])")
-_BEGINS = r"(?<![\w./\\-])"
-
-
-def without_folders(note: str, folders: Iterable[Path]) -> str:
-    """The note with every path cut down to its last part.
-
-    Args:
-        note: A plain line.
-        folders: Those that paths in it may begin with, as they were given; their names may hold spaces.
-    """
-    known = {str(place) for folder in folders for place in (folder, folder.absolute(), folder.resolve())}
-    for folder in sorted(known - {os.curdir, os.sep}, key=len, reverse=True):
-        note = re.sub(f"{_BEGINS}{re.escape(folder)}[/\\\\]+", "", note)
-        note = re.sub(rf"{_BEGINS}{re.escape(folder)}(?![\w.-])", "the folder", note)
-    return _ABSOLUTE.sub("", note)
 
 
 def unknown_orientation(scan: Scan, plane: Plane | None) -> list[str]:
