@@ -21,7 +21,7 @@ from samri.preprocessing import Profile
 from samri.prompts import Prompt, pack, to_model_frame
 from samri_training.prompting import PromptKind, sample_prompt
 from samri_training.train._settings import LabelsPerSlice, Settings, Targets, TrainingPrompts
-from samri_training.train._targets import LowRes, low_res_target
+from samri_training.train._targets import LowRes, connected_parts, low_res_target
 
 
 class StoredSlice(Protocol):
@@ -57,6 +57,7 @@ class Frame:
     targets: Targets
     seed: int
     labels_per_slice: LabelsPerSlice = 1
+    connected_parts: int = 0
 
     @classmethod
     def of(cls, profile: Profile, image_size: int, embedding_shape: tuple[int, int, int], settings: Settings) -> Frame:
@@ -70,12 +71,17 @@ class Frame:
             settings.targets,
             settings.seed,
             settings.labels_per_slice,
+            settings.connected_parts,
         )
 
     @property
     def low_res(self) -> int:
         """L: side of the decoder's logits."""
         return 4 * self.embedding_shape[1]
+
+    def structures(self, mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(H, W) label map of what is asked about: the labels themselves, or their connected parts."""
+        return connected_parts(mask, self.connected_parts) if self.connected_parts else mask
 
 
 class Batch(NamedTuple):
@@ -138,17 +144,18 @@ class TrainingBatches(Dataset[Batch]):
             except SamriError as error:
                 return empty_batch(self._frame)._replace(failure=str(error))
             rng = np.random.default_rng([self._frame.seed, request.epoch, index])
-            labels = labels_of(stored.mask)
-            drawn, tries = drawn_targets(stored.mask, rng.permutation(labels), self._frame)
+            mask = self._frame.structures(stored.mask)
+            labels = labels_of(mask)
+            drawn, tries = drawn_targets(mask, rng.permutation(labels), self._frame)
             thin += [index] if tries > len(drawn) else []
             if not drawn:
                 vanished += len(labels) > 0
                 empty += len(labels) == 0
                 continue
             relabelled += tries > len(drawn)
-            for place, (mask, target) in enumerate(drawn):
+            for place, (binary, target) in enumerate(drawn):
                 kind = prompt_kind(self._frame.prompts, request.epoch, index + place)
-                prompts.append(sample_prompt(mask, kind, rng, self._frame.jitter))
+                prompts.append(sample_prompt(binary, kind, rng, self._frame.jitter))
                 targets.append(target)
                 shapes.append((mask.shape[0], mask.shape[1]))
                 rows.append(len(features))

@@ -66,6 +66,14 @@ class Settings:
         LabelsPerSlice,
         About("Labels that are learned from each slice in an epoch, drawn at random: N or all.", least=1),
     ] = 1
+    connected_parts: Annotated[
+        int,
+        About(
+            "Make each connected part of a label a target of its own, if it has at least so many pixels; 0 for whole "
+            "labels.",
+            least=0,
+        ),
+    ] = 0
     targets: Annotated[Targets, About("How masks become targets of the decoder's resolution.")] = "area"
     loss: Annotated[
         Loss, About("Of a mask: Dice + 10 focal, as published; or Dice and a cross entropy balanced around the target.")
@@ -132,7 +140,8 @@ def described() -> dict[str, tuple[Any, About]]:
 
 CURVE = (
     "accumulate", "batch_size", "lr", "weight_decay", "scheduler", "warmup_steps", "min_lr", "clip_norm", "prompts",
-    "jitter", "labels_per_slice", "targets", "loss", "train_scores", "ema", "amp", "seed", "val_fraction",
+    "jitter", "labels_per_slice", "connected_parts", "targets", "loss", "train_scores", "ema", "amp", "seed",
+    "val_fraction",
 )  # fmt: skip
 """What must stay for a resumed run to go on with the same curve; batch_size and accumulate: their product."""
 
