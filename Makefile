@@ -4,11 +4,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
+DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 # Tests at a time. Each takes 2 GB at most.
 JOBS ?= 2
 
-.PHONY: demo test test-fast test-all lint clean
+.PHONY: demo test test-fast test-all lint docs clean
 
 demo: $(DEMO_VENV)/installed
 	$(DEMO_VENV)/bin/python examples/demo.py
@@ -29,10 +30,15 @@ lint: $(VENV)/installed
 	$(BIN)/codespell
 	$(BIN)/mypy
 
+# The site, in site/; it needs no network to read.
+docs: $(DOCS_VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 $(VENV)/installed: PACKAGES = --editable . --group dev
 $(DEMO_VENV)/installed: PACKAGES = --editable '.[cpu,io]' nilearn
+$(DOCS_VENV)/installed: PACKAGES = --editable . --group docs
 
-$(VENV)/installed $(DEMO_VENV)/installed: pyproject.toml
+$(VENV)/installed $(DEMO_VENV)/installed $(DOCS_VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "SAMRI needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
@@ -40,4 +46,4 @@ $(VENV)/installed $(DEMO_VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO_VENV) $(DOCS_VENV) site demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

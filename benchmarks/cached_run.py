@@ -31,10 +31,11 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from samri.metrics import dice
 from samri_runtime.cache import EmbeddingCache
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
 BOX = (60, 80, 130, 160)
 SLICE = 90
@@ -154,7 +155,7 @@ def make_model(folder: Path, small: bool) -> tuple[Path, Path]:
     script = (
         "import sys; from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam\n"
+        "from tests.support.sams import SMALL, VIT_B, save_checkpoint, seeded_sam\n"
         "from samri_export import export_bundle\n"
         "path = save_checkpoint(Path(sys.argv[2]), seeded_sam(SMALL if sys.argv[4] == 'yes' else VIT_B))\n"
         "export_bundle(path, Path(sys.argv[3]), profile='samri', verify='off')\n"
@@ -162,7 +163,7 @@ def make_model(folder: Path, small: bool) -> tuple[Path, Path]:
     checkpoint, bundle = folder / "model.pth", folder / "bundle"
     if bundle.is_dir():
         return checkpoint, bundle
-    given = [str(ROOT / "tests"), str(checkpoint), str(bundle), "yes" if small else "no"]
+    given = [str(ROOT), str(checkpoint), str(bundle), "yes" if small else "no"]
     subprocess.run([sys.executable, "-c", script, *given], check=True)
     return checkpoint, bundle
 
@@ -195,11 +196,6 @@ def run(command: list[str]) -> float:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     return lasted
-
-
-def dice(ours: np.ndarray, theirs: np.ndarray) -> float:
-    both = int(ours.sum() + theirs.sum())
-    return 2 * int((ours & theirs).sum()) / both if both else 1.0
 
 
 def environment() -> dict[str, Any]:

@@ -33,7 +33,7 @@ def main(candidate: str, folder: Path, images: int) -> None:
         features = encode(picture)
         seconds.append(time.perf_counter() - started)
     np.save(folder / f"{candidate}.npy", features)
-    from samri_runtime.bench._memory import peak_rss
+    from samri_runtime.machine import peak_rss
 
     print(json.dumps({"opening": opening, "seconds": seconds, "peak": peak_rss(), "ran on": ran_on()}))
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from encoder_process import CANDIDATES, OPENVINO, OURS, PLAIN, SAMEXPORTER, TORCH
 from peer_graphs import (
@@ -44,10 +44,10 @@ from peer_graphs import (
     versions,
 )
 
-from sam_factory import SMALL, VIT_B, save_checkpoint, seeded_sam
 from samri.process import usable_cores
 from samri_export import export_bundle
-from samri_runtime.doctor._machine import machine
+from samri_runtime.machine import machine
+from tests.support.sams import SMALL, VIT_B, save_checkpoint, seeded_sam
 
 
 def main() -> None:

@@ -27,10 +27,9 @@ import torch
 from monai.losses.dice import DiceFocalLoss
 from segment_anything.modeling import Sam
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sam_factory import SMALL, VIT_B, seeded_sam
-from samri.model import Architecture, PromptDecoder, build_sam
+from samri.model import Architecture, SamDecoder, build_sam
 from samri.model._decoder import embed_points
 from samri.preprocessing import preprocess, profile
 from samri_training.store import EmbeddedSlice, EmbeddingStore, EncoderFacts, ShardWriter, StoreInfo, StorePlan
@@ -38,6 +37,7 @@ from samri_training.train import Settings
 from samri_training.train._processes import Processes
 from samri_training.train._samples import Frame, Request, TrainingBatches
 from samri_training.train._step import Training
+from tests.support.sams import SMALL, VIT_B, seeded_sam
 
 CPU = torch.device("cpu")
 LOSS = DiceFocalLoss(sigmoid=True, squared_pred=True, lambda_dice=1, lambda_focal=10, gamma=2)
@@ -190,7 +190,7 @@ def step_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
     shape = data.store.info.embedding_shape
     frame = Frame.of(profile("samri"), data.store.info.image_size, shape, settings)
     batches = TrainingBatches(data.store, frame)
-    training = Training(PromptDecoder(sam), settings, Processes(CPU), 1000)
+    training = Training(SamDecoder(sam), settings, Processes(CPU), 1000)
     optimizer = torch.optim.AdamW(training.parameters.values(), lr=1e-5, weight_decay=0.1)
     shares: list[list[float]] = [[], []]
 
@@ -243,7 +243,7 @@ def whole_model_table(title: str, data: Data, sam: Sam, samples: int, rounds: in
         for parameter, gradient in kept.items():
             parameter.grad = gradient
 
-    training = Training(PromptDecoder(sam), settings, Processes(CPU), 1000)
+    training = Training(SamDecoder(sam), settings, Processes(CPU), 1000)
     trained = sum(parameter.numel() for parameter in training.parameters.values())
 
     def decoder_only() -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
-from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri_export import export_bundle
+from tests.support.sams import SMALL, save_checkpoint, seeded_sam
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,7 +13,7 @@ from samri.errors import InputError
 from samri.model import infer_architecture, load_checkpoint
 from samri.process import usable_cores
 from samri.staging import staged_file
-from samri_runtime._command import command, emit, say
+from samri_runtime.cli import command, emit, say
 from samri_tiny.architecture import IMAGE_SIZE, tiny_sam
 from samri_tiny.finetuning import finetune
 from samri_tiny.plan import Phase, Plan

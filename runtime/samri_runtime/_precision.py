@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from samri.manifest import Manifest, Precision
+from samri_runtime.machine import computes_int8_fast
 from samri_runtime.providers import Provider
-from samri_runtime.providers._processor import computes_int8_fast
 
 _HALF_FIRST: tuple[Precision, ...] = ("fp16", "fp32", "int8")
 _FULL_FIRST: tuple[Precision, ...] = ("fp32", "int8", "fp16")

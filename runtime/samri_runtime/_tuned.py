@@ -25,8 +25,8 @@ from samri.manifest import PRECISIONS, Precision
 from samri.opening import open_regular, read_json
 from samri.process import usable_cores
 from samri.staging import staged_file
+from samri_runtime.machine import processor
 from samri_runtime.providers import PROVIDERS, Provider
-from samri_runtime.providers._processor import processor
 from samri_runtime.providers._session import prove_once
 from samri_runtime.providers._wheels import installed_wheels
 

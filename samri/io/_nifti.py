@@ -15,8 +15,8 @@ import numpy.typing as npt
 from samri.errors import InputError
 from samri.io._label_names import CARET, label_extension
 from samri.io._nifti_header import NiftiGrid, NiftiHeader, read_header
-from samri.io._optional import require
 from samri.io._volume_stream import VolumeStream, check_shape, choose_frame, volume_stream
+from samri.io.optional import require
 from samri.staging import staged_file
 
 _SFORM_ALIGNED = 2

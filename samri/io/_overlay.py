@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from samri.io._optional import require
+from samri.io.optional import require
 
 Picture = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from samri._onnx_wire import external_locations
 from samri.errors import BundleError
+from samri.onnx_wire import external_locations
 
 
 def external(name: str, location: str) -> TensorProto:

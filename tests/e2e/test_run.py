@@ -26,7 +26,7 @@ from samri.preprocessing import profile
 from samri_runtime import Predictor
 from samri_runtime.run import main
 from samri_runtime.run._segment import LabelMap, segment
-from scan_factory import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, brain_like, save_nifti
+from tests.support.scans import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, brain_like, save_nifti
 
 BOX = (12.5, 10, 30, 41)
 
@@ -55,7 +55,7 @@ def load(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
 
-def picture(path: Path) -> np.ndarray:
+def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
 
@@ -104,7 +104,7 @@ def test_a_2d_nifti_is_segmented_as_its_array(bundle, predictor, tmp_path, slice
     assert written.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(written.affine, nib.load(source).affine)
     np.testing.assert_array_equal(np.asarray(written.dataobj).reshape(50, 64), expected)
-    np.testing.assert_array_equal(picture(tmp_path / "out" / "case 1_seg_.png"), np.where(expected, 255, 0))
+    np.testing.assert_array_equal(pixels(tmp_path / "out" / "case 1_seg_.png"), np.where(expected, 255, 0))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_plane_is_shown_as_radiologists_do_and_masked_in_place(bundle, predict
     expected = expected_mask(predictor, radiological(canonical, plane, 20), box)
     np.testing.assert_array_equal(radiological(mask, plane, 20), expected)
     assert mask.sum() == expected.sum()
-    np.testing.assert_array_equal(picture(tmp_path / "out" / "scan_seg_.png") > 0, expected)
+    np.testing.assert_array_equal(pixels(tmp_path / "out" / "scan_seg_.png") > 0, expected)
 
 
 def test_a_plane_of_a_scan_without_orientation_is_called_a_guess(bundle, tmp_path):
@@ -225,7 +225,7 @@ def test_several_boxes_give_one_label_map_with_overlaps_to_the_surer_object(bund
             expected[row, column] = surest + 1
     np.testing.assert_array_equal(load(tmp_path / "out" / "scan_seg_.nii.gz"), expected)
     assert set(np.unique(expected)) == {0, 1, 2, 3}
-    overlay = picture(tmp_path / "out" / "scan_overlay.png")
+    overlay = pixels(tmp_path / "out" / "scan_overlay.png")
     for color in PALETTE[:3]:
         assert (overlay == color).all(axis=-1).any()
 
@@ -429,9 +429,9 @@ def test_a_model_type_must_be_that_of_the_bundle(bundle, tmp_path, slice_2d):
 def test_the_overlay_shows_anisotropic_voxels_in_true_proportions(bundle, tmp_path, spacing):
     source = save_nifti(tmp_path / "scan.nii.gz", brain_like((30, 60, 30)), sform=affine(zooms=spacing))
     succeeded(run(bundle, source, tmp_path / "out", "--axis", 1, "--slice", 30, "--box", 3, 3, 20, 20))
-    height, width, _ = picture(tmp_path / "out" / "scan_overlay.png").shape
+    height, width, _ = pixels(tmp_path / "out" / "scan_overlay.png").shape
     assert height / width == pytest.approx(spacing[0] / spacing[2], rel=0.02)
-    assert picture(tmp_path / "out" / "scan_seg_.png").shape == (30, 30)
+    assert pixels(tmp_path / "out" / "scan_seg_.png").shape == (30, 30)
 
 
 def test_results_of_an_earlier_run_do_not_stay_beside_those_of_a_later_one(bundle, tmp_path, slice_2d):

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from samri.io import PALETTE, read_scan, write_mask
 from samri_runtime.run import main
 from samri_training.prepare._labels import bids_table_of, read_bids_table
-from scan_factory import OBLIQUE, brain_like, save_nifti
+from tests.support.scans import OBLIQUE, brain_like, save_nifti
 
 NAMES = ('left "hip" <1> & more', "Hüfte rechts")
 BOXES = ("--box", 5, 5, 20, 22, "--box", 12, 10, 28, 30)

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from samri.bundle import Bundle
 from samri_runtime import models
 from samri_runtime.run import main
-from scan_factory import brain_like, save_nifti
+from tests.support.scans import brain_like, save_nifti
 
 DEMONSTRATION = "the model is samri-tiny, which comes with SAMRI: a demonstration, not for clinical use"
 

@@ -20,7 +20,8 @@ from samri.io import read_scan, write_mask
 from samri.ownership import read_sealed, sealed_json
 from samri.privacy import without_folders
 from samri_runtime.run import main
-from scan_factory import brain_like, save_nifti
+from tests.support.files import contents
+from tests.support.scans import brain_like, save_nifti
 
 BOX = ("--box", 5, 5, 20, 22)
 ALL = ["scan_overlay.png", "scan_seg_.json", "scan_seg_.nii.gz", "scan_seg_.png"]
@@ -35,10 +36,6 @@ def refused(result: Result, code: int = 1) -> str:
     assert result.exit_code == code, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if "error" in line]
     return line
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -59,18 +56,18 @@ def test_a_persons_file_is_replaced_only_when_asked(bundle: Path, source: Path, 
     message = refused(run(bundle, source, output, "--slice", 3))
     assert name in message
     assert "--overwrite" in message
-    assert tree(output) == {name: b"mine"}
+    assert contents(output) == {name: b"mine"}
     result = run(bundle, source, output, "--slice", 3, "--overwrite")
     assert result.exit_code == 0
     assert name in result.stderr
-    assert sorted(tree(output)) == ALL
+    assert sorted(contents(output)) == ALL
 
 
 def test_the_same_slice_of_the_same_scan_replaces_its_own_results(bundle: Path, source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     for options in (("--multimask",), (), ("--no-png",)):
         assert run(bundle, source, output, "--slice", 3, *options).exit_code == 0
-    assert sorted(tree(output)) == ["scan_seg_.json", "scan_seg_.nii.gz"]
+    assert sorted(contents(output)) == ["scan_seg_.json", "scan_seg_.nii.gz"]
     record = read_sealed(output / "scan_seg_.json")
     assert record is not None
     digest = hashlib.sha256((output / "scan_seg_.nii.gz").read_bytes()).hexdigest()
@@ -83,9 +80,9 @@ def test_what_a_person_edited_since_is_theirs(bundle: Path, source: Path, tmp_pa
         assert run(bundle, source, output, "--slice", 3, "--overwrite").exit_code == 0
         text = (output / name).read_bytes()
         (output / name).write_bytes(text.replace(b'"samri-run"', b'"samri-run" ') if name.endswith("json") else b"mine")
-        before = tree(output)
+        before = contents(output)
         assert "scan_" in refused(run(bundle, source, output, "--slice", 3))
-        assert tree(output) == before
+        assert contents(output) == before
 
 
 def test_another_scan_or_slice_of_the_same_name_is_refused(bundle: Path, source: Path, tmp_path: Path) -> None:
@@ -93,12 +90,12 @@ def test_another_scan_or_slice_of_the_same_name_is_refused(bundle: Path, source:
     other = save_nifti(tmp_path / "other" / "scan.nii.gz", brain_like((30, 34, 6))[::-1])
     output = tmp_path / "out"
     assert run(bundle, source, output, "--slice", 3).exit_code == 0
-    before = tree(output)
+    before = contents(output)
     assert "another scan of the same name" in refused(run(bundle, other, output, "--slice", 3))
     assert "slice 3 along axis 2, not 2" in refused(run(bundle, source, output, "--slice", 2))
-    assert tree(output) == before
+    assert contents(output) == before
     assert run(bundle, other, output, "--slice", 3, "--overwrite").exit_code == 0
-    assert tree(output) != before
+    assert contents(output) != before
 
 
 @pytest.mark.parametrize("name", ["mask.nii.gz", "mask.png", "a/mask.NII", "mask.json"])
@@ -125,7 +122,7 @@ def test_one_run_at_a_time_and_a_kill_leaves_nothing(bundle: Path, source: Path,
         other.send_signal(signal.SIGKILL)
         other.wait()
     assert run(bundle, source, output, "--slice", 3).exit_code == 0
-    assert sorted(tree(output)) == ALL
+    assert sorted(contents(output)) == ALL
 
 
 def test_a_scan_that_is_replaced_during_the_work_keeps_the_hash_of_what_was_read(

@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from parity import picture
 from samri.manifest import FILE_NAME
 from samri_runtime.models import find
+from tests.support.parity import picture
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {

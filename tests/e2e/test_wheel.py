@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from parity import picture
+from tests.support.parity import picture
 
 ROOT = Path(__file__).parents[2]
 

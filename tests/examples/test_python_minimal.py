@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity import agree, covers_a_part, picture
 from samri_runtime import Predictor, models
+from tests.support.parity import agree, covers_a_part, picture
 
 HOST = Path(__file__).parents[2] / "examples" / "python_minimal" / "segment.py"
 

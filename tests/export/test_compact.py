@@ -15,12 +15,12 @@ from onnx import numpy_helper
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 from segment_anything.modeling import Sam
 
-from sam_factory import save_checkpoint
 from samri.bundle import Bundle
 from samri.errors import CheckpointError, OutputError
 from samri.hashing import file_sha256
 from samri_export import _compact, _onnx_writing, export_bundle
 from samri_export.command import main
+from tests.support.sams import save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from parity import covers_a_part
 from samri.bundle import Bundle
 from samri.manifest import Role
+from tests.support.parity import covers_a_part
 
 SHAPES = {
     "portrait": (150, 96),

@@ -17,12 +17,12 @@ from click.testing import CliRunner, Result
 from segment_anything.modeling import Sam
 
 import samri_export
-from sam_factory import save_checkpoint, with_other_decoder
 from samri.bundle import Bundle
 from samri.errors import CheckpointError
 from samri.hashing import file_sha256
 from samri_export import _export, export_bundle
 from samri_export.command import main
+from tests.support.sams import save_checkpoint, with_other_decoder
 
 pytestmark = pytest.mark.slow  # Whole runs: together they take longer than all other fast tests.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fuzz import targets_calls, targets_data, targets_files, targets_models
-from fuzz.ground import Ground
-from fuzz.trial import Case
+from tests.fuzz import targets_calls, targets_data, targets_files, targets_models
+from tests.fuzz.ground import Ground
+from tests.fuzz.trial import Case
 
 TARGETS: dict[str, Callable[[Ground, Path], Case]] = {
     "nifti": targets_files.nifti,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,6 @@ from typing import Any
 import click
 import numpy as np
 
-from fuzz import mutate
-from fuzz.ground import Ground
-from fuzz.trial import BrokenPromiseError, Case, invoke
 from samri.prompts import Prompt
 from samri_export.command import main as samri_export
 from samri_runtime import Predictor
@@ -23,7 +21,10 @@ from samri_training.embed import main as samri_embed
 from samri_training.evaluate import main as samri_evaluate
 from samri_training.prepare import main as samri_prepare
 from samri_training.train import main as samri_train
-from scan_factory import brain_like, save_nifti
+from tests.fuzz import mutate
+from tests.fuzz.ground import Ground
+from tests.fuzz.trial import BrokenPromiseError, Case, invoke
+from tests.support.scans import brain_like, save_nifti
 
 _SHAPE = (40, 50)
 COMMANDS = (samri_run, samri_export, samri_doctor, samri_bench, samri_prepare, samri_embed, samri_train, samri_evaluate)
@@ -68,6 +69,7 @@ def prompts(ground: Ground, _seeds: Path) -> Case:
 
 def options(ground: Ground, seeds: Path) -> Case:
     """Every command refuses senseless options with one line, whatever their values."""
+    importlib.import_module("monai")  # Else samri-train's first case waits for it.
     seeds.mkdir(parents=True, exist_ok=True)
     scan = save_nifti(seeds / "scan.nii.gz", brain_like((24, 20, 5)), sform=np.eye(4))
 

@@ -13,9 +13,6 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from fuzz import mutate
-from fuzz.ground import Ground
-from fuzz.trial import BrokenPromiseError, Case, invoke
 from samri.model import load_checkpoint
 from samri_training.embed import checkpoint_facts
 from samri_training.embed import main as samri_embed
@@ -23,8 +20,11 @@ from samri_training.prepare import main as samri_prepare
 from samri_training.published import open_embeddings
 from samri_training.store import EmbeddingStore, ShardWriter
 from samri_training.train import main as samri_train
-from scan_factory import OBLIQUE, save_nifti
-from store_factory import drawn_slices, write_store
+from tests.fuzz import mutate
+from tests.fuzz.ground import Ground
+from tests.fuzz.trial import BrokenPromiseError, Case, invoke
+from tests.support.scans import OBLIQUE, save_nifti
+from tests.support.stores import drawn_slices, write_store
 
 
 def store(ground: Ground, seeds: Path) -> Case:
@@ -139,13 +139,7 @@ def published(ground: Ground, seeds: Path) -> Case:
 
 def prepare(_ground: Ground, seeds: Path) -> Case:
     """`samri-prepare` makes a dataset as a whole, or none."""
-    seeds.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for patient in range(3):
-        labels = np.zeros((16, 14, 3), np.uint8)
-        labels[3:12, 4:11] = 1 + patient % 2
-        save_nifti(seeds / f"p{patient}_img_.nii", rng.integers(0, 900, labels.shape, dtype=np.int16), sform=OBLIQUE)
-        save_nifti(seeds / f"p{patient}_seg_.nii", labels, sform=OBLIQUE)
+    volumes_with_masks(seeds)
 
     def case(rng: np.random.Generator, scratch: Path) -> None:
         folder = Path(shutil.copytree(seeds, scratch / "data"))
@@ -275,4 +269,16 @@ def slices_with_masks(folder: Path, count: int) -> Path:
             folder / f"c{index // 2}_img_{index:03d}.nii.gz", rng.integers(0, 900, shape, dtype=np.int16), sform=OBLIQUE
         )
         save_nifti(folder / f"c{index // 2}_seg_{index:03d}.nii.gz", mask, sform=OBLIQUE)
+    return folder
+
+
+def volumes_with_masks(folder: Path) -> Path:
+    """Three patients' volumes with their label maps, as `samri-prepare` takes them."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for patient in range(3):
+        labels = np.zeros((16, 14, 3), np.uint8)
+        labels[3:12, 4:11] = 1 + patient % 2
+        save_nifti(folder / f"p{patient}_img_.nii", rng.integers(0, 900, labels.shape, dtype=np.int16), sform=OBLIQUE)
+        save_nifti(folder / f"p{patient}_seg_.nii", labels, sform=OBLIQUE)
     return folder

@@ -14,14 +14,14 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from fuzz import mutate
-from fuzz.ground import Ground
-from fuzz.trial import BrokenPromiseError, Case, check_message
 from samri.bundle import Bundle
 from samri.model import load_checkpoint
 from samri_runtime import Predictor
 from samri_runtime._tuned import Tuned, remember, tuned_file
 from samri_runtime.cache import EmbeddingCache
+from tests.fuzz import mutate
+from tests.fuzz.ground import Ground
+from tests.fuzz.trial import BrokenPromiseError, Case, check_message
 
 _BOX = [[20, 15, 70, 60]]
 # What these say decides the mask, or names other files.

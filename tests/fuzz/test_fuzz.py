@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.ground import Ground
-from fuzz.targets import TARGETS
-from fuzz.trial import Failure, run_trials
+from tests.fuzz.ground import Ground
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.trial import Failure, run_trials
 
 # Whole commands or graphs for each input: how many times as long as the others one of theirs takes.
 COST = {"resume": 12, "journal": 4, "options": 3, "tuned": 3, "graph": 2}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scan_factory import OBLIQUE, brain_like, save_nifti
+from tests.support.scans import OBLIQUE, brain_like, save_nifti
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = [str(ROOT / folder) for folder in (".", "runtime", "export", "training")]
@@ -104,7 +104,7 @@ def _traced(folder: Path, command: str, options: list[str], trace: Path) -> None
         "SAMRI_CONFIG_DIR": str(folder / "config"),
         "TMPDIR": str(folder / "tmp"),
     }
-    start = ["strace", "-f", "-y", "-qq", "-s", "4096", "-e", f"trace={CALLS}", "-o", str(trace)]
+    start = ["strace", "-f", "-yy", "-qq", "-s", "4096", "-e", f"trace={CALLS}", "-o", str(trace)]
     done = subprocess.run(
         [*start, sys.executable, "-c", program, *options],
         cwd=folder,

@@ -18,7 +18,7 @@ from nibabel.nifti1 import Nifti1Extension
 
 from samri.errors import InputError, OutputError
 from samri.io import MissingFrameError, read_scan, scan_name, write_mask
-from scan_factory import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, save_nifti
+from tests.support.scans import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, save_nifti
 
 GEOMETRY = [
     *("dim_info", "pixdim", "xyzt_units", "qform_code", "sform_code"),
@@ -146,6 +146,19 @@ def test_a_slope_and_an_intercept_are_applied(tmp_path, frame):
     scan = read_scan(tmp_path / "scan.nii.gz", frame)
     np.testing.assert_array_equal(scan.voxels, expected if frame is None else expected[..., frame])
     assert scan.voxels.dtype == np.float64
+
+
+@pytest.mark.parametrize("slope", [0, float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", ["i2", "u1", "f4", "f8"])
+def test_a_slope_that_is_no_scaling_leaves_the_voxels_as_they_are(tmp_path, dtype, slope):
+    voxels = np.arange(60).astype(dtype).reshape(3, 4, 5)
+    nib.save(nib.Nifti1Image(voxels, OBLIQUE), tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    content[112:116] = np.array(slope, "<f4").tobytes()
+    (tmp_path / "scan.nii").write_bytes(content)
+    scan = read_scan(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(scan.voxels, voxels)
+    assert scan.voxels.dtype == voxels.dtype
 
 
 def test_a_mask_of_a_scaled_scan_has_no_scaling(tmp_path):

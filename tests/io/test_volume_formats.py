@@ -15,7 +15,7 @@ from nibabel.nifti1 import Nifti1Extension
 
 from samri.errors import InputError
 from samri.io import MissingFrameError, read_scan, scan_name, write_mask
-from scan_factory import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, save_nifti
+from tests.support.scans import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, save_nifti
 
 VOXELS = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 

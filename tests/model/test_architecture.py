@@ -6,9 +6,9 @@ import pytest
 import torch
 from segment_anything import sam_model_registry
 
-from sam_factory import MEDIUM, SMALL, VIT_B
 from samri.errors import CheckpointError
 from samri.model import Architecture, build_sam, infer_architecture
+from tests.support.sams import MEDIUM, SMALL, VIT_B
 
 
 def on_meta(architecture: Architecture) -> dict[str, torch.Tensor]:

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 
-from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri.errors import CheckpointError
 from samri.hashing import file_sha256
 from samri.model import load_checkpoint, read_state_dict, read_weights
+from tests.support.sams import SMALL, save_checkpoint, seeded_sam
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 
-from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri.errors import CheckpointError
 from samri.model import load_checkpoint, read_weights
+from tests.support.sams import SMALL, save_checkpoint, seeded_sam
 
 State = dict[str, torch.Tensor]
 

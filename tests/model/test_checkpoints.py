@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 
-from sam_factory import MEDIUM, SMALL, save_checkpoint, seeded_sam, with_other_decoder
 from samri.errors import CheckpointError
 from samri.hashing import file_sha256
 from samri.model import encoder_sha256, load_checkpoint, read_state_dict
+from tests.support.sams import MEDIUM, SMALL, save_checkpoint, seeded_sam, with_other_decoder
 
 State = dict[str, torch.Tensor]
 

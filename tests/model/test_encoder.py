@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from sam_factory import MEDIUM, SMALL, seeded_sam
 from samri.model import Architecture, ImageEncoder
+from tests.support.sams import MEDIUM, SMALL, seeded_sam
 
 ARCHITECTURES = {
     "padded windows": SMALL,

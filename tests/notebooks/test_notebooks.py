@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from parity import picture
+from tests.support.parity import picture
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 

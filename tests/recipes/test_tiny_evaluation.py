@@ -20,7 +20,6 @@ from scipy.stats import wilcoxon
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from sam_factory import save_checkpoint, with_other_decoder
 from samri.hashing import file_sha256
 from samri_export import export_bundle
 from samri_runtime import Predictor
@@ -38,6 +37,7 @@ from samri_tiny.evaluate._answers import WAYS
 from samri_tiny.evaluate._command import measured_on
 from samri_tiny.evaluate._frozen import PUBLISHED, read_list
 from samri_tiny.evaluate._slices import MRICROP_NAMES
+from tests.support.sams import save_checkpoint, with_other_decoder
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri.errors import InputError
 from samri_tiny import Phase, Plan, pretrain, tiny_sam
 from samri_tiny._examples import DrawnExamples, collate
@@ -23,6 +22,7 @@ from samri_tiny._optimizers import optimizers
 from samri_tiny._rounds import corrected
 from samri_tiny.finetuning import finetune
 from samri_tiny.pretraining import FREQUENCIES
+from tests.support.sams import SMALL, save_checkpoint, seeded_sam
 
 STILL = Plan(phases=(Phase(64, 1, 1, 1),), lr=1e-9, matrix_lr=1e-9, warmup=1, cooldown=1.0)
 SHORT = Plan(phases=(Phase(64, 2, 3, 3), Phase(128, 1, 2, 1)), warmup=2, cooldown=0.5)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity import picture
 from samri.errors import BundleError, InputError
 from samri_runtime import Embedding, Predictor, SamPredictor
 from samri_runtime.cache import EmbeddingCache
+from tests.support.parity import picture
 
 BOX = [10, 12, 60, 50]
 

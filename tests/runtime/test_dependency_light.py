@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity import picture
 from samri_runtime import Predictor
+from tests.support.parity import picture
 
 HOST = """
 import socket, sys

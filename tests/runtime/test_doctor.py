@@ -16,8 +16,6 @@ from click.testing import CliRunner, Result
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-import recorded_runtime as recorded
-from recorded_runtime import CPU, CUDA, OFFERED, RecordedRuntime
 from samri.errors import MissingDependencyError, ProviderError
 from samri_runtime.doctor import _diagnosis, main
 from samri_runtime.doctor._placement import read_profile
@@ -26,6 +24,8 @@ from samri_runtime.providers._names import PROVIDERS
 from samri_runtime.providers._nvidia import NvidiaDriver
 from samri_runtime.providers._probe_graph import PROBE, probe_feeds, probe_result
 from samri_runtime.providers._wheels import Wheel
+from tests.support import recorded_runtime as recorded
+from tests.support.recorded_runtime import CPU, CUDA, OFFERED, RecordedRuntime
 
 GPU_WHEEL = (Wheel("onnxruntime-gpu", "1.31.1", True),)
 BOTH_WHEELS = (Wheel("onnxruntime", "1.32.0", True), *GPU_WHEEL)

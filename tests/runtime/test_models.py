@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity import picture
 from samri.bundle import Bundle
 from samri.errors import BundleError
 from samri_runtime import Predictor, SamPredictor, models
 from samri_runtime.doctor._trial import trial_graphs
+from tests.support.parity import picture
 
 DEMONSTRATION = "the model is samri-tiny, which comes with SAMRI: a demonstration, not for clinical use"
 

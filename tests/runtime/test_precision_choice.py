@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity import picture
 from samri.bundle import Bundle
 from samri.errors import BundleError, InputError
 from samri.manifest import PRECISIONS, Precision
 from samri_export import export_bundle
 from samri_runtime import Predictor
 from samri_runtime._precision import _BY_SPEED, precision_for
+from samri_runtime.machine import computes_int8_fast
 from samri_runtime.providers import PROVIDERS, Provider
-from samri_runtime.providers._processor import computes_int8_fast
+from tests.support.parity import picture
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import pytest
 import segment_anything
 from segment_anything.modeling import Sam
 
-from parity import IMAGE_SHAPES, PROMPT_KINDS, PromptKind, agree, covers_a_part, picture, prompt_of
 from samri.errors import BundleError, InputError, PromptError, ProviderError
 from samri.prompts import Prompt
 from samri_runtime import Embedding, Predictor, SamPredictor
+from tests.support.parity import IMAGE_SHAPES, PROMPT_KINDS, PromptKind, agree, covers_a_part, picture, prompt_of
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +254,8 @@ def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_vit_b_gives_segment_anythings_masks(tmp_path: Path) -> None:
-    from sam_factory import VIT_B, save_checkpoint, seeded_sam
     from samri_export import export_bundle
+    from tests.support.sams import VIT_B, save_checkpoint, seeded_sam
 
     sam = seeded_sam(VIT_B)
     save_checkpoint(tmp_path / "vit_b.pth", sam)

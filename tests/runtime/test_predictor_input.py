@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity import picture
 from samri import SamriError
 from samri.errors import InputError, PromptError
 from samri_runtime import Embedding, Predictor, Prompt, SamPredictor
+from tests.support.parity import picture
 
 
 @pytest.fixture(scope="module")

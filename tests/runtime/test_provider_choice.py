@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import recorded_runtime as recorded
-from recorded_runtime import CPU, CUDA, DIRECTML, MIGRAPHX, OFFERED, OPENVINO, ROCM, TENSORRT, RecordedRuntime
 from samri.errors import ProviderError
 from samri_runtime.providers import _failure, _session
 from samri_runtime.providers._names import EXECUTION_PROVIDERS, EXTRAS, PROVIDERS, Provider, not_offered
@@ -15,6 +13,18 @@ from samri_runtime.providers._nvidia import NvidiaDriver
 from samri_runtime.providers._probe_graph import PROBE
 from samri_runtime.providers._session import Session, open_session
 from samri_runtime.providers._wheels import Wheel
+from tests.support import recorded_runtime as recorded
+from tests.support.recorded_runtime import (
+    CPU,
+    CUDA,
+    DIRECTML,
+    MIGRAPHX,
+    OFFERED,
+    OPENVINO,
+    ROCM,
+    TENSORRT,
+    RecordedRuntime,
+)
 
 NO_DRIVER = NvidiaDriver("libcuda.so.1", False, None, ())
 NO_GPU = NvidiaDriver("libcuda.so.1", True, "12.4", ())

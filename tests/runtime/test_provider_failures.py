@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-import recorded_runtime as recorded
 from samri_runtime.providers._failure import failure_reason, missing_library
 from samri_runtime.providers._nvidia import nvidia_driver
 from samri_runtime.providers._ort_log import captured_log, one_line, split_log
+from tests.support import recorded_runtime as recorded
 
 DRIVER_TOO_OLD = (
     "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:129 std::conditional_t<THRW, void, "

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from recorded_runtime import OPENVINO, plugin_device
 from samri.errors import ProviderError
 from samri_runtime.providers import _plugins
 from samri_runtime.providers._plugins import plugin_device as choose_device
 from samri_runtime.providers._wheels import Wheel, conflict_line, conflicting, replace_line, wheels_on
+from tests.support.recorded_runtime import OPENVINO, plugin_device
 
 RUNTIME_FILES = ("onnxruntime/__init__.py", "onnxruntime/capi/__init__.py")
 

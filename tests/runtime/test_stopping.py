@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs libc and 
 
 PROGRAM = """
 import ctypes, os, signal, sys, time
-from samri_runtime._command import command
+from samri_runtime.cli import command
 from samri_runtime._interruptible import Background
 
 def compute():

@@ -12,36 +12,24 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from sam_factory import SMALL, save_checkpoint, seeded_sam, with_other_decoder
 from samri.errors import InputError, OutputError
+from samri_runtime.cli import Progress, duration
 from samri_training.embed import Share, TorchEncoder, checkpoint_facts, embed, find_sources, main
 from samri_training.embed._division import parse_share, share_from
-from samri_training.embed._progress import Progress, duration
 from samri_training.store import EmbeddingStore, EncoderFacts
+from tests.support.commands import call
+from tests.support.files import contents
+from tests.support.sams import SMALL, save_checkpoint, seeded_sam, with_other_decoder
+from tests.support.slices import embed_slices, write_slices
 
 PACKAGES = [str(Path(__file__).parents[2] / folder) for folder in (".", "runtime", "training")]
-
-
-def write_slices(folder: Path, count: int, *, rows: int = 40) -> Path:
-    """Slices as `samri-prepare` leaves them: some portrait, some landscape, not square pixels."""
-    rng = np.random.default_rng(3)
-    folder.mkdir(parents=True)
-    affine = np.diag([0.5, 0.75, 3.0, 1.0])
-    for index in range(count):
-        shape = (rows + 3 * index % 20, 52, 1)
-        image = rng.integers(0, 2000, shape).astype(np.int16)
-        mask = np.zeros(shape, np.uint8)
-        mask[5 : 15 + index, 10:30] = 1 + index % 3
-        for role, voxels in (("img", image), ("seg", mask)):
-            nib.save(nib.Nifti1Image(voxels, affine), folder / f"case{index // 3}_{role}_{index:03d}.nii.gz")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -50,31 +38,16 @@ def sam() -> Sam:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, sam: Sam) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("weights") / "small.pth", sam)
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_slices(tmp_path_factory.mktemp("data") / "slices", 7)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, weights: Path) -> dict[str, bytes]:
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, checkpoint: Path) -> dict[str, bytes]:
     """The files of a store that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "store"
-    run(data, folder, "--checkpoint", weights)
-    return content(folder)
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="samri-embed")
-
-
-def run(data: Path, folder: Path, *arguments: object) -> Result:
-    """Embed in batches of two, three slices a shard."""
-    options = ("--batch-size", 2, "--shard-size", 3, "--device", "cpu")
-    return call("--data-dir", data, "--save-dir", folder, *options, *arguments)
+    embed_slices(data, folder, "--checkpoint", checkpoint)
+    return contents(folder)
 
 
 def refused(result: Result, *words: str, code: int = 1) -> None:
@@ -83,10 +56,6 @@ def refused(result: Result, *words: str, code: int = 1) -> None:
     assert line.startswith("samri-embed: error:")
     for word in words:
         assert word in line
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def segment_anything_embedding(sam: Sam, image: np.ndarray) -> np.ndarray:
@@ -101,9 +70,9 @@ def segment_anything_embedding(sam: Sam, image: np.ndarray) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("fp32", 2e-5)])
 def test_embeddings_are_those_of_segment_anything(
-    tmp_path: Path, data: Path, weights: Path, sam: Sam, precision: str, tolerance: float
+    tmp_path: Path, data: Path, checkpoint: Path, sam: Sam, precision: str, tolerance: float
 ) -> None:
-    result = run(data, tmp_path / "store", "--checkpoint", weights, "--precision", precision)
+    result = embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--store-dtype", precision)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [str(tmp_path / "store")]
     store = EmbeddingStore.open(tmp_path / "store")
@@ -123,8 +92,8 @@ def test_a_bundle_makes_the_store_that_its_checkpoint_makes(
     tmp_path: Path, data: Path, checkpoint: Path, bundle: Path
 ) -> None:
     by_torch, by_onnx = tmp_path / "torch", tmp_path / "onnx"
-    assert run(data, by_torch, "--checkpoint", checkpoint, "--precision", "fp32").exit_code == 0
-    result = run(data, by_onnx, "--model", bundle, "--precision", "fp32")
+    assert embed_slices(data, by_torch, "--checkpoint", checkpoint, "--store-dtype", "fp32").exit_code == 0
+    result = embed_slices(data, by_onnx, "--model", bundle, "--store-dtype", "fp32")
     assert result.exit_code == 0, result.output
     first, second = EmbeddingStore.open(by_torch), EmbeddingStore.open(by_onnx)
     assert first.info == second.info
@@ -133,18 +102,18 @@ def test_a_bundle_makes_the_store_that_its_checkpoint_makes(
         np.testing.assert_array_equal(one.mask, other.mask)
 
 
-def test_the_embedding_id_does_not_depend_on_the_decoder(tmp_path: Path, weights: Path, sam: Sam) -> None:
+def test_the_embedding_id_does_not_depend_on_the_decoder(tmp_path: Path, checkpoint: Path, sam: Sam) -> None:
     tuned = save_checkpoint(tmp_path / "tuned.pth", with_other_decoder(sam, 4))
-    assert checkpoint_facts(tuned, "samri").embedding_id == checkpoint_facts(weights, "samri").embedding_id
-    for other in (checkpoint_facts(weights, "medsam"), checkpoint_facts(weights, "samri", "fp16")):
-        assert other.embedding_id != checkpoint_facts(weights, "samri").embedding_id
+    assert checkpoint_facts(tuned, "samri").embedding_id == checkpoint_facts(checkpoint, "samri").embedding_id
+    for other in (checkpoint_facts(checkpoint, "medsam"), checkpoint_facts(checkpoint, "samri", "fp16")):
+        assert other.embedding_id != checkpoint_facts(checkpoint, "samri").embedding_id
 
 
-def test_splits_become_stores_of_their_own(tmp_path: Path, weights: Path) -> None:
+def test_splits_become_stores_of_their_own(tmp_path: Path, checkpoint: Path) -> None:
     write_slices(tmp_path / "data" / "a" / "training", 4)
     write_slices(tmp_path / "data" / "b" / "training", 3)
     write_slices(tmp_path / "data" / "b" / "validation", 2)
-    result = run(tmp_path / "data", tmp_path / "store", "--checkpoint", weights, "--json")
+    result = embed_slices(tmp_path / "data", tmp_path / "store", "--checkpoint", checkpoint, "--json")
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     assert [Path(store["path"]).name for store in printed["stores"]] == ["training", "validation"]
@@ -153,21 +122,25 @@ def test_splits_become_stores_of_their_own(tmp_path: Path, weights: Path) -> Non
     assert len(training) == 7
     assert training[0].name.startswith("a/training/")
     assert training[-1].case == "b/case0"
-    assert call("--save-dir", tmp_path / "store", "--verify").stdout.count("all whole") == 2
+    assert call(main, "--save-dir", tmp_path / "store", "--verify").stdout.count("all whole") == 2
 
 
-def test_slices_in_and_out_of_splits_are_not_guessed_about(tmp_path: Path, weights: Path) -> None:
+def test_slices_in_and_out_of_splits_are_not_guessed_about(tmp_path: Path, checkpoint: Path) -> None:
     write_slices(tmp_path / "data" / "training", 1)
     write_slices(tmp_path / "data" / "more", 1)
-    refused(run(tmp_path / "data", tmp_path / "store", "--checkpoint", weights), "more/case0_img_000", "move the slice")
+    refused(
+        embed_slices(tmp_path / "data", tmp_path / "store", "--checkpoint", checkpoint),
+        "more/case0_img_000",
+        "move the slice",
+    )
 
 
 @pytest.mark.slow
-def test_half_precision_encoding_is_another_encoder(tmp_path: Path, data: Path, weights: Path) -> None:
-    result = run(data, tmp_path / "half", "--checkpoint", weights, "--encoder-precision", "fp16")
+def test_half_precision_encoding_is_another_encoder(tmp_path: Path, data: Path, checkpoint: Path) -> None:
+    result = embed_slices(data, tmp_path / "half", "--checkpoint", checkpoint, "--precision", "fp16")
     assert result.exit_code == 0, result.output
     half = EmbeddingStore.open(tmp_path / "half")
-    full = TorchEncoder(weights, "samri", "cpu")
+    full = TorchEncoder(checkpoint, "samri", "cpu")
     assert half.info.embedding_id != full.facts.embedding_id
     loaded = find_sources(data)[0].load(0, full.facts)
     reference = full.encode(loaded.array)[0]
@@ -180,13 +153,13 @@ def test_half_precision_encoding_is_another_encoder(tmp_path: Path, data: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 5])
 def test_any_number_of_parts_makes_the_same_store(
-    tmp_path: Path, data: Path, weights: Path, whole: dict[str, bytes], parts: int
+    tmp_path: Path, data: Path, checkpoint: Path, whole: dict[str, bytes], parts: int
 ) -> None:
     for part in reversed(range(parts)):
-        result = run(data, tmp_path / "store", "--checkpoint", weights, "--shard", f"{part}/{parts}")
+        result = embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--part", f"{part}/{parts}")
         assert result.exit_code == 0, result.output
         assert ("still missing" in result.stderr) == (part > 0)
-    assert content(tmp_path / "store") == whole
+    assert contents(tmp_path / "store") == whole
 
 
 class StopsAfter:
@@ -205,9 +178,9 @@ class StopsAfter:
 
 @pytest.mark.slow
 def test_a_run_stopped_at_any_batch_goes_on_to_the_same_bytes(
-    tmp_path: Path, data: Path, weights: Path, whole: dict[str, bytes]
+    tmp_path: Path, data: Path, checkpoint: Path, whole: dict[str, bytes]
 ) -> None:
-    encoder = TorchEncoder(weights, "samri", "cpu")
+    encoder = TorchEncoder(checkpoint, "samri", "cpu")
     sources = find_sources(data)
     for stop in range(5):  # 3 + 3 + 1 slices are five batches.
         folder = tmp_path / str(stop)
@@ -215,20 +188,20 @@ def test_a_run_stopped_at_any_batch_goes_on_to_the_same_bytes(
             embed(sources, folder, encoder.facts, StopsAfter(encoder, stop), batch_size=2, slices_per_shard=3)
         outcome = embed(sources, folder, encoder.facts, encoder, workers=stop % 3, batch_size=2)
         assert outcome.slices == 7 - [0, 2, 3, 5, 6][stop]
-        assert content(folder) == whole
+        assert contents(folder) == whole
 
 
 def test_a_finished_store_costs_nothing_to_run_again(
-    tmp_path: Path, data: Path, weights: Path, whole: dict[str, bytes]
+    tmp_path: Path, data: Path, checkpoint: Path, whole: dict[str, bytes]
 ) -> None:
-    run(data, tmp_path / "store", "--checkpoint", weights)
-    result = run(data, tmp_path / "store", "--checkpoint", weights, "--json")
+    embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint)
+    result = embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--json")
     assert json.loads(result.stdout)["slices"] == 0
-    assert content(tmp_path / "store") == whole
+    assert contents(tmp_path / "store") == whole
 
 
-def command(data: Path, folder: Path, weights: Path, *arguments: object) -> list[str]:
-    options = ["--data-dir", data, "--save-dir", folder, "--checkpoint", weights, "--device", "cpu", *arguments]
+def command(data: Path, folder: Path, checkpoint: Path, *arguments: object) -> list[str]:
+    options = ["--data-dir", data, "--save-dir", folder, "--checkpoint", checkpoint, "--device", "cpu", *arguments]
     return ["-m", "samri_training.embed", *(str(option) for option in options)]
 
 
@@ -237,16 +210,18 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_process_killed_with_sigkill_goes_on_to_the_same_bytes(tmp_path: Path, weights: Path) -> None:
+def test_a_process_killed_with_sigkill_goes_on_to_the_same_bytes(tmp_path: Path, checkpoint: Path) -> None:
     data = write_slices(tmp_path / "data", 30)
     arguments = ("--batch-size", 2, "--shard-size", 8)
-    ended = subprocess.run([sys.executable, *command(data, tmp_path / "whole", weights, *arguments)], env=environment())
+    ended = subprocess.run(
+        [sys.executable, *command(data, tmp_path / "whole", checkpoint, *arguments)], env=environment()
+    )
     assert ended.returncode == 0
     folder = tmp_path / "killed"
     kills = 0
     for batches in (1, 6, 11):
         process = subprocess.Popen(
-            [sys.executable, *command(data, folder, weights, *arguments)],
+            [sys.executable, *command(data, folder, checkpoint, *arguments)],
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -259,9 +234,9 @@ def test_a_process_killed_with_sigkill_goes_on_to_the_same_bytes(tmp_path: Path,
             time.sleep(0.001)
         kills += process.wait() == -signal.SIGKILL
     assert kills
-    ended = subprocess.run([sys.executable, *command(data, folder, weights, *arguments)], env=environment())
+    ended = subprocess.run([sys.executable, *command(data, folder, checkpoint, *arguments)], env=environment())
     assert ended.returncode == 0
-    assert content(folder) == content(tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 def journal_lines(path: Path) -> int:
@@ -272,14 +247,14 @@ def journal_lines(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_torchrun_divides_the_work(tmp_path: Path, data: Path, weights: Path, whole: dict[str, bytes]) -> None:
+def test_torchrun_divides_the_work(tmp_path: Path, data: Path, checkpoint: Path, whole: dict[str, bytes]) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = command(data, tmp_path / "store", weights, "--batch-size", 2, "--shard-size", 3)
+    arguments = command(data, tmp_path / "store", checkpoint, "--batch-size", 2, "--shard-size", 3)
     ended = subprocess.run([*torchrun, *arguments], env=environment(), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "part 0/2" in ended.stderr
     assert "part 1/2" in ended.stderr
-    assert content(tmp_path / "store") == whole
+    assert contents(tmp_path / "store") == whole
 
 
 @given(st.integers(0, 60), st.integers(1, 9))
@@ -312,7 +287,7 @@ def test_one_process_alone_does_everything() -> None:
 
 def test_some_tasks_of_an_array_repeated_have_to_be_named() -> None:
     array = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "7"}
-    with pytest.raises(InputError, match="--shard i/n"):
+    with pytest.raises(InputError, match="--part i/n"):
         share_from({"SLURM_ARRAY_TASK_ID": "7", **array})
     with pytest.raises(InputError, match="RANK"):
         share_from({"RANK": "x"})
@@ -324,31 +299,39 @@ def test_some_tasks_of_an_array_repeated_have_to_be_named() -> None:
 def test_a_part_that_is_none_is_a_usage_error(text: str) -> None:
     with pytest.raises(ValueError, match="part"):
         parse_share(text)
-    result = call("--data-dir", "x", "--save-dir", "y", "--checkpoint", "z", "--shard", text)
+    result = call(main, "--data-dir", "x", "--save-dir", "y", "--checkpoint", "z", "--part", text)
     assert result.exit_code == 2
 
 
 # --- what bad input gets ----------------------------------------------------------------------------------------------
 
 
-def test_a_store_of_another_encoder_is_not_added_to(tmp_path: Path, data: Path, weights: Path) -> None:
-    run(data, tmp_path / "store", "--checkpoint", weights, "--shard", "0/2")
-    before = content(tmp_path / "store")
+def test_a_store_of_another_encoder_is_not_added_to(tmp_path: Path, data: Path, checkpoint: Path) -> None:
+    embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--part", "0/2")
+    before = contents(tmp_path / "store")
     other = save_checkpoint(tmp_path / "other.pth", seeded_sam(SMALL, seed=1))
-    refused(run(data, tmp_path / "store", "--checkpoint", other), "another encoder", "small.pth", "other.pth")
-    refused(run(data, tmp_path / "store", "--checkpoint", weights, "--profile", "medsam"), "preprocessing", "medsam")
-    refused(run(data, tmp_path / "store", "--checkpoint", weights, "--precision", "fp32"), "holds fp16")
-    assert content(tmp_path / "store") == before
+    refused(embed_slices(data, tmp_path / "store", "--checkpoint", other), "another encoder", "small.pth", "other.pth")
+    refused(
+        embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--profile", "medsam"),
+        "preprocessing",
+        "medsam",
+    )
+    refused(
+        embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--store-dtype", "fp32"),
+        "holds fp16",
+        "--store-dtype fp16",
+    )
+    assert contents(tmp_path / "store") == before
 
 
-def test_data_that_grew_is_noticed(tmp_path: Path, weights: Path) -> None:
+def test_data_that_grew_is_noticed(tmp_path: Path, checkpoint: Path) -> None:
     data = write_slices(tmp_path / "data", 2)
-    run(data, tmp_path / "store", "--checkpoint", weights)
+    embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint)
     write_slices(data / "more", 1)
-    refused(run(data, tmp_path / "store", "--checkpoint", weights), "begun for 2 slices", "these are 3")
+    refused(embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint), "begun for 2 slices", "these are 3")
 
 
-def test_a_slice_that_cannot_be_used_is_named_and_the_rest_kept(tmp_path: Path, weights: Path) -> None:
+def test_a_slice_that_cannot_be_used_is_named_and_the_rest_kept(tmp_path: Path, checkpoint: Path) -> None:
     data = write_slices(tmp_path / "data", 6)
     bad = data / "case1_img_004.nii.gz"
     image = nib.load(bad)
@@ -356,25 +339,25 @@ def test_a_slice_that_cannot_be_used_is_named_and_the_rest_kept(tmp_path: Path, 
     good = bad.read_bytes()
     voxels[...] = np.nan
     nib.save(nib.Nifti1Image(voxels, image.affine), bad)
-    refused(run(data, tmp_path / "store", "--checkpoint", weights), "case1_img_004.nii.gz", "NaN")
+    refused(embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint), "case1_img_004.nii.gz", "NaN")
     bad.write_bytes(good)
-    result = run(data, tmp_path / "store", "--checkpoint", weights, "--json")
+    result = embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--json")
     assert json.loads(result.stdout)["slices"] == 3
     assert len(EmbeddingStore.open(tmp_path / "store")) == 6
 
 
 def test_a_shard_that_was_damaged_is_found_and_made_again(
-    tmp_path: Path, data: Path, weights: Path, whole: dict[str, bytes]
+    tmp_path: Path, data: Path, checkpoint: Path, whole: dict[str, bytes]
 ) -> None:
-    run(data, tmp_path / "store", "--checkpoint", weights)
+    embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint)
     shard = tmp_path / "store" / "shard-000001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    refused(call("--save-dir", tmp_path / "store", "--verify"), "shard-000001.safetensors", "SHA-256")
+    refused(call(main, "--save-dir", tmp_path / "store", "--verify"), "shard-000001.safetensors", "SHA-256")
     shard.write_bytes(shard.read_bytes()[:-1])
-    refused(run(data, tmp_path / "store", "--checkpoint", weights), "shard-000001.safetensors", "delete it")
+    refused(embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint), "shard-000001.safetensors", "delete it")
     shard.unlink()
-    assert run(data, tmp_path / "store", "--checkpoint", weights).exit_code == 0
-    assert content(tmp_path / "store") == whole
+    assert embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint).exit_code == 0
+    assert contents(tmp_path / "store") == whole
 
 
 def test_too_small_a_disk_is_noticed_before_the_work(tmp_path: Path, data: Path) -> None:
@@ -389,41 +372,44 @@ def test_too_small_a_disk_is_noticed_before_the_work(tmp_path: Path, data: Path)
         ([], "--checkpoint"),
         (["--checkpoint", "a.pth", "--model", "b"], "--checkpoint"),
         (["--model", "b", "--profile", "sam"], "--profile"),
-        (["--model", "b", "--device", "npu"], "--device"),
-        (["--model", "b", "--device", "cpu:1"], "--device"),
-        (["--checkpoint", "a.pth", "--encoder-precision", "int8"], "int8"),
+        (["--model", "b", "--device", "npu"], "unknown provider 'npu'"),
+        (["--model", "b", "--device", "cpu:1"], "unknown provider 'cpu:1'"),
+        (["--model", "b", "--device", "cpu", "--provider", "cpu"], "--device is for --checkpoint"),
+        (["--checkpoint", "a.pth", "--provider", "cpu"], "--provider is for --model"),
+        (["--checkpoint", "a.pth", "--precision", "int8"], "int8"),
         (["--checkpoint", "medsam_vit_b.pth"], "--profile medsam"),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path: Path, data: Path, arguments: list[str], word: str) -> None:
-    refused(call("--data-dir", data, "--save-dir", tmp_path / "s", *arguments), word, code=2)
+    refused(call(main, "--data-dir", data, "--save-dir", tmp_path / "s", *arguments), word, code=2)
     assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(("device", "word"), [("cuda", "0 GPUs"), ("tpu9", "tpu9"), ("mps", "Apple"), ("xpu", "xpu")])
-def test_a_device_that_is_not_there_is_named(tmp_path: Path, data: Path, weights: Path, device: str, word: str) -> None:
+def test_a_device_that_is_not_there_is_named(
+    tmp_path: Path, data: Path, checkpoint: Path, device: str, word: str
+) -> None:
     if (device == "cuda" and torch.cuda.is_available()) or (device == "mps" and torch.backends.mps.is_available()):
         pytest.skip("this machine has one")
-    arguments = ("--data-dir", data, "--save-dir", tmp_path / "s", "--checkpoint", weights, "--device", device)
-    refused(call(*arguments), device, word)
+    arguments = ("--data-dir", data, "--save-dir", tmp_path / "s", "--checkpoint", checkpoint, "--device", device)
+    refused(call(main, *arguments), device, word)
 
 
-def test_missing_things_are_named(tmp_path: Path, data: Path, weights: Path) -> None:
-    refused(call("--save-dir", tmp_path, "--checkpoint", weights), "--data-dir", code=2)
-    refused(run(tmp_path / "no", tmp_path / "s", "--checkpoint", weights), "not a folder")
-    refused(run(data, tmp_path / "s", "--checkpoint", tmp_path / "no.pth"), "no.pth")
-    refused(run(data, tmp_path / "s", "--model", tmp_path / "no"), "no bundle")
+def test_missing_things_are_named(tmp_path: Path, data: Path, checkpoint: Path) -> None:
+    refused(call(main, "--save-dir", tmp_path, "--checkpoint", checkpoint), "--data-dir", code=2)
+    refused(embed_slices(tmp_path / "no", tmp_path / "s", "--checkpoint", checkpoint), "not a folder")
+    refused(embed_slices(data, tmp_path / "s", "--checkpoint", tmp_path / "no.pth"), "no.pth")
+    refused(embed_slices(data, tmp_path / "s", "--model", tmp_path / "no"), "no bundle")
     (tmp_path / "empty").mkdir()
-    refused(run(tmp_path / "empty", tmp_path / "s", "--checkpoint", weights), "holds no slices")
-    refused(call("--save-dir", tmp_path / "empty", "--verify"), "holds no embedding store")
+    refused(embed_slices(tmp_path / "empty", tmp_path / "s", "--checkpoint", checkpoint), "holds no slices")
+    refused(call(main, "--save-dir", tmp_path / "empty", "--verify"), "holds no embedding store")
     (tmp_path / "file").write_text("")
-    result = call("--data-dir", data, "--save-dir", tmp_path / "file", "--checkpoint", weights)
-    assert result.exit_code == 2
+    refused(call(main, "--data-dir", data, "--save-dir", tmp_path / "file", "--checkpoint", checkpoint), "file")
 
 
 def test_progress_tells_rate_and_time_left() -> None:
-    with Progress(100, 40) as progress:
-        assert progress.line() == "40 of 100 slices, 0 a second, an unknown time left"
+    with Progress(100, "slice", 40) as progress:
+        assert progress.line() == "40 of 100 slices, 0 per second, unknown time left"
         progress.skip(10)
         progress.advance(25)
         assert progress.line().startswith("75 of 100 slices, ")
@@ -456,7 +442,9 @@ def test_scripts_say_how_they_are_used(script: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_array_script_divides_the_work(tmp_path: Path, data: Path, weights: Path, whole: dict[str, bytes]) -> None:
+def test_the_array_script_divides_the_work(
+    tmp_path: Path, data: Path, checkpoint: Path, whole: dict[str, bytes]
+) -> None:
     """The script itself, as SLURM runs it; without a GPU, the options that it leaves to the caller say so."""
     installed = tmp_path / "bin"
     installed.mkdir()
@@ -467,11 +455,11 @@ def test_the_array_script_divides_the_work(tmp_path: Path, data: Path, weights: 
         path = os.pathsep.join([str(installed), os.environ["PATH"]])
         options = ["--device", "cpu", "--batch-size", "2", "--shard-size", "3"]
         ended = subprocess.run(
-            ["bash", RECIPES / "embed_array.sh", data, tmp_path / "store", weights, *options],
+            ["bash", RECIPES / "embed_array.sh", data, tmp_path / "store", checkpoint, *options],
             env={**environment(), **array, "PATH": path},
             capture_output=True,
             text=True,
         )
         assert ended.returncode == 0, ended.stderr
         assert f"part {task - 3}/2" in ended.stderr
-    assert content(tmp_path / "store") == whole
+    assert contents(tmp_path / "store") == whole

@@ -10,26 +10,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from sam_factory import SMALL, save_checkpoint, seeded_sam
 from samri.errors import InputError
 from samri_training import published
 from samri_training.embed import checkpoint_facts, main
 from samri_training.published import PublishedCache, find_cached, open_embeddings
 from samri_training.store import EmbeddingStore, EncoderFacts, combine
+from tests.support.commands import call
+from tests.support.sams import SMALL
 
 SHAPE = SMALL.embedding_shape
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("weights") / "small.pth", seeded_sam(SMALL))
-
-
-@pytest.fixture(scope="module")
-def facts(weights: Path) -> EncoderFacts:
-    return checkpoint_facts(weights, "samri")
+def facts(checkpoint: Path) -> EncoderFacts:
+    return checkpoint_facts(checkpoint, "samri")
 
 
 def features(index: int) -> np.ndarray:
@@ -51,10 +46,6 @@ def write_archive(folder: Path, index: int, **changes: object) -> Path:
     return path
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="samri-embed")
-
-
 def test_published_archives_read_like_a_store(tmp_path: Path, facts: EncoderFacts) -> None:
     for index in range(3):
         write_archive(tmp_path, index)
@@ -73,12 +64,20 @@ def test_published_archives_read_like_a_store(tmp_path: Path, facts: EncoderFact
 
 
 def test_archives_become_a_store_without_the_encoder_running(
-    tmp_path: Path, weights: Path, facts: EncoderFacts
+    tmp_path: Path, checkpoint: Path, facts: EncoderFacts
 ) -> None:
     for dataset, split, index in (("a", "training", 0), ("b", "training", 1), ("b", "validation", 2)):
         write_archive(tmp_path / "cache" / dataset / split, index)
     result = call(
-        "--data-dir", tmp_path / "cache", "--save-dir", tmp_path / "s", "--checkpoint", weights, "--precision", "fp32"
+        main,
+        "--data-dir",
+        tmp_path / "cache",
+        "--save-dir",
+        tmp_path / "s",
+        "--checkpoint",
+        checkpoint,
+        "--store-dtype",
+        "fp32",
     )
     assert result.exit_code == 0, result.output
     assert "taken over as they are" in result.stderr
@@ -91,9 +90,12 @@ def test_archives_become_a_store_without_the_encoder_running(
     assert len(combine([store, PublishedCache(tmp_path / "cache" / "b" / "training", facts)])) == 3
 
 
-def test_half_the_bytes_by_default(tmp_path: Path, weights: Path) -> None:
+def test_half_the_bytes_by_default(tmp_path: Path, checkpoint: Path) -> None:
     write_archive(tmp_path / "cache", 0)
-    assert call("--data-dir", tmp_path / "cache", "--save-dir", tmp_path / "s", "--checkpoint", weights).exit_code == 0
+    assert (
+        call(main, "--data-dir", tmp_path / "cache", "--save-dir", tmp_path / "s", "--checkpoint", checkpoint).exit_code
+        == 0
+    )
     np.testing.assert_array_equal(EmbeddingStore.open(tmp_path / "s")[0].features, features(0)[0].astype(np.float16))
 
 
@@ -145,9 +147,9 @@ def test_a_dictionary_of_tensors_holds_its_own_mask(tmp_path: Path, facts: Encod
     np.testing.assert_array_equal(PublishedCache(tmp_path, facts)[0].mask, labels(0)[0])
 
 
-def test_a_folder_is_opened_as_what_it_is(tmp_path: Path, weights: Path, facts: EncoderFacts) -> None:
+def test_a_folder_is_opened_as_what_it_is(tmp_path: Path, checkpoint: Path, facts: EncoderFacts) -> None:
     write_archive(tmp_path / "cache", 0)
-    call("--data-dir", tmp_path / "cache", "--save-dir", tmp_path / "s", "--checkpoint", weights)
+    call(main, "--data-dir", tmp_path / "cache", "--save-dir", tmp_path / "s", "--checkpoint", checkpoint)
     assert isinstance(open_embeddings(tmp_path / "cache", facts), PublishedCache)
     assert isinstance(open_embeddings(tmp_path / "s", facts), EmbeddingStore)
     (tmp_path / "empty").mkdir()

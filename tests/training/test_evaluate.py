@@ -16,7 +16,6 @@ from click.testing import CliRunner, Result
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from sam_factory import save_checkpoint, with_other_decoder
 from samri.errors import InputError
 from samri.manifest import Precision, embedding_id
 from samri.model import ImageEncoder, encoder_sha256
@@ -35,6 +34,7 @@ from samri_training.evaluate import (
     summarize,
 )
 from samri_training.store import EmbeddedSlice, EmbeddingStore, EncoderFacts, ShardWriter, StoreInfo, StorePlan
+from tests.support.sams import save_checkpoint, with_other_decoder
 
 pytestmark = pytest.mark.slow  # Whole runs: together they take longer than all other fast tests.
 

@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner, Result
 from segment_anything.modeling import Sam
 
-from sam_factory import save_checkpoint
 from samri.errors import InputError
 from samri.model import load_checkpoint
 from samri_training.embed import checkpoint_facts
@@ -22,12 +21,8 @@ from samri_training.published import PublishedCache, open_embeddings
 from samri_training.store import EmbeddingStore, combine
 from samri_training.train import Settings
 from samri_training.train._data import TrainingData, open_data
-from store_factory import drawn_slices, write_store
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, small_sam: Sam) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("weights") / "small.pth", small_sam)
+from tests.support.sams import save_checkpoint
+from tests.support.stores import drawn_slices, write_store
 
 
 def write_dataset(folder: Path, patients: int, scans: int = 2, slices: int = 2) -> Path:
@@ -61,12 +56,12 @@ def write_cache(folder: Path, sam: Sam, count: int, seed: int = 0, cases: int = 
     return folder
 
 
-def opened(weights: Path, folder: Path, **settings: object) -> TrainingData:
-    return open_data(Settings(embedding_dir=folder, **settings), load_checkpoint(weights))  # type: ignore[arg-type]
+def opened(checkpoint: Path, folder: Path, **settings: object) -> TrainingData:
+    return open_data(Settings(embedding_dir=folder, **settings), load_checkpoint(checkpoint))  # type: ignore[arg-type]
 
 
-def evaluated(weights: Path, output: Path, *arguments: object) -> Result:
-    options = ["-m", weights, "-o", output, "--device", "cpu", "--no-plots", "--json", *arguments]
+def evaluated(checkpoint: Path, output: Path, *arguments: object) -> Result:
+    options = ["-m", checkpoint, "-o", output, "--device", "cpu", "--no-plots", "--json", *arguments]
     return CliRunner().invoke(evaluate_main, [str(each) for each in options])
 
 
@@ -76,9 +71,9 @@ def one_line(result: Result) -> str:
     return line
 
 
-def test_scans_of_one_patient_stay_together_from_slices_to_training(tmp_path: Path, weights: Path) -> None:
+def test_scans_of_one_patient_stay_together_from_slices_to_training(tmp_path: Path, checkpoint: Path) -> None:
     data = write_dataset(tmp_path / "data", patients=5)
-    options = ["--data-dir", data, "--save-dir", tmp_path / "store", "--checkpoint", weights, "--device", "cpu"]
+    options = ["--data-dir", data, "--save-dir", tmp_path / "store", "--checkpoint", checkpoint, "--device", "cpu"]
     result = CliRunner().invoke(embed_main, [str(each) for each in options])
     assert result.exit_code == 0, result.output
     store = EmbeddingStore.open(tmp_path / "store")
@@ -88,7 +83,7 @@ def test_scans_of_one_patient_stay_together_from_slices_to_training(tmp_path: Pa
     by_name = {pair.name: pair.case for pair in SliceFolder(data)}
     assert dict(store.names()) == by_name
 
-    parts = opened(weights, tmp_path / "store", val_fraction=0.4)
+    parts = opened(checkpoint, tmp_path / "store", val_fraction=0.4)
     assert "2 of 5 cases" in parts.note
     learned, held = (
         {store[index].case for index in some} for some in (parts.training_samples, parts.validation_samples)
@@ -98,36 +93,38 @@ def test_scans_of_one_patient_stay_together_from_slices_to_training(tmp_path: Pa
 
 
 def test_training_on_caches_of_several_datasets_leaves_the_other_splits_alone(
-    tmp_path: Path, small_sam: Sam, weights: Path
+    tmp_path: Path, small_sam: Sam, checkpoint: Path
 ) -> None:
     counts = {"training": 4, "validation": 2, "testing": 3}
     for seed, (split, count) in enumerate(counts.items()):
         write_cache(tmp_path / "cache" / "A" / split, small_sam, count, seed=seed)
     write_cache(tmp_path / "cache" / "B" / "training", small_sam, 5, seed=7)
-    data = opened(weights, tmp_path / "cache")
+    data = opened(checkpoint, tmp_path / "cache")
     assert data.validation is not None
     assert (len(data.training_samples), len(data.validation_samples)) == (9, 2)
-    one = opened(weights, tmp_path / "cache" / "A", val_embedding_dir=tmp_path / "cache")
+    one = opened(checkpoint, tmp_path / "cache" / "A", val_embedding_dir=tmp_path / "cache")
     assert (len(one.training_samples), len(one.validation_samples)) == (4, 2)
     with pytest.raises(InputError, match=r"A holds the slices of training, validation, testing, .* name one of them"):
-        PublishedCache(tmp_path / "cache" / "A", checkpoint_facts(weights, "samri"))
+        PublishedCache(tmp_path / "cache" / "A", checkpoint_facts(checkpoint, "samri"))
 
 
 def test_a_dataset_without_training_slices_is_refused_and_a_split_named_itself_is_taken(
-    tmp_path: Path, small_sam: Sam, weights: Path
+    tmp_path: Path, small_sam: Sam, checkpoint: Path
 ) -> None:
     testing = write_store(tmp_path / "data" / "testing", small_sam, drawn_slices(4))
     with pytest.raises(InputError, match="holds no embeddings for training, only for testing"):
-        opened(weights, tmp_path / "data")
-    assert len(opened(weights, testing, val_every=0).training_samples) == 4
+        opened(checkpoint, tmp_path / "data")
+    assert len(opened(checkpoint, testing, val_every=0).training_samples) == 4
     # Named itself, a folder called `validation` isn't validated on as well.
-    alone = opened(weights, write_store(tmp_path / "validation", small_sam, drawn_slices(4)))
+    alone = opened(checkpoint, write_store(tmp_path / "validation", small_sam, drawn_slices(4)))
     assert not set(alone.training_samples) & set(alone.validation_samples)
     assert "held out" in alone.note
 
 
 @pytest.mark.slow
-def test_evaluation_takes_the_split_that_was_asked_for_or_none(tmp_path: Path, small_sam: Sam, weights: Path) -> None:
+def test_evaluation_takes_the_split_that_was_asked_for_or_none(
+    tmp_path: Path, small_sam: Sam, checkpoint: Path
+) -> None:
     stores, caches = tmp_path / "stores", tmp_path / "caches"
     for split, count in (("training", 5), ("testing", 2)):
         write_store(stores / "A" / split, small_sam, drawn_slices(count))
@@ -135,7 +132,7 @@ def test_evaluation_takes_the_split_that_was_asked_for_or_none(tmp_path: Path, s
     bare = write_store(tmp_path / "bare", small_sam, drawn_slices(3))
 
     def slices(output: str, *arguments: object) -> int:
-        result = evaluated(weights, tmp_path / output, *arguments)
+        result = evaluated(checkpoint, tmp_path / output, *arguments)
         assert result.exit_code == 0, result.output
         return int(json.loads(result.stdout)["counts"]["slices"])
 
@@ -145,19 +142,21 @@ def test_evaluation_takes_the_split_that_was_asked_for_or_none(tmp_path: Path, s
     assert slices("4", "--embedding-dir", stores / "A" / "training") == 5
     assert slices("5", "--embedding-dir", bare) == 3
     no = tmp_path / "no"
-    line = one_line(evaluated(weights, no, "--embedding-dir", stores, "--split", "validation"))
+    line = one_line(evaluated(checkpoint, no, "--embedding-dir", stores, "--split", "validation"))
     assert "stores holds no embeddings for validation, only for training, testing" in line
-    line = one_line(evaluated(weights, no, "--embedding-dir", stores / "A" / "training", "--split", "testing"))
+    line = one_line(evaluated(checkpoint, no, "--embedding-dir", stores / "A" / "training", "--split", "testing"))
     assert "only for training" in line
-    assert "drop --split" in one_line(evaluated(weights, no, "--embedding-dir", bare, "--split", "testing"))
+    assert "drop --split" in one_line(evaluated(checkpoint, no, "--embedding-dir", bare, "--split", "testing"))
 
 
-def test_embeddings_in_and_out_of_splits_are_not_guessed_about(tmp_path: Path, small_sam: Sam, weights: Path) -> None:
+def test_embeddings_in_and_out_of_splits_are_not_guessed_about(
+    tmp_path: Path, small_sam: Sam, checkpoint: Path
+) -> None:
     write_store(tmp_path / "training", small_sam, drawn_slices(3))
     loose = write_store(tmp_path / "loose", small_sam, drawn_slices(3))
     with pytest.raises(InputError, match="outside of folders for training or train, validation or val"):
-        opened(weights, tmp_path)
-    assert len(opened(weights, loose, val_every=0).training) == 3
+        opened(checkpoint, tmp_path)
+    assert len(opened(checkpoint, loose, val_every=0).training) == 3
 
 
 def test_every_store_below_a_folder_is_verified(tmp_path: Path, small_sam: Sam) -> None:
@@ -170,11 +169,11 @@ def test_every_store_below_a_folder_is_verified(tmp_path: Path, small_sam: Sam) 
     ]
 
 
-def test_patients_of_one_name_in_two_datasets_stay_two(tmp_path: Path, small_sam: Sam, weights: Path) -> None:
+def test_patients_of_one_name_in_two_datasets_stay_two(tmp_path: Path, small_sam: Sam, checkpoint: Path) -> None:
     for dataset in ("A", "B"):
         write_store(tmp_path / dataset / "testing", small_sam, drawn_slices(4, cases=2))
     dirs = ("--embedding-dir", tmp_path / "A", "--embedding-dir", tmp_path / "B" / "testing")
-    result = evaluated(weights, tmp_path / "out", *dirs)
+    result = evaluated(checkpoint, tmp_path / "out", *dirs)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["counts"]["cases"] == 4
     both = combine([EmbeddingStore.open(tmp_path / dataset / "testing") for dataset in ("A", "B")])
@@ -190,16 +189,16 @@ def test_splits_of_one_dataset_share_its_patients(tmp_path: Path, small_sam: Sam
     assert len({name for name, _ in both.names()}) == 4
 
 
-def test_a_folder_named_twice_is_refused(tmp_path: Path, small_sam: Sam, weights: Path) -> None:
+def test_a_folder_named_twice_is_refused(tmp_path: Path, small_sam: Sam, checkpoint: Path) -> None:
     store = write_store(tmp_path / "store", small_sam, drawn_slices(2))
     (tmp_path / "link").symlink_to(store)
     for again in (f"{store}/", tmp_path / "link", tmp_path / "store" / ".." / "store"):
-        result = evaluated(weights, tmp_path / "out", "--embedding-dir", store, "--embedding-dir", again)
+        result = evaluated(checkpoint, tmp_path / "out", "--embedding-dir", store, "--embedding-dir", again)
         assert "is named twice" in one_line(result)
 
 
-def test_spacing_is_known_when_every_part_knows_it(tmp_path: Path, small_sam: Sam, weights: Path) -> None:
-    facts = checkpoint_facts(weights, "samri")
+def test_spacing_is_known_when_every_part_knows_it(tmp_path: Path, small_sam: Sam, checkpoint: Path) -> None:
+    facts = checkpoint_facts(checkpoint, "samri")
     store = open_embeddings(write_store(tmp_path / "store", small_sam, drawn_slices(2)), facts)
     cache = open_embeddings(write_cache(tmp_path / "cache", small_sam, 2), facts)
     assert store.info.spacing_known
@@ -208,12 +207,12 @@ def test_spacing_is_known_when_every_part_knows_it(tmp_path: Path, small_sam: Sa
 
 
 def test_cases_of_a_cache_are_known_without_reading_it(
-    tmp_path: Path, small_sam: Sam, weights: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_sam: Sam, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = write_cache(tmp_path / "cache", small_sam, 6)
     for file in sorted(cache.iterdir())[1:]:  # The first one tells the number format.
         file.write_bytes(b"cut off")
-    data = opened(weights, cache, val_fraction=0.25)
+    data = opened(checkpoint, cache, val_fraction=0.25)
     assert (len(data.training_samples) + len(data.validation_samples), data.note[:24]) == (
         6,
         "validating on 1 of 4 cas",

@@ -22,8 +22,9 @@ from nilearn import datasets
 
 from samri.preprocessing import percentile_range
 from samri_training.prepare import Cut, main, prepare, prepare_arrays
-from samri_training.prepare._tally import LabelTally
+from samri_training.prepare._cut import LabelTally
 from samri_training.slices import find_slices
+from tests.support.files import contents
 
 OBLIQUE = np.array([[0.7, 0.1, -0.3, -80], [-0.1, 0.9, 0.2, 12], [0.2, -0.1, 3.9, 40], [0, 0, 0, 1.0]])
 
@@ -67,10 +68,6 @@ def refused(tmp_path: Path, *arguments: object) -> str:
     assert err.startswith("samri-prepare: error: ")
     assert err.count("\n") == 1
     return err
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
@@ -186,7 +183,7 @@ def test_patients_are_divided_by_seed_and_stay_whole(tmp_path):
     dataset(tmp_path / "in", 6)
     for out in ("one", "two"):
         assert run("-i", tmp_path / "in", "-o", tmp_path / out, "--split", 4, 1, 1, "--seed", 3)[0] == 0
-    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
     pairs = find_slices(tmp_path / "one")
     splits = {case: {pair.split for pair in pairs if pair.case == case} for case in (f"p{n}" for n in range(6))}
     assert all(len(split) == 1 for split in splits.values())
@@ -197,7 +194,7 @@ def test_worker_processes_make_the_same_bytes(tmp_path):
     dataset(tmp_path / "in")
     assert run("-i", tmp_path / "in", "-o", tmp_path / "one")[0] == 0
     assert run("-i", tmp_path / "in", "-o", tmp_path / "two", "--num-workers", 2)[0] == 0
-    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_the_splits_folder_of_the_input_is_followed(tmp_path):
@@ -362,14 +359,14 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
 def test_an_earlier_dataset_is_replaced_only_when_asked_and_only_by_success(tmp_path):
     dataset(tmp_path / "in")
     assert run("-i", tmp_path / "in", "-o", tmp_path / "out")[0] == 0
-    before = tree(tmp_path / "out")
+    before = contents(tmp_path / "out")
     assert "out already exists" in refused(tmp_path, "-i", tmp_path / "in")
     assert run("-i", tmp_path / "in", "-o", tmp_path / "out", "--overwrite", "--axis", 0)[0] == 0
-    after = tree(tmp_path / "out")
+    after = contents(tmp_path / "out")
     assert after != before
     save(tmp_path / "in/p1_seg_.nii.gz", np.zeros((12, 14, 6), np.uint8))
     refused(tmp_path, "-i", tmp_path / "in", "--overwrite")
-    assert tree(tmp_path / "out") == after
+    assert contents(tmp_path / "out") == after
 
 
 def test_nothing_but_its_own_output_is_ever_replaced(tmp_path):
@@ -381,7 +378,7 @@ def test_nothing_but_its_own_output_is_ever_replaced(tmp_path):
         code, _, err = run("-i", tmp_path / source, "-o", tmp_path / output, "--overwrite")
         assert code == 1
         assert "input" in err
-    assert len(tree(tmp_path / "in")) == 8
+    assert len(contents(tmp_path / "in")) == 8
     assert run("-i", tmp_path / "in", "-o", tmp_path / "made")[0] == 0
     (tmp_path / "made/run").mkdir()
     (tmp_path / "made/run/best.pth").write_bytes(b"weeks of work")
@@ -395,8 +392,8 @@ def test_nothing_but_its_own_output_is_ever_replaced(tmp_path):
     ("arguments", "words"),
     [
         (("--plane", "axial", "--axis", 1), "--plane or --axis, not both"),
-        (("--split", 0, 0, 0), "--split needs a share above 0"),
-        (("--split", 1, 0, 0, "--splits", "x"), "--split or --splits, not both"),
+        (("--ratios", 0, 0, 0), "--ratios needs a number above 0"),
+        (("--split", 1, 0, 0, "--splits", "x"), "--ratios or --split-files, not both"),
         (("--pattern", "a.nii", "{case}.nii"), "--pattern: a pattern needs a placeholder"),
         (("--patient", "("), "is no regular expression"),
         (("--patient", "p"), "needs a group in parentheses"),

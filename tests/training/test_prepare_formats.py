@@ -7,7 +7,7 @@ import numpy as np
 
 from samri_training.prepare._cut import BY_LAST_AXIS, CutCase, cut_pair
 from samri_training.prepare._sources import SourcePair
-from scan_factory import OBLIQUE, brain_like, save_nifti
+from tests.support.scans import OBLIQUE, brain_like, save_nifti
 
 
 def labels_of(image: np.ndarray) -> np.ndarray:

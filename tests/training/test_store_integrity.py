@@ -24,6 +24,7 @@ from samri_training.store import (
 )
 from samri_training.store import _own_files as own_files
 from samri_training.store._manifest import read_manifests, write_index
+from tests.support.files import contents
 
 SHAPE = (4, 6, 6)
 FACTS = EncoderFacts("e" * 32, "samri", 96, SHAPE, "vit_tiny", "fp32", "tiny.pth", "c" * 64)
@@ -60,10 +61,6 @@ def write_store(folder: Path, size: int = 2) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_store(tmp_path / "store")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def as_older_samri_wrote(file: Path) -> None:
@@ -179,7 +176,7 @@ def test_a_named_pipe_in_a_store_is_never_waited_for(folder: Path, name: str) ->
 
 def test_a_damaged_line_of_a_journal_counts_for_nothing(tmp_path: Path) -> None:
     """A flipped bit in a name or a spacing, which no checksum of pixels covers."""
-    whole = content(write_store(tmp_path / "whole", size=3))
+    whole = contents(write_store(tmp_path / "whole", size=3))
     for place in range(-2, -200, -17):
         part = tmp_path / str(place)
         plan = StorePlan.of(INFO, [(item.name, item.case) for item in make_slices()], 3)
@@ -191,7 +188,7 @@ def test_a_damaged_line_of_a_journal_counts_for_nothing(tmp_path: Path) -> None:
         held = bytearray(journal.read_bytes())
         held[place] ^= 1
         journal.write_bytes(held)
-        assert content(write_store(part, size=3)) == whole
+        assert contents(write_store(part, size=3)) == whole
 
 
 # --- what others put there --------------------------------------------------------------------------------------------
@@ -214,7 +211,7 @@ def test_no_link_is_followed_when_a_store_is_written(tmp_path: Path, name: str, 
 
 def test_a_killed_rename_anywhere_is_made_up_for(tmp_path: Path) -> None:
     """The process ends, without any handler, at its n-th rename or removal; the next one makes the same bytes."""
-    whole = content(write_store(tmp_path / "whole"))
+    whole = contents(write_store(tmp_path / "whole"))
     script = """
         import os, sys
         sys.path[:0] = {path!r}
@@ -238,7 +235,7 @@ def test_a_killed_rename_anywhere_is_made_up_for(tmp_path: Path) -> None:
     assert codes == [9] * 8 + [0]
     for folder, _ in processes:
         write_store(folder)
-        left = content(folder)
+        left = contents(folder)
         left.pop("shard-000000.journal", None), left.pop("shard-000001.journal", None)
         assert left == whole
 
@@ -249,4 +246,4 @@ def test_two_writers_of_one_small_file_wait_for_each_other(tmp_path: Path) -> No
     assert own_files.lock_own(tmp_path / ".index.json.new") is None
     held.close()
     own_files.write_text(tmp_path / "index.json", "{}\n")
-    assert content(tmp_path) == {"index.json": b"{}\n"}
+    assert contents(tmp_path) == {"index.json": b"{}\n"}

@@ -18,6 +18,7 @@ from samri.errors import InputError, OutputError
 from samri_training.store import EmbeddedSlice, EncoderFacts, ShardWriter, StoreInfo, StorePlan
 from samri_training.store import _shard_writer as module
 from samri_training.store._plan import Shard
+from tests.support.files import contents
 
 SHAPE = (4, 6, 6)
 FACTS = EncoderFacts("e" * 32, "samri", 96, SHAPE, "vit_tiny", "fp32", "tiny.pth", "c" * 64)
@@ -54,16 +55,12 @@ def write_shard(folder: Path, batch: int = BATCH) -> int:
     return before
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.fixture
 def whole(tmp_path: Path) -> dict[str, bytes]:
     folder = tmp_path / "whole"
     folder.mkdir()
     write_shard(folder)
-    return content(folder)
+    return contents(folder)
 
 
 def killed_at_line(number: int, action: Callable[[], object]) -> bool:
@@ -101,12 +98,12 @@ def test_a_shard_killed_at_any_line_goes_on_to_the_same_bytes(tmp_path: Path, wh
         folder.mkdir()
         if not killed_at_line(number, lambda folder=folder: write_shard(folder)):  # type: ignore[misc]
             break
-        if "shard-000000.safetensors" not in content(folder):
+        if "shard-000000.safetensors" not in contents(folder):
             resumed.add(write_shard(folder))
         for name, written in whole.items():
-            assert content(folder)[name] == written, f"killed at line event {number}"
+            assert contents(folder)[name] == written, f"killed at line event {number}"
         # A kill between the shard's last name and the journal's end may leave the journal, which the next run removes.
-        assert content(folder).keys() - whole.keys() <= {"shard-000000.journal"}
+        assert contents(folder).keys() - whole.keys() <= {"shard-000000.journal"}
         number += 1
     assert number > 100
     assert resumed == {0, 2, 4, 5}
@@ -121,7 +118,7 @@ def test_a_shard_killed_twice_goes_on_to_the_same_bytes(tmp_path: Path, whole: d
         killed_at_line(first, lambda folder=folder: write_shard(folder))  # type: ignore[misc]
         killed_at_line(first // 2, lambda folder=folder: write_shard(folder))  # type: ignore[misc]
         write_shard(folder)
-        assert content(folder) == whole
+        assert contents(folder) == whole
 
 
 def interrupted(folder: Path, done: int) -> None:
@@ -138,7 +135,7 @@ def test_a_torn_journal_costs_one_batch(tmp_path: Path, whole: dict[str, bytes],
     journal = tmp_path / "torn" / "shard-000000.journal"
     journal.write_bytes(journal.read_bytes()[:-cut])
     assert write_shard(tmp_path / "torn") == 2
-    assert content(tmp_path / "torn") == whole
+    assert contents(tmp_path / "torn") == whole
 
 
 def test_what_the_journal_claims_and_the_disk_lost_is_embedded_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
@@ -149,7 +146,7 @@ def test_what_the_journal_claims_and_the_disk_lost_is_embedded_again(tmp_path: P
     held[4096 + 2 * INFO.bytes_per_slice : 4096 + 3 * INFO.bytes_per_slice] = bytes(INFO.bytes_per_slice)
     part.write_bytes(held)
     assert write_shard(tmp_path / "lost") == 2
-    assert content(tmp_path / "lost") == whole
+    assert contents(tmp_path / "lost") == whole
 
 
 @pytest.mark.parametrize("line", [b"{}\n", b"[]\n", b"[1]\n", b'[{"name": 1}]\n', b"nonsense\n", b"\xff\n"])
@@ -159,13 +156,13 @@ def test_a_journal_of_nonsense_is_begun_anew(tmp_path: Path, whole: dict[str, by
     head = journal.read_bytes().splitlines(keepends=True)[0]
     journal.write_bytes(head + line)
     assert write_shard(tmp_path / "bad") == 0
-    assert content(tmp_path / "bad") == whole
+    assert contents(tmp_path / "bad") == whole
 
 
 def test_another_batch_size_begins_the_shard_anew(tmp_path: Path, whole: dict[str, bytes]) -> None:
     interrupted(tmp_path / "batch", 4)
     assert write_shard(tmp_path / "batch", batch=1) == 0
-    assert content(tmp_path / "batch")["shard-000000.safetensors"] == whole["shard-000000.safetensors"]
+    assert contents(tmp_path / "batch")["shard-000000.safetensors"] == whole["shard-000000.safetensors"]
 
 
 def test_two_writers_of_one_shard_do_not_meet(tmp_path: Path) -> None:
@@ -190,7 +187,7 @@ def test_a_killed_writer_leaves_no_lock(tmp_path: Path, whole: dict[str, bytes])
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert write_shard(tmp_path / "dead") == 2
-    assert content(tmp_path / "dead") == whole
+    assert contents(tmp_path / "dead") == whole
 
 
 def test_a_full_disk_is_one_plain_line_and_loses_nothing(tmp_path: Path, whole: dict[str, bytes]) -> None:
@@ -207,7 +204,7 @@ def test_a_full_disk_is_one_plain_line_and_loses_nothing(tmp_path: Path, whole: 
     assert "shard-000000.part: File too large" in str(caught.value)
     assert "run samri-embed again" in str(caught.value)
     write_shard(folder)
-    assert content(folder) == whole
+    assert contents(folder) == whole
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -221,7 +218,7 @@ def test_an_embedding_too_large_for_half_precision_is_refused_by_name(tmp_path: 
     large.features[0, 0, 0] = 1e5
     with (
         ShardWriter(tmp_path, INFO, Shard(0, 0, COUNT), BATCH) as writer,
-        pytest.raises(InputError, match=r"a_img_1 holds NaN or infinite values as fp16.*--precision fp32"),
+        pytest.raises(InputError, match=r"a_img_1 holds NaN or infinite values as fp16.*--store-dtype fp32"),
     ):
         writer.append([large])
 

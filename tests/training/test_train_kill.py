@@ -16,8 +16,8 @@ from segment_anything.modeling import Sam
 
 from samri.model import load_checkpoint
 from samri_training.train import Settings, train
-from samri_training.train._lock import LOCK
-from store_factory import drawn_slices, write_store
+from samri_training.train._starting import LOCK
+from tests.support.stores import drawn_slices, write_store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from segment_anything.modeling import Sam
 
 from samri_training.train import Settings, train
-from store_factory import drawn_slices, write_store
+from tests.support.stores import drawn_slices, write_store
 
 pytestmark = pytest.mark.slow
 

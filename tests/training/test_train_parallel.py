@@ -13,15 +13,15 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
-from store_factory import drawn_slices, write_store
+from tests.support.stores import drawn_slices, write_store
 
-TESTS = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
 def torchrun(processes: int, *command: object) -> subprocess.CompletedProcess[str]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, *command]
-    folders = [TESTS, TESTS.parent / "training", os.environ.get("PYTHONPATH", "")]
+    folders = [ROOT, ROOT / "training", os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
     return subprocess.run([str(part) for part in launch], env=environment, capture_output=True, text=True, timeout=300)
 
@@ -31,7 +31,7 @@ Found = list[dict[str, Any]]
 
 def steps(folder: Path, processes: int, batch_size: int, faults: list[str]) -> dict[str, Found]:
     """What each process found, for each fault."""
-    done = torchrun(processes, TESTS / "training_steps.py", folder, batch_size, *faults)
+    done = torchrun(processes, "-m", "tests.support.training_steps", folder, batch_size, *faults)
     assert done.returncode == 0, done.stderr
     return {
         fault: [torch.load(folder / f"{fault}-{rank}.pt", weights_only=True) for rank in range(processes)]

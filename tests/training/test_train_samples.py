@@ -13,7 +13,7 @@ from samri_training.store import EmbeddingStore
 from samri_training.train import Settings
 from samri_training.train._samples import Batch, Frame, Request, Requests, TrainingBatches, loader
 from samri_training.train._validation import ValidationBatches
-from store_factory import DrawnSlice, drawn_slices, write_store
+from tests.support.stores import DrawnSlice, drawn_slices, write_store
 
 FRAME = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed"))
 

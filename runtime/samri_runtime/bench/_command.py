@@ -12,10 +12,9 @@ import click
 
 from samri.bundle import Bundle
 from samri.errors import MissingDependencyError, OutputError, ProviderError
-from samri.manifest import PRECISIONS, Precision
+from samri.manifest import Precision
 from samri.ownership import refuse_foreign_files
 from samri_runtime import models
-from samri_runtime._command import GivenModel, GivenPath, OutputFolder, command, emit, provider_options_of, say
 from samri_runtime._tuned import check_can_remember, remember
 from samri_runtime.bench._case import accelerator_cases, cases, precisions_of, usable_providers
 from samri_runtime.bench._environment import environment
@@ -24,6 +23,21 @@ from samri_runtime.bench._plot import import_matplotlib
 from samri_runtime.bench._report import FILES, Report
 from samri_runtime.bench._scene import phantom_scene, scan_scene
 from samri_runtime.bench._tune import best, candidates, effort_of, settings_of
+from samri_runtime.cli import (
+    GivenModel,
+    GivenPath,
+    OutputFolder,
+    command,
+    emit,
+    json_option,
+    overwrite_option,
+    precision_option,
+    provider_option,
+    provider_settings_option,
+    say,
+    say_error,
+    threads_option,
+)
 from samri_runtime.providers import PROVIDERS, Provider
 
 _NAMED = tuple(name for name in PROVIDERS if name != "auto")
@@ -31,60 +45,89 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
 
 @command("samri-bench")
 @click.option(
-    "--model", default=models.DEFAULT, show_default=True, type=GivenModel(), metavar="BUNDLE", help="A bundle's folder."
+    "--model",
+    default=models.DEFAULT,
+    show_default=True,
+    type=GivenModel(),
+    metavar="BUNDLE",
+    help="Model to measure: a bundle's folder, or the name of a model that comes with SAMRI.",
 )
-@click.option(
-    "--provider",
+@provider_option(
     "providers",
     multiple=True,
     type=click.Choice(_NAMED),
-    help="What to run on. Repeatable.  [default: all that work]",
+    default=None,
+    show_default=False,
+    help="Execution provider to measure. Repeatable.  [default: all that work here]",
 )
-@click.option(
-    "--precision",
+@precision_option(
     "precisions",
     multiple=True,
-    type=click.Choice(PRECISIONS),
-    help="Of the graphs. Repeatable.  [default: all that the bundle holds]",
+    default=None,
+    show_default=False,
+    help="Precision of the graphs to measure. Repeatable.  [default: all that the bundle has]",
 )
-@click.option(
-    "--threads", multiple=True, type=click.IntRange(1, 1024), help="CPU threads. Repeatable.  [default: one a core]"
-)
+@threads_option(multiple=True, help="Number of CPU threads. Repeatable.  [default: one per core]")
 @click.option(
     "--boxes",
     "batches",
     multiple=True,
     type=click.IntRange(1, 256),
-    help="Boxes in one call. Repeatable.  [default: 1 and 16]",
+    metavar="N",
+    help="Number of boxes per decoder call. Repeatable.  [default: 1 and 16]",
+)
+@provider_settings_option(help="Option passed unchanged to every execution provider except the CPU. Repeatable.")
+@click.option(
+    "--static-shapes/--free-shapes",
+    default=None,
+    help="Pad prompts to a few fixed sizes, or leave them as they are.  [default: depends on the provider]",
+)
+@click.option("--gpu", is_flag=True, help="Measure every accelerator here in every precision, also with CUDA graphs.")
+@click.option("--tune", is_flag=True, help="Find the fastest settings with correct masks and save them for later runs.")
+@click.option(
+    "-i", "--input", "source", type=GivenPath(), metavar="IMAGE", help="Scan to measure on.  [default: a phantom]"
 )
 @click.option(
-    "--provider-option",
-    "provider_options",
-    multiple=True,
-    callback=provider_options_of,
-    metavar="KEY=VALUE",
-    help="Passed to every provider but the CPU. Repeatable.",
-)
-@click.option("--static-shapes/--free-shapes", default=None, help="Pad prompts to a few sizes.  [default: by provider]")
-@click.option("--gpu", is_flag=True, help="Every accelerator here, in every precision, with CUDA graphs too.")
-@click.option("--tune", is_flag=True, help="Find the fastest settings whose masks are right, and keep them.")
-@click.option(
-    "-i", "--input", "source", type=GivenPath(), metavar="IMAGE", help="A scan of yours.  [default: a phantom]"
-)
-@click.option("--slice", "index", type=int, metavar="K", help="Slice of it along the last axis.  [default: the middle]")
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Processes for each case.")
-@click.option(
-    "--encodes", type=click.IntRange(1, 1000), default=3, show_default=True, help="Images a process, after the first."
+    "--slice",
+    "index",
+    type=int,
+    metavar="K",
+    help="Index of the slice of --input along its last axis, from 0.  [default: the middle one]",
 )
 @click.option(
-    "--decodes", type=click.IntRange(1, 10000), default=20, show_default=True, help="Calls a process, for each batch."
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of processes per case.",
 )
 @click.option(
-    "-o", "--output", type=OutputFolder(), metavar="FOLDER", help="Write bench.csv, .json, .md and .png there."
+    "--encodes",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="Number of images encoded per process, not counting the first.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace such files in FOLDER.")
-@click.option("--no-png", is_flag=True, help="Leave the picture out; matplotlib isn't needed then.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rather than a table.")
+@click.option(
+    "--decodes",
+    type=click.IntRange(1, 10000),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="Number of decoder calls per process and number of boxes.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFolder(),
+    metavar="FOLDER",
+    help="Folder for bench.csv, bench.json, bench.md and bench.png.  [default: no files]",
+)
+@overwrite_option("Replace such files in FOLDER.")
+@click.option("--no-png", is_flag=True, help="Do not draw bench.png, which needs matplotlib.")
+@json_option("Print the results as JSON instead of a table.")
 @click.pass_context
 def main(
     context: click.Context,
@@ -107,12 +150,14 @@ def main(
     no_png: bool,
     as_json: bool,
 ) -> None:
-    """Measure a bundle on this machine: cold start, image, boxes, memory, and how its masks agree with fp32 on the CPU.
+    """Measure a model on this machine: cold start, encoding, decoding, memory, and agreement with fp32 on the CPU.
 
-    Cases take turns, each in a process of its own. Medians, with the 10th and 90th percentile in brackets.
+    Cases take turns, each in its own process. Figures are medians, with the 10th and 90th percentiles in brackets.
     """
     if (gpu or tune) and (providers or threads or provider_options or static_shapes is not None):
-        raise click.UsageError("--gpu and --tune choose what to measure: leave out the options that do.")
+        raise click.UsageError(
+            "--gpu and --tune choose what to measure: leave out --provider, its options, --threads and --static-shapes."
+        )
     if gpu and tune:
         raise click.UsageError("give --gpu or --tune, not both.")
     if index is not None and source is None:
@@ -128,13 +173,13 @@ def main(
     wanted = precisions or precisions_of(bundle.manifest)
     for precision in wanted:
         bundle.graph("encoder", precision)
-    say("looking for what works here")
+    say("looking for providers that work here")
     if tune:
         asked = [case for case in candidates(bundle.manifest) if case.precision in wanted]
     elif gpu:
         asked = accelerator_cases(wanted)
         if not asked:
-            raise ProviderError("no accelerator works here: samri-doctor says why")
+            raise ProviderError("no accelerator works here: run samri-doctor to see why")
     else:
         asked = cases(providers or usable_providers(), wanted, threads or (None,), provider_options, static_shapes)
     scene = phantom_scene() if source is None else scan_scene(source, index)
@@ -150,7 +195,7 @@ def main(
         _keep_best(bundle, samples)
     elif failed := [sample for sample in samples if sample.error is not None]:
         for sample in failed:
-            say(f"error: {sample.case}: {sample.error}")
+            say_error(f"error: {sample.case}: {sample.error}")
         context.exit(1)
 
 
@@ -171,5 +216,5 @@ def _keep_best(bundle: Bundle, samples: Sequence[Sample]) -> None:
     tuned = settings_of(winner)
     path = remember(bundle, tuned, progress=say)
     seconds, usual = effort_of(winner), effort_of(samples[0])
-    say(f"best here: {tuned}, with {seconds:.3g} s for an image and ten boxes; fp32 on the CPU takes {usual:.3g} s")
-    say(f"kept in {path}, for runs that ask for no provider, precision or threads")
+    say(f"best here: {tuned}: {seconds:.3g} s for an image and ten boxes; fp32 on the CPU takes {usual:.3g} s")
+    say(f"saved to {path}: used by runs without --provider, --precision and --threads")

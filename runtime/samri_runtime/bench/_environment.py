@@ -8,7 +8,7 @@ from typing import Any
 from samri.bundle import Bundle
 from samri.errors import printable
 from samri.process import usable_cores
-from samri_runtime.doctor._machine import machine
+from samri_runtime.machine import machine
 from samri_runtime.providers import load_onnxruntime
 from samri_runtime.providers._wheels import installed_wheels
 

@@ -20,7 +20,7 @@ from samri.errors import SamriError
 from samri_runtime._embedding import Embedding
 from samri_runtime._predictor import Predictor
 from samri_runtime.bench._case import Case
-from samri_runtime.bench._memory import current_rss, peak_rss
+from samri_runtime.machine import current_rss, peak_rss
 
 
 def main(request_path: str, result_path: str) -> None:

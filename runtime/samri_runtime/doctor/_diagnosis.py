@@ -10,9 +10,9 @@ from typing import Any
 from samri.errors import MissingDependencyError, ProviderError
 from samri.manifest import Precision
 from samri_runtime.doctor._extras import Extra, as_json, installed_extras
-from samri_runtime.doctor._machine import machine
 from samri_runtime.doctor._placement import Placement
 from samri_runtime.doctor._trial import Trial, broken_promises, strays, trial_graphs, try_graph, try_probe
+from samri_runtime.machine import machine
 from samri_runtime.providers._inference import preload_cuda
 from samri_runtime.providers._names import CUDA, PROVIDERS, Provider, auto_candidates, execution_provider
 from samri_runtime.providers._plugins import PLUGINS, plugin_providers

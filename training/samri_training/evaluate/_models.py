@@ -15,15 +15,13 @@ from samri.manifest import Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, ProfileName, preprocess, profile
 from samri.privacy import without_folders
-from samri.prompts import Prompt, pack, to_model_frame
+from samri.prompts import PROMPTS_AT_ONCE, Prompt, pack, to_model_frame
 from samri_runtime import Embedding, Predictor
 from samri_runtime.providers import Provider
 from samri_training.devices import torch_device
 from samri_training.store import EncoderFacts
 
 CHECKPOINT_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
-
-_PROMPTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ class _CheckpointModel:
     def __init__(self, request: ModelRequest, device: str) -> None:
         import torch
 
-        from samri.model import ImageEncoder, PromptDecoder, encoder_sha256, load_checkpoint
+        from samri.model import ImageEncoder, SamDecoder, encoder_sha256, load_checkpoint
 
         self.name = request.name
         self._checkpoint = load_checkpoint(request.path, request.base)
@@ -173,7 +171,7 @@ class _CheckpointModel:
         self._device = torch_device(device)
         self._checkpoint.sam.to(self._device)
         self._encoder = ImageEncoder(self._checkpoint.sam.image_encoder)
-        self._decoder = PromptDecoder(self._checkpoint.sam)
+        self._decoder = SamDecoder(self._checkpoint.sam)
         self._encoder.to(self._device)  # Its own buffers: the window indices.
 
     def encode(self, image: npt.NDArray[Any], intensity_range: tuple[float, float] | None) -> Embedding:
@@ -189,8 +187,8 @@ class _CheckpointModel:
         masks, scores = [], []
         with self._torch.inference_mode():
             features = self._tensor(embedding.features)
-            for start in range(0, len(labels), _PROMPTS_AT_ONCE):
-                some = slice(start, start + _PROMPTS_AT_ONCE)
+            for start in range(0, len(labels), PROMPTS_AT_ONCE):
+                some = slice(start, start + PROMPTS_AT_ONCE)
                 answer = self._decoder(features, self._tensor(frame[some]), self._tensor(labels[some]))
                 masks.append(answer[0].cpu().numpy())
                 scores.append(answer[1].cpu().numpy())

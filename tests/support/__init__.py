@@ -1,0 +1,1 @@
+"""What several tests share: small real scans, models and stores, and independent references."""
