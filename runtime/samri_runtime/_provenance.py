@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,6 @@ from samri_runtime._embedding import Embedding
 from samri_runtime._predictor import Predictor
 from samri_runtime._result_files import PROGRAM
 from samri_runtime.providers import load_onnxruntime
-
-# An absolute path up to its last part; a folder's name with a space ends the match early.
-_ABSOLUTE = re.compile(r"(?<![\w.~/\\-])(?:~|[A-Za-z]:)?[/\\]{1,2}(?:[^\s/\\:;,'\"()]+[/\\])*(?=[^\s/\\])")
-_BEGINS = r"(?<![\w./\\-])"
 
 
 def describe_inputs(
@@ -132,20 +126,6 @@ def folders_of(predictor: Predictor, scan: Scan) -> list[Path]:
         with contextlib.suppress(RuntimeError):  # The home folder is unknown.
             folders.append(predictor.cache.folder.parent)
     return folders
-
-
-def without_folders(note: str, folders: Iterable[Path]) -> str:
-    """The note with every path cut down to its last part: folders often name the patient.
-
-    Args:
-        note: One line.
-        folders: Folders with which paths in it may begin, as they were passed; their names may hold spaces.
-    """
-    known = {path for at in folders for path in (str(at), str(at.absolute()), os.path.realpath(at))}
-    for folder in sorted(known - {os.curdir, os.sep}, key=len, reverse=True):
-        note = re.sub(f"{_BEGINS}{re.escape(folder)}[/\\\\]+", "", note)
-        note = re.sub(rf"{_BEGINS}{re.escape(folder)}(?![\w.-])", "the folder", note)
-    return _ABSOLUTE.sub("", note)
 
 
 def _versions() -> dict[str, str | None]:

@@ -13,7 +13,16 @@ import numpy.typing as npt
 
 from samri.errors import OutputError
 from samri.geometry import SliceView
-from samri.io import Scan, draw_overlay, nibabel_version, scan_name, side_by_side, write_mask, write_png
+from samri.io import (
+    Scan,
+    draw_overlay,
+    nibabel_version,
+    scan_name,
+    side_by_side,
+    write_label_table,
+    write_mask,
+    write_png,
+)
 from samri.ownership import read_sealed, refuse_foreign_files, sealed_json, unchanged
 from samri.prompts import Prompt
 from samri.staging import claimed_folder, refuse_folders_in_the_way, staged_files
@@ -22,8 +31,8 @@ PROGRAM = "samri-run"
 _CANDIDATES = 3
 
 
-def result_files(scan: Path, candidates: int, *, png: bool = True) -> dict[str, list[str]]:
-    """File names by what they hold: `masks`, `provenance`, `pictures` and `overlay`."""
+def result_files(scan: Path, candidates: int, *, png: bool = True, named: bool = False) -> dict[str, list[str]]:
+    """File names by what they hold: `masks`, `provenance`, `pictures`, `overlay`, and `table` of objects with names."""
     name = scan_name(scan)
     numbers = [""] if candidates == 1 else [str(number) for number in range(1, candidates + 1)]
     return {
@@ -31,6 +40,7 @@ def result_files(scan: Path, candidates: int, *, png: bool = True) -> dict[str, 
         "provenance": [f"{name}_seg_.json"],
         "pictures": [f"{name}_seg_{number}.png" for number in numbers if png],
         "overlay": [f"{name}_overlay.png"] if png else [],
+        "table": [f"{name}_seg_dseg.tsv"] if named else [],
     }
 
 
@@ -50,7 +60,7 @@ def claimed(output: Path, scan: Path) -> contextlib.AbstractContextManager[None]
     return claimed_folder(output, f".{name}_seg_.lock", busy)
 
 
-def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True) -> None:
+def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True, named: bool = False) -> None:
     """Check before the work starts that its results can be written.
 
     Raises:
@@ -64,7 +74,7 @@ def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True)
         raise OutputError(f"cannot write {folder}: {existing} is not a folder: name another --output")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {folder}: {existing} is not writable: name another --output")
-    refuse_folders_in_the_way(folder, names_of(result_files(scan, candidates, png=png)))
+    refuse_folders_in_the_way(folder, names_of(result_files(scan, candidates, png=png, named=named)))
 
 
 def own_results(output: Path, scan: Path) -> list[str]:
@@ -72,13 +82,15 @@ def own_results(output: Path, scan: Path) -> list[str]:
     record = _record(output, scan)
     if record is None:
         return []
-    every = dict.fromkeys([*names_of(result_files(scan, 1)), *names_of(result_files(scan, _CANDIDATES))])
+    every = dict.fromkeys([*names_of(result_files(scan, 1, named=True)), *names_of(result_files(scan, _CANDIDATES))])
     # A record could name any file; only those that a run writes count.
     own = {*unchanged(output, {name: record["files"].get(name) for name in every}), _provenance_of(scan)}
     return [name for name in every if name in own]
 
 
-def check_replaceable(output: Path, scan: Scan, view: SliceView, candidates: int, *, png: bool) -> None:
+def check_replaceable(
+    output: Path, scan: Scan, view: SliceView, candidates: int, *, png: bool, named: bool = False
+) -> None:
     """Refuse to replace any files but those of an earlier run on the same slice.
 
     Raises:
@@ -90,14 +102,14 @@ def check_replaceable(output: Path, scan: Scan, view: SliceView, candidates: int
             f"{output / _provenance_of(scan.path)} is the result of {other}: name another --output, "
             "or pass --overwrite to replace it"
         )
-    names = names_of(result_files(scan.path, candidates, png=png))
+    names = names_of(result_files(scan.path, candidates, png=png, named=named))
     refuse_foreign_files(output, names, own_results(output, scan.path))
 
 
-def replaced(output: Path, source: Path, candidates: int, *, png: bool) -> list[str]:
+def replaced(output: Path, source: Path, candidates: int, *, png: bool, named: bool = False) -> list[str]:
     """Notes on the files that will be replaced: results of an earlier run, and those that need --overwrite."""
     own = own_results(output, source)
-    new = [name for name in names_of(result_files(source, candidates, png=png)) if name not in own]
+    new = [name for name in names_of(result_files(source, candidates, png=png, named=named)) if name not in own]
     others = [name for name in new if os.path.lexists(output / name)]
     return [
         *([f"replaced the results of an earlier run: {', '.join(own)}"] if own else []),
@@ -114,12 +126,14 @@ def write_results(
     scores: npt.NDArray[np.float32],
     provenance: Mapping[str, Any],
     *,
+    names: Sequence[str] = (),
     png: bool = True,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write `<name>_seg_.nii.gz`, `<name>_seg_.json` and, with `png`, `<name>_seg_.png` and `<name>_overlay.png`.
 
-    Three candidates are `<name>_seg_1.nii.gz` to `<name>_seg_3.nii.gz` (and `.png`), side by side in the overlay.
+    Three candidates are `<name>_seg_1.nii.gz` to `<name>_seg_3.nii.gz` (and `.png`), side by side in the overlay. With
+    `names`, there is `<name>_seg_dseg.tsv` too.
 
     Args:
         output: The folder; created if missing. Results of an earlier run on the same slice are replaced or removed.
@@ -129,6 +143,7 @@ def write_results(
         slice_labels: One (H, W) label map of the slice as shown, or three candidates.
         scores: (B,) float32, or (B, 3).
         provenance: Written to the JSON file, with the SHA-256 of all other files.
+        names: Names of the objects; they also stand in the headers of the masks.
         png: Write the mask and the overlay as pictures too.
         overwrite: Also replace other files of these names.
 
@@ -139,19 +154,22 @@ def write_results(
         OutputError: A file can't be written, or would replace one that this program didn't make; then none is written.
     """
     candidates = len(slice_labels)
-    files = result_files(scan.path, candidates, png=png)
+    named = dict(enumerate(names, start=1))
+    files = result_files(scan.path, candidates, png=png, named=bool(named))
     (record,) = files["provenance"]
     with staged_files(output, obsolete=own_results(output, scan.path), last=record) as stage:
         for name, labels in zip(files["masks"], slice_labels, strict=True):
-            write_mask(stage / name, view.insert(labels, labels.dtype), scan)
+            write_mask(stage / name, view.insert(labels, labels.dtype), scan, named)
         for name, labels in zip(files["pictures"], slice_labels, strict=False):
             write_png(stage / name, np.where(labels > 0, np.uint8(255), np.uint8(0)))
         for name in files["overlay"]:
             write_png(stage / name, _overlay(scan, view, prompts, slice_labels, scores))
+        for name in files["table"]:
+            write_label_table(stage / name, named)
         others = [name for name in names_of(files) if name != record]
         (stage / record).write_text(sealed_json(provenance, stage, others), "utf-8")
         if not overwrite:  # Again: somebody may have put a file there meanwhile.
-            check_replaceable(output, scan, view, candidates, png=png)
+            check_replaceable(output, scan, view, candidates, png=png, named=bool(named))
     return [output / name for name in names_of(files)]
 
 

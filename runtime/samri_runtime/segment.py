@@ -20,6 +20,7 @@ from samri.io import Scan, read_scan
 from samri.manifest import Precision
 from samri.outliers import outlier_note
 from samri.preprocessing import percentile_range
+from samri.privacy import without_folders
 from samri.prompts import Prompt, gather
 from samri_runtime import models
 from samri_runtime._prediction import Prediction
@@ -31,7 +32,6 @@ from samri_runtime._provenance import (
     folders_of,
     unknown_orientation,
     voxel_volume,
-    without_folders,
 )
 from samri_runtime._result_files import check_output, check_replaceable, claimed, replaced, write_results
 from samri_runtime.cache import EmbeddingCache
@@ -121,15 +121,15 @@ class Segmentation:
             MissingDependencyError: nibabel isn't installed, or OpenCV for the pictures.
         """
         output, candidates = Path(folder), len(self.slice_labels)
-        check_output(output, self.scan.path, candidates, png=png)
+        check_output(output, self.scan.path, candidates, png=png, named=bool(self.names))
         with claimed(output, self.scan.path):
             if not overwrite:
-                check_replaceable(output, self.scan, self.view, candidates, png=png)
+                check_replaceable(output, self.scan, self.view, candidates, png=png, named=bool(self.names))
             return self.write(output, png=png, overwrite=overwrite)
 
     def write(self, output: Path, *, png: bool = True, overwrite: bool = False) -> list[Path]:
         """As `save`, into a folder that the caller has checked and claimed already."""
-        notes = replaced(output, self.scan.path, len(self.slice_labels), png=png)
+        notes = replaced(output, self.scan.path, len(self.slice_labels), png=png, named=bool(self.names))
         provenance = {**self.provenance, "notes": [*self.provenance["notes"], *notes]}
         return write_results(
             output,
@@ -139,6 +139,7 @@ class Segmentation:
             self.slice_labels,
             self.scores,
             provenance,
+            names=self.names,
             png=png,
             overwrite=overwrite,
         )

@@ -6,7 +6,7 @@ What each check is for, from files damaged at random (half of them cut, half wit
   Pillow 186. With these checks 102 remain: bits changed within a scan, which the format doesn't let anybody notice.
 - TIFF: OpenCV reads only the first page, and multiplies the colors of an 8-bit file by its alpha channel. The format
   has no checksums: 194 of 400 were opened with other pixels, with these checks or without.
-- PNG: OpenCV from 4.10 to 5.0 refuses all of 700 itself. But libpng prints to the terminal then, and for a color
+- PNG: OpenCV from 4.10 to 5.0 refuses 699 of 700 itself. But libpng prints to the terminal then, and for a color
   profile that it dislikes; and OpenCV doesn't say what is wrong. Pillow opens a file with half its rows, and without a
   palette, and makes 8 bits of 16-bit RGB. The checks here need no redirection of stderr, which holds for all threads.
 
@@ -183,6 +183,13 @@ _JPEG_COMPLAINTS = (
     *("Warning: unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters"),
 )
 
+_OPENCV_LINE = re.compile(r"\[ ?(INFO|WARN|ERROR):\d+@[\d.]+\] ")
+_TIFF_COMPLAINT = re.compile(
+    _OPENCV_LINE.pattern.replace("(", "(?:") + r"global grfmt_tiff\.cpp:\d+ TIFF_(Error|Warning) (.*)"
+)
+# Of libtiff's warnings those that change pixels; most others are about unknown tags.
+_TIFF_DAMAGE = ("PackBitsDecode: Discarding", "JPEGLib: Corrupt", "JPEGLib: Premature")
+
 
 def raster_format(data: bytes) -> RasterFormat | None:
     """What the first bytes say that the file is; None for anything else."""
@@ -234,6 +241,16 @@ def jpeg_damage(log: str) -> tuple[str | None, str]:
     ours = [line for line in lines if line.startswith(_JPEG_COMPLAINTS)]
     damage = next((line.strip() for line in ours if line.startswith(_JPEG_DAMAGE)), None)
     return damage, "".join(line for line in lines if line not in ours)
+
+
+def tiff_damage(log: str) -> tuple[str | None, str]:
+    """As `jpeg_damage`, of what OpenCV logs for libtiff (from OpenCV 4.11 on; earlier ones say nothing)."""
+    lines = log.splitlines(keepends=True)
+    found = [match for match in map(_TIFF_COMPLAINT.match, lines) if match]
+    damage = next(
+        (text for level, text in map(re.Match.groups, found) if level == "Error" or text.startswith(_TIFF_DAMAGE)), None
+    )
+    return damage, "".join(line for line in lines if not _OPENCV_LINE.match(line))
 
 
 def tiff_page(data: bytes) -> tuple[int, tuple[int, int], bytes]:

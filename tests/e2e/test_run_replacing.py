@@ -18,7 +18,7 @@ from samri.errors import InputError, OutputError
 from samri.hashing import hashed_as_read
 from samri.io import read_scan, write_mask
 from samri.ownership import read_sealed, sealed_json
-from samri_runtime._provenance import without_folders
+from samri.privacy import without_folders
 from samri_runtime.run import main
 from tests.support.files import contents
 from tests.support.scans import brain_like, save_nifti

@@ -295,9 +295,31 @@ def test_a_mask_that_cannot_be_used_stops_the_run_or_is_left_out(tmp_path, label
     code, out, _ = run("-i", tmp_path / "in", "-o", tmp_path / "out", "--skip-bad", "--json")
     assert code == 0
     (left_out,) = json.loads(out)["left_out"]
-    assert left_out["what"] == f"{tmp_path}/in/p2_seg_.nii.gz"
+    assert left_out["what"] == "p2_seg_.nii.gz"
     assert words in left_out["why"]
     assert {pair.case for pair in find_slices(tmp_path / "out")} == {"p0", "p1", "p3"}
+
+
+def test_no_report_names_the_folders_above(tmp_path):
+    source = tmp_path / "Anna Smith" / "in"
+    dataset(source)
+    save(source / "p2_seg_.nii.gz", np.zeros((12, 14, 6), np.uint8))
+    (source / "p3_img_.nii.gz").rename(source / "p4_img_.nii.gz")
+    splits = tmp_path / "Anna Smith" / "splits"
+    splits.mkdir()
+    (splits / "train.txt").write_text("p0\n")
+    options = ("--splits", splits, "--skip-bad")
+    code, out, _ = run("-i", source, "-o", tmp_path / "out", *options)
+    assert code == 0
+    assert all(name in out for name in ("p1_img_.nii.gz", "p3_seg_.nii.gz", "p4_img_.nii.gz"))
+    records = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".json", ".txt")]
+    assert {"report.json", "report.txt", "slices.json"} <= {path.name for path in records}
+    for text in (out, *(path.read_text("utf-8") for path in records)):
+        assert "Smith" not in text
+        assert str(tmp_path) not in text
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert report["source"] == "in"
+    assert report["settings"]["division"] == {"by": "files", "files": "splits"}
 
 
 def test_all_bad_pairs_are_named_at_once(tmp_path):

@@ -12,6 +12,7 @@ from samri.preprocessing import profile
 from samri_training.store import EmbeddingStore
 from samri_training.train import Settings
 from samri_training.train._samples import Batch, Request, Requests, SamplingConfig, TrainingBatches, loader
+from samri_training.train._validation import ValidationBatches
 from tests.support.stores import DrawnSlice, drawn_slices, write_store
 
 FRAME = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed"))
@@ -175,3 +176,37 @@ def test_loading_processes_make_the_same_batches(store: EmbeddingStore) -> None:
 def test_drawn_slices_hold_two_labels() -> None:
     slices: list[DrawnSlice] = drawn_slices(4)
     assert all(set(np.unique(each.mask)) == {0, 1, 2} for each in slices)
+
+
+class TwoKnees:
+    """One slice with a label in two places, and a speck of it."""
+
+    def __init__(self) -> None:
+        self.features = np.zeros((64, 16, 16), np.float32)
+        self.mask = np.zeros((128, 128), np.uint16)
+        self.mask[10:40, 5:35] = self.mask[60:110, 80:120] = 4
+        self.mask[120:123, 2:5] = 4
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> TwoKnees:
+        return self
+
+
+def boxes(coords: torch.Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row.flatten().tolist()) for row in coords}
+
+
+def test_connected_parts_are_asked_about_one_by_one() -> None:
+    settings = Settings(jitter=False, connected_parts=20, labels_per_slice="all")
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), settings)
+    knees = {(5.0, 10.0, 35.0, 40.0), (80.0, 60.0, 120.0, 110.0)}
+    training = TrainingBatches(TwoKnees(), frame)[Request(1, (0,))]
+    assert boxes(training.coords) == knees
+    validation = ValidationBatches(TwoKnees(), [0], frame)[[0]]
+    assert boxes(validation.prompts.coords) == knees
+    areas = {int((validation.maps[0] == wanted).sum()) for wanted in validation.wanted}
+    assert areas == {30 * 30, 50 * 40}
+    whole = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
+    assert boxes(TrainingBatches(TwoKnees(), whole)[Request(1, (0,))].coords) == {(2.0, 10.0, 120.0, 123.0)}

@@ -225,12 +225,12 @@ def main(
     candidates, png = 3 if multimask else 1, not no_png
     stages = click.get_current_context().with_resource(Stages())
     with Background(functools.partial(_opened_early, open_model, provider)) as opening:
-        check_output(output, source, candidates, png=png)
+        check_output(output, source, candidates, png=png, named=bool(names))
         click.get_current_context().with_resource(claimed(output, source))
         stages.begin("reading the scan")
         scan, view = _read(source, frame, index, axis, plane)
         if not overwrite:
-            check_replaceable(output, scan, view, candidates, png=png)
+            check_replaceable(output, scan, view, candidates, png=png, named=bool(names))
         stages.begin("opening the model")
         predictor = opening.result() or open_model()
     if model_type is not None:

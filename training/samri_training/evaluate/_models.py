@@ -15,6 +15,7 @@ from samri.errors import CheckpointError
 from samri.manifest import Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, ProfileName, preprocess, profile
+from samri.privacy import without_folders
 from samri.prompts import Prompt, pack, to_model_frame
 from samri_runtime import Embedding, Predictor
 from samri_runtime.providers import Provider
@@ -139,7 +140,7 @@ class _BundleModel:
         return {
             "name": self.name,
             "kind": "bundle",
-            "path": str(bundle.folder),
+            "folder": bundle.folder.resolve().name,
             "sha256": bundle.sha256,
             "checkpoint": dict(bundle.manifest.checkpoint),
             "backbone": bundle.manifest.backbone,
@@ -147,7 +148,7 @@ class _BundleModel:
             "precision": self._predictor.precision,
             "embedding_id": self.embedding_id,
             "ran_on": self._predictor.providers,
-            "notes": self._predictor.notes,
+            "notes": [without_folders(note, [bundle.folder]) for note in self._predictor.notes],
         }
 
 
@@ -200,7 +201,7 @@ class _CheckpointModel:
         return {
             "name": self.name,
             "kind": "checkpoint",
-            "path": str(self._checkpoint.path),
+            "file": self._checkpoint.path.name,
             "sha256": self._checkpoint.sha256,
             "base_sha256": self._checkpoint.base_sha256,
             "backbone": self._checkpoint.architecture.backbone,

@@ -85,7 +85,7 @@ class SliceFolder:
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON values, for provenance."""
-        return {"kind": "slices", "path": str(self._folder), "split": self._split, "slices": len(self)}
+        return {"kind": "slices", "folder": self._folder.resolve().name, "split": self._split, "slices": len(self)}
 
 
 class EmbeddedSlices:
@@ -131,7 +131,12 @@ class EmbeddedSlices:
     def describe(self) -> dict[str, Any]:
         """Plain JSON values, for provenance."""
         info = self._embeddings.info
-        return {"kind": "store", "path": str(self._embeddings.path), "slices": len(self), "store": info.to_json()}
+        return {
+            "kind": "store",
+            "folder": self._embeddings.path.resolve().name,
+            "slices": len(self),
+            "store": info.to_json(),
+        }
 
 
 def _dataset(folders: Sequence[str]) -> str:

@@ -107,7 +107,7 @@ def prepare(
             "division": _describe_division(sources.pairs, shares, seed, split_files),
         }
         notes = [*(note for labels in described for note in labels.notes), *_notes(cases)]
-        report = Report(str(source), settings, cases, left_out, notes, names)
+        report = Report(source, settings, cases, left_out, notes, names)
         if not report.slices:
             raise InputError(f"{source}: no slice is left: {left_out[0].why if left_out else 'nothing is marked'}")
         _write_records(stage, source, how, report)
@@ -160,7 +160,7 @@ def _describe_division(
     pairs: Sequence[SourcePair], shares: Sequence[float] | None, seed: int, split_files: Path | None
 ) -> dict[str, Any]:
     if split_files is not None:
-        return {"by": "files", "files": str(split_files)}
+        return {"by": "files", "files": split_files.resolve().name}
     if shares is None and all(pair.split is not None for pair in pairs):
         return {"by": "folders of the input"}
     return {"by": "chance", "shares": list(shares or DEFAULT_SHARES), "seed": seed}

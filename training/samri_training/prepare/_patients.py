@@ -65,7 +65,7 @@ def read_split_files(folder: Path, pairs: Sequence[SourcePair]) -> tuple[dict[st
                         f"({patient}): a patient belongs to one split"
                     )
     left_out = [
-        LeftOut(str(pair.image), f"its patient {pair.patient} is in no file of {folder}")
+        LeftOut(str(pair.image), f"its patient {pair.patient} is in no file of {folder.name}")
         for pair in pairs
         if pair.patient not in chosen
     ]

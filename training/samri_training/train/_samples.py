@@ -23,7 +23,7 @@ from samri_training.prompting import PromptKind, sample_prompt
 from samri_training.slices import SliceSource
 from samri_training.store import EmbeddedSlice
 from samri_training.train._settings import LabelsPerSlice, Settings, Targets, TrainingPrompts
-from samri_training.train._targets import LowRes, low_res_target
+from samri_training.train._targets import LowRes, connected_parts, low_res_target
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class SamplingConfig:
     targets: Targets
     seed: int
     labels_per_slice: LabelsPerSlice = 1
+    connected_parts: int = 0
 
     @classmethod
     def of(
@@ -54,12 +55,17 @@ class SamplingConfig:
             settings.targets,
             settings.seed,
             settings.labels_per_slice,
+            settings.connected_parts,
         )
 
     @property
     def low_res(self) -> int:
         """L: side of the decoder's logits."""
         return 4 * self.embedding_shape[1]
+
+    def structures(self, mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(H, W) label map of what is asked about: the labels themselves, or their connected parts."""
+        return connected_parts(mask, self.connected_parts) if self.connected_parts else mask
 
 
 class Batch(NamedTuple):
@@ -130,11 +136,11 @@ class TrainingBatches(Dataset[Batch]):
                 empty += len(labels) == 0
                 continue
             relabelled += tries > len(drawn)
-            for place, (mask, target) in enumerate(drawn):
+            for place, (binary, target) in enumerate(drawn):
                 kind = prompt_kind(self._config.prompts, request.epoch, index + place)
-                prompts.append(sample_prompt(mask, kind, rng, self._config.jitter))
+                prompts.append(sample_prompt(binary, kind, rng, self._config.jitter))
                 targets.append(target)
-                shapes.append((mask.shape[0], mask.shape[1]))
+                shapes.append((binary.shape[0], binary.shape[1]))
                 rows.append(len(features))
             features.append(stored.features)
         batch = assembled(features, prompts, targets, shapes, self._config)

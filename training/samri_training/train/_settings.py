@@ -76,6 +76,14 @@ class Settings:
         LabelsPerSlice,
         About("Number of labels of each slice per epoch, drawn at random; or all.", least=1),
     ] = 1
+    connected_parts: Annotated[
+        int,
+        About(
+            "Minimum number of pixels of a connected part of a label, each of which becomes a target of its own; 0 for "
+            "whole labels.",
+            least=0,
+        ),
+    ] = 0
     targets: Annotated[Targets, About("Method of reducing masks to the resolution of the decoder.")] = "area"
     loss: Annotated[
         Loss,
@@ -155,7 +163,8 @@ def described() -> dict[str, tuple[Any, About]]:
 
 CURVE = (
     "accumulate", "batch_size", "lr", "weight_decay", "scheduler", "warmup_steps", "min_lr", "clip_norm", "prompts",
-    "jitter", "labels_per_slice", "targets", "loss", "train_scores", "ema", "amp", "seed", "val_fraction",
+    "jitter", "labels_per_slice", "connected_parts", "targets", "loss", "train_scores", "ema", "amp", "seed",
+    "val_fraction",
 )  # fmt: skip
 """Settings that a resumed run must keep; of batch_size and accumulate, their product."""
 

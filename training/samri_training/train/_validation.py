@@ -88,9 +88,10 @@ class ValidationBatches(Dataset[ValidationBatch]):
                 failed = empty_batch(config)._replace(failure=str(error))
                 return ValidationBatch(failed, torch.zeros(0, dtype=torch.int64), [], [], [])
             features.append(stored.features)
-            maps.append(stored.mask)
-            for label in labels_of(stored.mask).tolist():
-                mask = stored.mask == label
+            label_map = config.structures(stored.mask)
+            maps.append(label_map)
+            for label in labels_of(label_map).tolist():
+                mask = label_map == label
                 # Epoch 0: none of the training's, which count from 1.
                 rng = np.random.default_rng([config.seed, 0, index, label])
                 prompts.append(sample_prompt(mask, prompt_kind(config.prompts, 0, index), rng, config.jitter))
