@@ -8,10 +8,14 @@ import pytest
 
 from samri.bundle import Bundle
 from samri_export import export_bundle
+from tests.support.sessions import made_once
 
 
 @pytest.fixture(scope="session")
 def contract_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Bundle:
     """`checkpoint` as a verified bundle with both of Meta's interfaces. Don't write into it."""
-    output = tmp_path_factory.mktemp("exported") / "contract"
-    return export_bundle(checkpoint, output, profile="sam", contracts=("sam", "sam-multi"), verify="quick")
+
+    def export(folder: Path) -> None:
+        export_bundle(checkpoint, folder, profile="sam", contracts=("sam", "sam-multi"), verify="quick")
+
+    return Bundle.open(made_once(tmp_path_factory, "contract", export))
