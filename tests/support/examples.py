@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+import hypothesis
 
 
 def examples(count: int) -> int:
     """`count` as it stands, a quarter of it in the profile `fast`, ten times as many in `exhaustive`."""
-    return max(1, count * settings.default.max_examples // 100)
+    return max(1, count * hypothesis.settings().max_examples // 100)

@@ -9,6 +9,7 @@ from pathlib import Path
 from click.testing import Result
 
 from samri_export.command import main as samri_export
+from samri_runtime.doctor import main as samri_doctor
 from samri_runtime.run import main as samri_run
 from samri_training.embed import main as samri_embed
 from samri_training.evaluate import main as samri_evaluate
@@ -21,6 +22,7 @@ DOCS = ROOT / "docs"
 
 _COMMANDS = {
     "samri-run": samri_run,
+    "samri-doctor": samri_doctor,
     "samri-export": samri_export,
     "samri-prepare": samri_prepare,
     "samri-embed": samri_embed,
