@@ -29,7 +29,7 @@ from segment_anything.modeling import Sam
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from samri.model import Architecture, PromptDecoder, build_sam
+from samri.model import Architecture, SamDecoder, build_sam
 from samri.model._decoder import embed_points
 from samri.preprocessing import preprocess, profile
 from samri_training.store import EmbeddedSlice, EmbeddingStore, EncoderFacts, ShardWriter, StoreInfo, StorePlan
@@ -190,7 +190,7 @@ def step_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
     shape = data.store.info.embedding_shape
     frame = Frame.of(profile("samri"), data.store.info.image_size, shape, settings)
     batches = TrainingBatches(data.store, frame)
-    training = Training(PromptDecoder(sam), settings, Processes(CPU), 1000)
+    training = Training(SamDecoder(sam), settings, Processes(CPU), 1000)
     optimizer = torch.optim.AdamW(training.parameters.values(), lr=1e-5, weight_decay=0.1)
     shares: list[list[float]] = [[], []]
 
@@ -243,7 +243,7 @@ def whole_model_table(title: str, data: Data, sam: Sam, samples: int, rounds: in
         for parameter, gradient in kept.items():
             parameter.grad = gradient
 
-    training = Training(PromptDecoder(sam), settings, Processes(CPU), 1000)
+    training = Training(SamDecoder(sam), settings, Processes(CPU), 1000)
     trained = sum(parameter.numel() for parameter in training.parameters.values())
 
     def decoder_only() -> None:

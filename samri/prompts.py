@@ -20,6 +20,9 @@ BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = 2, 3
 NO_BOX = -1  # A learned token, once in every prompt that has no box.
 ABSENT = -2  # No token at all: fills up a batch of prompts of different lengths.
 
+PROMPTS_AT_ONCE = 32
+"""More prompts than this are decoded in turns, since each one holds several image-sized arrays."""
+
 
 def _no_points() -> npt.NDArray[np.float64]:
     return np.zeros((0, 2))

@@ -97,7 +97,7 @@ def staged_folder(
     """
     path = Path(path)
     with _as_output_error(path):
-        target = path.resolve() if path.is_symlink() else path
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
         clean(target.parent)  # An earlier folder may have to be put back first.
         _refuse_existing(path, overwrite, check)
         with _made_folders(target.parent), stage_beside(target.parent, target.name) as stage:

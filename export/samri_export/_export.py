@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import nn
 
 from samri import __version__
 from samri.bundle import Bundle, write_manifest
+from samri.contract import GraphSpec, graph_spec
 from samri.errors import BundleError, CheckpointError
 from samri.manifest import Graph, Manifest, Precision, Role, embedding_id
 from samri.model import (
+    Architecture,
     Checkpoint,
+    DecoderImageStage,
+    DecoderPromptStage,
     ImageEncoder,
-    ImageSide,
-    PromptDecoder,
-    PromptSide,
+    SamDecoder,
     encoder_sha256,
+    image_stage_shapes,
     load_checkpoint,
 )
 from samri.preprocessing import ProfileName, says_medsam
@@ -31,15 +35,7 @@ from samri.staging import staged_folder
 from samri_export._bindings import beyond_bindings
 from samri_export._choices import OFFERED_PRECISIONS, Contract, Level
 from samri_export._compact import ROUNDED_TO, round_weights, staged_checkpoint, stored_in_half
-from samri_export._graph_specs import (
-    OPSET,
-    decoder_spec,
-    encoder_spec,
-    image_side_spec,
-    prompt_side_spec,
-    sam_contract_spec,
-)
-from samri_export._onnx_writing import write_graph
+from samri_export._onnx_writing import OPSET, write_graph
 from samri_export._precisions import Variants, file_name, graph_of, without_unneeded
 from samri_export._real_slices import real_slices
 from samri_export._replacing import check_bundle
@@ -185,10 +181,20 @@ def _embedding_ids(source: Checkpoint, profile: ProfileName) -> dict[Precision, 
     }
 
 
+def _spec(architecture: Architecture, role: Role) -> GraphSpec:
+    return graph_spec(
+        role,
+        image_size=architecture.image_size,
+        embedding_shape=architecture.embedding_shape,
+        masks=architecture.mask_tokens,
+        image_stage=image_stage_shapes(architecture),
+    )
+
+
 def _write_encoder(source: Checkpoint, folder: Path, identity: str) -> Graph:
     path = folder / file_name("encoder", "fp32")
     encoder = ImageEncoder(source.sam.image_encoder)
-    external = write_graph(encoder, encoder_spec(source.architecture), path, sizes={"images": 1})
+    external = write_graph(encoder, _spec(source.architecture, "encoder"), path, sizes={"images": 1})
     return graph_of(folder, "encoder", "fp32", path, external, identity)
 
 
@@ -210,23 +216,19 @@ def _copy_encoder(bundle_folder: Path, folder: Path, identity: str) -> Graph:
 
 
 def _write_decoders(source: Checkpoint, folder: Path, contracts: Sequence[Contract]) -> list[Graph]:
-    decoder = PromptDecoder(source.sam)
-    path = folder / file_name("decoder", "fp32")
-    external = write_graph(decoder, decoder_spec(source.architecture), path, sizes={"prompts": 2, "points": 3})
-    graphs = [graph_of(folder, "decoder", "fp32", path, external)]
-    sides = (
-        (ImageSide(source.sam), image_side_spec(source.architecture)),
-        (PromptSide(source.sam), prompt_side_spec(source.architecture)),
-    )
-    for side, spec in sides:
-        path = folder / file_name(spec.role, "fp32")
-        external = write_graph(side, spec, path, sizes={"prompts": 2, "points": 3, "masks": 2})
-        graphs.append(graph_of(folder, spec.role, "fp32", path, external))
-    for contract in dict.fromkeys(contracts):
-        role = _CONTRACT_ROLES[contract]
-        module = SamContractDecoder(decoder, single_mask=contract == "sam")
+    decoder = SamDecoder(source.sam)
+    modules: dict[Role, nn.Module] = {
+        "decoder": decoder,
+        "decoder_image": DecoderImageStage(source.sam),
+        "decoder_prompts": DecoderPromptStage(source.sam),
+    }
+    for contract in contracts:
+        modules[_CONTRACT_ROLES[contract]] = SamContractDecoder(decoder, single_mask=contract == "sam")
+    graphs = []
+    for role, module in modules.items():
         path = folder / file_name(role, "fp32")
-        external = write_graph(module, sam_contract_spec(source.architecture, role), path, sizes={"num_points": 3})
+        sizes = {"prompts": 2, "points": 3, "masks": 2, "num_points": 3}
+        external = write_graph(module, _spec(source.architecture, role), path, sizes=sizes)
         graphs.append(graph_of(folder, role, "fp32", path, external))
     return graphs
 

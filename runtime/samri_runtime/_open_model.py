@@ -9,11 +9,11 @@ from functools import partial
 from typing import Literal
 
 from samri.bundle import Bundle
+from samri.contract import GraphRole
 from samri.manifest import Graph, Precision
-from samri_runtime._decoder import Decoder, FlexibleDecoder, StaticDecoder, needs_static_shapes
-from samri_runtime._graphs import ONE_IMAGE, GraphRole, open_graph
+from samri_runtime._decoders import Decoder, FlexibleDecoder, SplitDecoder, StaticDecoder, needs_static_shapes
+from samri_runtime._graphs import ONE_IMAGE, open_graph
 from samri_runtime._precision import precision_for
-from samri_runtime._prompt_decoder import PromptDecoder
 from samri_runtime.providers import BoundSession, Provider, Session, is_cpu
 
 # Preparing an image costs what the whole decoder loses in two or three prompts (docs/benchmarks.md).
@@ -76,7 +76,7 @@ class OpenModel:
     def graphs(self) -> dict[str, Graph]:
         """Those that may run, by role; where the decoder isn't held in the encoder's precision, fp32 goes with it."""
         roles: tuple[GraphRole, ...] = ("encoder", "decoder")
-        if isinstance(self.decoder, PromptDecoder):
+        if isinstance(self.decoder, SplitDecoder):
             roles = (*roles, "decoder_image", "decoder_prompts")
         return {role: self._bundle.graph(role, self._precision_with(role)) for role in roles}
 
@@ -127,9 +127,9 @@ class OpenModel:
             return self._in_two_graphs(lambda: session)
         return FlexibleDecoder(session)
 
-    def _in_two_graphs(self, open_whole: Callable[[], Session]) -> PromptDecoder:
+    def _in_two_graphs(self, open_whole: Callable[[], Session]) -> SplitDecoder:
         prompts = self._open("decoder_prompts")
-        return PromptDecoder(prompts, self._bundle.manifest.masks, partial(self._open, "decoder_image"), open_whole)
+        return SplitDecoder(prompts, self._bundle.manifest.masks, partial(self._open, "decoder_image"), open_whole)
 
     def _pays_to_prepare(self) -> bool:
         """Whether an image is asked often enough for the graph that computes its share of the decoder beforehand."""

@@ -18,7 +18,7 @@ from samri.manifest import Graph, Manifest, Precision
 from samri.preprocessing import checked_pixels, preprocess
 from samri.prompts import Prompt, finite_numbers, gather, pack, to_model_frame
 from samri_runtime import models
-from samri_runtime._decoder import ALL, CANDIDATES, SINGLE
+from samri_runtime._decoders import ALL, CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
 from samri_runtime._open_model import OpenModel, Where
 from samri_runtime._prediction import Prediction

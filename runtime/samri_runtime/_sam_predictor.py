@@ -12,7 +12,7 @@ from samri.errors import InputError, PromptError
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import checked_pixels, input_shape
 from samri.prompts import ABSENT, Prompt, finite_numbers, pack
-from samri_runtime._decoder import CANDIDATES, SINGLE
+from samri_runtime._decoders import CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
 from samri_runtime._predictor import Predictor
 

@@ -149,6 +149,19 @@ def test_a_slope_and_an_intercept_are_applied(tmp_path, frame):
     assert scan.voxels.dtype == np.float64
 
 
+@pytest.mark.parametrize("slope", [0, float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", ["i2", "u1", "f4", "f8"])
+def test_a_slope_that_is_no_scaling_leaves_the_voxels_as_they_are(tmp_path, dtype, slope):
+    voxels = np.arange(60).astype(dtype).reshape(3, 4, 5)
+    nib.save(nib.Nifti1Image(voxels, OBLIQUE), tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    content[112:116] = np.array(slope, "<f4").tobytes()
+    (tmp_path / "scan.nii").write_bytes(content)
+    scan = read_scan(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(scan.voxels, voxels)
+    assert scan.voxels.dtype == voxels.dtype
+
+
 def test_a_mask_of_a_scaled_scan_has_no_scaling(tmp_path):
     image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), OBLIQUE)
     image.header.set_slope_inter(0.25, -7)

@@ -210,6 +210,19 @@ def test_a_damaged_entry_is_removed_and_written_anew(cache: EmbeddingCache) -> N
     np.testing.assert_array_equal(find(cache, 1)[0], features(1))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"F32"', b'"F64"'), (b'"F32"', b"3"), (b'"F32"', b"[]"), (b'"1.0"', b'"9.0"')]
+)
+def test_an_entry_that_somebody_wrote_by_hand_is_damage(cache: EmbeddingCache, old: bytes, new: bytes) -> None:
+    keep(cache, 1)
+    path = cache.path_of(key_of(1))
+    content = path.read_bytes()[:-32].replace(old, new.ljust(len(old)), 1)
+    path.write_bytes(content + hashlib.sha256(content).digest())
+    values, notes = find(cache, 1)
+    assert values is None
+    assert "damaged" in notes[0]
+
+
 def test_an_entry_under_another_name_or_of_another_encoder_is_not_taken(cache: EmbeddingCache) -> None:
     keep(cache, 1)
     for key, embedding_id, shape in (

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from samri.errors import InputError, SamriError
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 from samri.preprocessing import profile
 from samri_training.train import Settings
 from samri_training.train._processes import Processes, joined_processes
@@ -63,7 +63,7 @@ def run(output: Path, batch_size: int, fault: str, processes: Processes) -> None
     )
     sam = doubled(seeded_sam())
     requests = Requests(range(SAMPLES), settings, processes.rank, processes.count)
-    training = Training(PromptDecoder(sam), settings, processes, requests.steps * EPOCHS)
+    training = Training(SamDecoder(sam), settings, processes, requests.steps * EPOCHS)
     batches = TrainingBatches(MemorySlices(fault), Frame.of(profile("samri"), 128, (64, 16, 16), settings))
     gradients, reports = None, []
     try:

@@ -9,7 +9,7 @@ from monai.losses.dice import DiceFocalLoss
 from segment_anything.modeling import Sam
 
 from samri.errors import SamriError
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 from samri_training.train import Settings
 from samri_training.train._loss import mask_losses, true_iou
 from samri_training.train._processes import Processes
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def training(sam: Sam, **settings: object) -> Training:
-    return Training(PromptDecoder(sam), Settings(**settings), Processes(CPU), total_steps=100)  # type: ignore[arg-type]
+    return Training(SamDecoder(sam), Settings(**settings), Processes(CPU), total_steps=100)  # type: ignore[arg-type]
 
 
 def weights(of: Training) -> torch.Tensor:

@@ -12,7 +12,10 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +37,11 @@ _MASK_ENDS = ("_seg", "_mask")
 # No embedding or mask is larger; a compressed file may claim any size.
 _LARGEST_ARRAY = 1 << 30
 _LARGEST_MASK = 1 << 28  # Pixels.
-# What torch's restricted unpickler and its zip reader were seen to raise on damaged files.
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
+# What the readers of archives and arrays, and torch's restricted unpickler, were seen to raise on damaged files.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, pickle.UnpicklingError),
+    *(RuntimeError, EOFError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError),
+)
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ def _arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
         return _read_pt(file)
     except InputError:
         raise
-    except (OSError, MemoryError, zipfile.BadZipFile, *_UNREADABLE) as error:
+    except (OSError, MemoryError, *_UNREADABLE) as error:
         raise InputError(
             f"{file} can't be read as an embedding: it is cut off, or carries objects; copy it again"
         ) from error

@@ -27,6 +27,7 @@ StoredPrecision = Literal["fp32", "fp16"]
 STORED_PRECISIONS: tuple[StoredPrecision, ...] = get_args(StoredPrecision)
 
 _DTYPES: dict[StoredPrecision, tuple[str, str]] = {"fp32": ("F32", "<f4"), "fp16": ("F16", "<f2")}
+_PRECISIONS: dict[str, StoredPrecision] = {kind: precision for precision, (kind, _) in _DTYPES.items()}
 _FEATURES, _DIGEST = "image_embeddings", "sha256"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _LONGEST_HEADER = 1 << 16
@@ -128,7 +129,7 @@ def _read(entries: Any, data: memoryview) -> StoredEmbedding:
     version = str(metadata["format_version"])
     if metadata["format"] != FORMAT or version.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
         raise DamagedFileError(f"it is no {FORMAT} {FORMAT_VERSION} file")
-    precision = next(name for name, (kind, _) in _DTYPES.items() if kind == tensor["dtype"])
+    precision = _PRECISIONS[tensor["dtype"]]
     shape = tuple(int(size) for size in tensor["shape"])
     if len(shape) != 4 or shape[0] != 1 or min(shape) < 1 or shape[2] != shape[3]:
         raise DamagedFileError("its header makes no sense")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,14 @@ from samri.process import unwind_on_signals
 from samri_runtime._interruptible import STOPPED, stoppable
 from samri_runtime.cli._arguments import plain, refuse_repeated, split_numbers
 from samri_runtime.cli._output import no_output, say, stdout_fails
+
+# What the system refuses wherever it is asked: states of the machine, and no faults of the program.
+_REMEDIES = {
+    errno.ENAMETOOLONG: "check the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there, or set TMPDIR to another disk"),
+    errno.EROFS: "name a place that can be written",
+}
 
 
 class Command(click.Command):
@@ -60,6 +70,11 @@ class Command(click.Command):
         except click.UsageError as error:
             say(f"error: {error.format_message()}")
             ctx.exit(2)
+        except OSError as error:
+            if error.errno not in _REMEDIES:
+                raise
+            say(f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}: {_REMEDIES[error.errno]}")
+            ctx.exit(1)
         except MemoryError:
             say("error: out of memory: close other programs, or work on a machine with more")
             ctx.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,18 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samri.bundle import Bundle
+from samri.contract import (
+    Feeds,
+    Floats,
+    GraphRole,
+    decoder_feeds,
+    decoder_image_feeds,
+    decoder_prompts_feeds,
+    encoder_feeds,
+)
 from samri.manifest import Manifest, Precision, Role
-from samri_runtime._graphs import GraphRole, check_pair, open_graph
+from samri.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
+from samri_runtime._graphs import check_pair, open_graph
 from samri_runtime.doctor._placement import Placement, profiled_run
 from samri_runtime.models import locate
 from samri_runtime.providers._names import Provider
 from samri_runtime.providers._probe_graph import probe_feeds
 from samri_runtime.providers._session import Session, open_probe
-
-_Feeds = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class TrialGraph:
     bundle: Bundle
     role: GraphRole
     precision: Precision
-    make_feeds: Callable[[], _Feeds]
+    make_feeds: Callable[[], Feeds]
 
     def runs_on(self, provider: Provider) -> bool:
         """Predictors open the decoder's two graphs on the CPU alone."""
@@ -60,11 +68,11 @@ def trial_graphs(model: str | Path, precision: Precision = "fp32") -> list[Trial
     """
     bundle = Bundle.open(locate(model))
     manifest = bundle.manifest
-    feeds: dict[GraphRole, Callable[[], _Feeds]] = {
-        "encoder": partial(_image, manifest),
-        "decoder": partial(_decoder_feeds, manifest),
-        "decoder_image": partial(_embedding, manifest),
-        "decoder_prompts": partial(_prompt_feeds, bundle, precision),
+    feeds: dict[GraphRole, Callable[[], Feeds]] = {
+        "encoder": lambda: encoder_feeds(_image(manifest)),
+        "decoder": lambda: decoder_feeds(_embedding(manifest), *_one_box(manifest)),
+        "decoder_image": lambda: decoder_image_feeds(_embedding(manifest)),
+        "decoder_prompts": partial(_prompt_stage_feeds, bundle, precision),
     }
     held = {role: manifest.precision_with(role, precision) for role in feeds}
     needed = [role for role in feeds if role in ("encoder", "decoder") or manifest.find(role, held[role])]
@@ -120,41 +128,28 @@ def broken_promises(trials: Sequence[Trial]) -> list[str]:
     return [f"the {trial.role} is not all on {trial.provider}: {line}" for trial, line in lines if line]
 
 
-def _image(manifest: Manifest) -> _Feeds:
+def _image(manifest: Manifest) -> Floats:
+    return _waves((1, 3, manifest.image_size, manifest.image_size))
+
+
+def _embedding(manifest: Manifest) -> Floats:
+    return _waves((1, *manifest.embedding_shape))
+
+
+def _waves(shape: tuple[int, ...]) -> Floats:
+    waves: Floats = np.sin(np.linspace(0, 40, math.prod(shape), dtype=np.float32)).reshape(shape)
+    return waves
+
+
+def _one_box(manifest: Manifest) -> tuple[Floats, Floats]:
     side = manifest.image_size
-    waves = np.sin(np.linspace(0, 40, 3 * side * side, dtype=np.float32))
-    return {"image": waves.reshape(1, 3, side, side)}
+    coords = np.array([[[side / 4, side / 4], [side / 2, side / 2]]], dtype=np.float32)
+    return coords, np.array([[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]], dtype=np.float32)
 
 
-def _embedding(manifest: Manifest) -> _Feeds:
-    channels, grid, _ = manifest.embedding_shape
-    waves = np.sin(np.linspace(0, 40, channels * grid * grid, dtype=np.float32))
-    return {"image_embeddings": waves.reshape(1, channels, grid, grid)}
-
-
-def _one_box(manifest: Manifest) -> _Feeds:
-    side = manifest.image_size
-    return {
-        "point_coords": np.array([[[side / 4, side / 4], [side / 2, side / 2]]], dtype=np.float32),
-        "point_labels": np.array([[2, 3]], dtype=np.float32),
-    }
-
-
-def _decoder_feeds(manifest: Manifest) -> _Feeds:
-    grid = manifest.embedding_shape[1]
-    no_mask = {
-        "mask_input": np.zeros((1, 1, 4 * grid, 4 * grid), dtype=np.float32),
-        "has_mask_input": np.zeros(1, dtype=np.float32),
-    }
-    return _embedding(manifest) | _one_box(manifest) | no_mask
-
-
-def _prompt_feeds(bundle: Bundle, precision: Precision) -> _Feeds:
-    """What `decoder_image` makes of the embedding goes into `decoder_prompts`."""
+def _prompt_stage_feeds(bundle: Bundle, precision: Precision) -> Feeds:
+    """The outputs of `decoder_image` for the embedding, and the box, for `decoder_prompts`."""
     image, prompts = (open_graph(bundle, role, precision, "cpu") for role in ("decoder_image", "decoder_prompts"))
     check_pair(image, prompts)
-    return {
-        **image.run(_embedding(bundle.manifest)),
-        **_one_box(bundle.manifest),
-        "wanted_masks": np.zeros(1, dtype=np.int64),
-    }
+    stage = image.run(decoder_image_feeds(_embedding(bundle.manifest)))
+    return decoder_prompts_feeds(stage, *_one_box(bundle.manifest), np.zeros(1, dtype=np.int64))

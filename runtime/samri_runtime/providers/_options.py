@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from samri.bundle import GraphFile
 from samri.errors import ProviderError
-from samri.hashing import file_sha256
-from samri.onnx_wire import external_locations
 from samri_runtime.providers._names import COREML, CPU, CUDA, DIRECTML, MIGRAPHX, OPENVINO, ROCM, TENSORRT
 
 # Convolutions are a small part of SAM: no exhaustive search at each new shape. The arena grows by what is asked, not by
@@ -43,7 +42,7 @@ def parse_provider_options(pairs: Iterable[str]) -> dict[str, str]:
 
 def with_defaults(
     execution_provider: str,
-    graph: Path | None,
+    graph: GraphFile | None,
     given: Mapping[str, str],
     *,
     threads: int | None,
@@ -54,7 +53,7 @@ def with_defaults(
 
     Args:
         execution_provider: ONNX Runtime's name.
-        graph: The ONNX file, whose compiled engines are kept; None keeps nothing.
+        graph: The graph, whose compiled engines are kept on disk; None keeps nothing.
         given: The user's options.
         threads: Threads of the CPU, for providers that compute there with threads of their own.
         version: ONNX Runtime's version.
@@ -82,7 +81,7 @@ def device_memory(execution_provider: str, given: Mapping[str, str]) -> tuple[st
 
 
 def _defaults(
-    execution_provider: str, graph: Path | None, version: tuple[int, ...], fixed_axes: Mapping[str, int] | None
+    execution_provider: str, graph: GraphFile | None, version: tuple[int, ...], fixed_axes: Mapping[str, int] | None
 ) -> dict[str, str]:
     if execution_provider == CUDA:
         return dict(_CUDA)
@@ -105,7 +104,7 @@ def _defaults(
 
 
 def _openvino(
-    graph: Path | None, given: Mapping[str, str], threads: int | None, fixed_axes: Mapping[str, int] | None
+    graph: GraphFile | None, given: Mapping[str, str], threads: int | None, fixed_axes: Mapping[str, int] | None
 ) -> dict[str, str]:
     """OpenVINO takes its properties by device, as JSON in `load_config`; the user's are laid over the defaults.
 
@@ -150,22 +149,21 @@ def _load_config(text: str | None) -> dict[str, dict[str, Any]]:
     return config
 
 
-def engine_folder(graph: Path | None, fixed_axes: Mapping[str, int] | None = None) -> str | None:
+def engine_folder(graph: GraphFile | None, fixed_axes: Mapping[str, int] | None = None) -> str | None:
     """A folder of the user's cache for what a provider compiles from `graph`, or None where none can be made.
 
     Each graph has its own, named by the SHA-256 of all its bytes: TensorRT names engines by file and node names, so two
     bundles whose weights alone differ would otherwise share one, and give each other's masks. For the same reason,
     sessions with different fixed axes have a folder each.
+
+    Raises:
+        BundleError: The graph's files were changed since the export.
     """
     if graph is None:
         return None
-    locations = sorted(external_locations(graph))
     try:
-        digest = hashlib.sha256(file_sha256(graph).encode())
-        for location in locations:
-            digest.update(file_sha256(graph.parent / location).encode())
-        if fixed_axes:
-            digest.update(json.dumps(sorted(fixed_axes.items())).encode())
+        axes = json.dumps(sorted(fixed_axes.items())) if fixed_axes else ""
+        digest = hashlib.sha256(f"{graph.sha256()}{axes}".encode())
         folder = user_cache_folder() / "engines" / digest.hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # No home, or none that can be written: compiled anew each time.

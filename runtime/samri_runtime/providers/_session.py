@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samri.bundle import GraphFile
 from samri.errors import BundleError, ProviderError
 from samri_runtime.providers._binding import BoundSession, allocate
 from samri_runtime.providers._inference import make_session, ort_errors
@@ -133,7 +134,7 @@ class Session:
 
 
 def open_session(
-    path: str | Path,
+    graph: str | Path | GraphFile,
     provider: Provider = "auto",
     *,
     provider_options: Mapping[str, str] | None = None,
@@ -144,7 +145,8 @@ def open_session(
     """Open an ONNX graph on a provider.
 
     Args:
-        path: The ONNX file.
+        graph: The ONNX file. `Bundle.opening` gives it with its SHA-256, so that it isn't hashed again to name the
+            folder of compiled engines.
         provider: A name is a promise: the session has that provider, or this raises. `auto` takes the first that works.
         provider_options: Laid over SAMRI's defaults and passed to the provider as they are; not with `auto`.
         threads: Threads that compute on the CPU; by default one for each core that this process may use.
@@ -156,10 +158,10 @@ def open_session(
         BundleError: The file isn't a graph that the installed ONNX Runtime can load.
         MissingDependencyError: ONNX Runtime isn't installed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BundleError(f"there is no graph at {path}: copy the bundle again")
-    return _open(path, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
+    file = graph if isinstance(graph, GraphFile) else GraphFile(graph)
+    if not file.path.is_file():
+        raise BundleError(f"there is no graph at {file.path}: copy the bundle again")
+    return _open(file, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
 
 
 def is_cpu(provider: Provider) -> bool:
@@ -200,7 +202,7 @@ class _Settings:
     profile: Path | None = None
 
 
-def _open(graph: Path | bytes, provider: str, options: Mapping[str, str], settings: _Settings) -> Session:
+def _open(graph: GraphFile | bytes, provider: str, options: Mapping[str, str], settings: _Settings) -> Session:
     known = check_provider(provider)
     if settings.threads is not None and not 1 <= settings.threads <= _MOST_THREADS:
         raise ProviderError(f"the number of threads must be from 1 to {_MOST_THREADS}, not {settings.threads}")
@@ -211,7 +213,7 @@ def _open(graph: Path | bytes, provider: str, options: Mapping[str, str], settin
     return _open_first(graph, settings)
 
 
-def _open_first(graph: Path | bytes, settings: _Settings) -> Session:
+def _open_first(graph: GraphFile | bytes, settings: _Settings) -> Session:
     """The best provider that works; each one that didn't leaves a note."""
     conflict = conflict_line(installed_wheels())
     *accelerators, cpu = _auto_candidates()
@@ -240,7 +242,9 @@ def prove_once(provider: Provider) -> None:
     open_probe(provider)
 
 
-def _open_promised(graph: Path | bytes, provider: Provider, options: Mapping[str, str], settings: _Settings) -> Session:
+def _open_promised(
+    graph: GraphFile | bytes, provider: Provider, options: Mapping[str, str], settings: _Settings
+) -> Session:
     onnxruntime, wheels = load_onnxruntime(), installed_wheels()
     offered = onnxruntime.get_available_providers()
     name, device = execution_provider(provider, offered), None
@@ -249,7 +253,7 @@ def _open_promised(graph: Path | bytes, provider: Provider, options: Mapping[str
         if device is None:
             raise not_offered(provider, offered, wheels)
         name = device.ep_name
-    file = graph if isinstance(graph, Path) else None
+    file = graph if isinstance(graph, GraphFile) else None
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     threads, fixed = settings.threads, settings.fixed_axes
     chain = [(name, with_defaults(name, file, options, threads=threads, version=version, fixed_axes=fixed))]
@@ -258,11 +262,12 @@ def _open_promised(graph: Path | bytes, provider: Provider, options: Mapping[str
     if name == TENSORRT and CUDA in offered:
         # Nodes that TensorRT doesn't take stay on the GPU.
         chain.append((CUDA, with_defaults(CUDA, None, {}, threads=None, version=version)))
+    source = graph.path if isinstance(graph, GraphFile) else graph
     session, logged = make_session(
-        onnxruntime, graph, provider, chain, device=device, threads=threads, fixed_axes=fixed, profile=settings.profile
+        onnxruntime, source, provider, chain, device=device, threads=threads, fixed_axes=fixed, profile=settings.profile
     )
     notes = [f"ONNX Runtime says: {line}" for line in logged]
     if name != EXECUTION_PROVIDERS[provider][0]:
         notes.append(f"{provider} runs as {provider_of(name)}, since this ONNX Runtime has no provider of that name")
     memory = device_memory(name, options) if device is None else ("cpu", 0)
-    return Session(str(graph) if file else "the probe graph", session, name, notes, memory)
+    return Session(str(source) if file else "the probe graph", session, name, notes, memory)

@@ -24,7 +24,7 @@ def without_folders(note: str, folders: Iterable[Path]) -> str:
         note: A plain line.
         folders: Those that paths in it may begin with, as they were given; their names may hold spaces.
     """
-    known = {str(place) for folder in folders for place in (folder, folder.absolute(), folder.resolve())}
+    known = {place for at in folders for place in (str(at), str(at.absolute()), os.path.realpath(at))}
     for folder in sorted(known - {os.curdir, os.sep}, key=len, reverse=True):
         note = re.sub(f"{_BEGINS}{re.escape(folder)}[/\\\\]+", "", note)
         note = re.sub(rf"{_BEGINS}{re.escape(folder)}(?![\w.-])", "the folder", note)

@@ -158,7 +158,7 @@ class _CheckpointModel:
     def __init__(self, request: ModelRequest, device: str) -> None:
         import torch
 
-        from samri.model import ImageEncoder, PromptDecoder, encoder_sha256, load_checkpoint
+        from samri.model import ImageEncoder, SamDecoder, encoder_sha256, load_checkpoint
 
         self.name = request.name
         self._checkpoint = load_checkpoint(request.path, request.base)
@@ -172,7 +172,7 @@ class _CheckpointModel:
         self._device = torch_device(device)
         self._checkpoint.sam.to(self._device)
         self._encoder = ImageEncoder(self._checkpoint.sam.image_encoder)
-        self._decoder = PromptDecoder(self._checkpoint.sam)
+        self._decoder = SamDecoder(self._checkpoint.sam)
         self._encoder.to(self._device)  # Its own buffers: the window indices.
 
     def encode(self, image: npt.NDArray[Any], intensity_range: tuple[float, float] | None) -> Embedding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -77,7 +78,7 @@ def _name_and_path(text: str) -> ModelRequest:
     if request.is_checkpoint:
         return ModelRequest(request.path.stem, request.path)
     # Resolved, since `.` has a name too.
-    folder = request.path.resolve()
+    folder = Path(os.path.realpath(request.path))
     return ModelRequest(folder.parent.name if folder.name == FILE_NAME else folder.name, request.path)
 
 

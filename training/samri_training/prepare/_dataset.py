@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def prepare(
 
 def _check_places(source: Path, output: Path, overwrite: bool) -> None:
     """Refuse what would read its own output, or put it in the place of its input."""
-    here, there = source.resolve(), output.resolve()
+    # Unlike Path.resolve, this takes a link that leads to itself.
+    here, there = Path(os.path.realpath(source)), Path(os.path.realpath(output))
     if here == there or there in here.parents:
         raise OutputError(f"{output} holds the input {source}: name another output")
     if here in there.parents:

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from samri import __version__
-from samri.model import Checkpoint, PromptDecoder
+from samri.model import Checkpoint, SamDecoder
 from samri.preprocessing import profile
 from samri_training.devices import bf16_note
 from samri_training.train._data import TrainingData, open_data
@@ -82,7 +82,7 @@ class _Run:
         self._requests = Requests(samples, settings, processes.rank, processes.count)
         began_with = checkpoint.sha256 if last is None else last.data.checkpoint_sha256
         self._run_data = _run_data(self._data, self._requests.samples_per_step, began_with)
-        decoder = PromptDecoder(checkpoint.sam).to(processes.device)
+        decoder = SamDecoder(checkpoint.sam).to(processes.device)
         self._training = Training(decoder, settings, processes, settings.epochs * self._requests.steps)
         # Only the first process writes files; the others need no encoder in their memory.
         self._sam = checkpoint.sam if processes.first else None

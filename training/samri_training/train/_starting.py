@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from samri.errors import CheckpointError, InputError, OutputError
@@ -22,7 +23,7 @@ def run_folder(settings: Settings, last: Last | None) -> Path:
     folder = settings.save_dir
     if last is not None:
         own = last.path.parent
-        if folder is not None and folder.resolve() != own.resolve():
+        if folder is not None and os.path.realpath(folder) != os.path.realpath(own):
             raise InputError(f"a resumed run goes on in its own folder, {own}: leave out --save-dir")
         return own
     if folder is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samri.errors import SamriError
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 from samri_training.train._average import MovingAverage
 from samri_training.train._loss import sample_losses
 from samri_training.train._processes import Processes, StoppedWithOthersError
@@ -44,7 +44,7 @@ class StepReport:
     """Only fp16's scale was too high: it was lowered, and the step left out."""
 
 
-def decoder_parameters(decoder: PromptDecoder, train_scores: bool) -> dict[str, torch.nn.Parameter]:
+def decoder_parameters(decoder: SamDecoder, train_scores: bool) -> dict[str, torch.nn.Parameter]:
     """What is trained, by its name in the checkpoint: the mask decoder, without what the loss doesn't reach.
 
     Without `train_scores` that leaves out the score head and the other masks' own heads. Weight decay would shrink them
@@ -68,7 +68,7 @@ class Training:
     step. No process can wait for another that skipped its backward pass.
     """
 
-    def __init__(self, decoder: PromptDecoder, settings: Settings, processes: Processes, total_steps: int) -> None:
+    def __init__(self, decoder: SamDecoder, settings: Settings, processes: Processes, total_steps: int) -> None:
         self.decoder = decoder
         self.settings = settings
         self.total_steps = total_steps

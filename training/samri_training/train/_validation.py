@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from samri.errors import SamriError
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 from samri.postprocessing import upscale_logits
 from samri_training.prompting import sample_prompt
 from samri_training.train._loss import mask_losses
@@ -116,7 +116,7 @@ class ValidationRequests(Sampler[list[int]]):
 
 @torch.no_grad()
 def validate(
-    decoder: PromptDecoder,
+    decoder: SamDecoder,
     batches: Iterable[ValidationBatch],
     samples: int,
     frame: Frame,
@@ -152,7 +152,7 @@ def validate(
 
 
 def _measured(
-    decoder: PromptDecoder, batch: ValidationBatch, frame: Frame, settings: Settings, processes: Processes
+    decoder: SamDecoder, batch: ValidationBatch, frame: Frame, settings: Settings, processes: Processes
 ) -> Iterator[tuple[float, float, float, float, float]]:
     """For each prompt: 1, its Dice, its score's error, 1 if it has a loss, and that."""
     weights = decoder.mask_decoder.iou_token.weight
