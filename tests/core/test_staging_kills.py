@@ -54,7 +54,7 @@ def dies_after(step: int, act: Callable[[], None]) -> bool:
                 setattr(os, name, deadly(getattr(os, name)))
             for name in STEPS if sys.version_info < (3, 11) else ():  # There, pathlib keeps functions of its own.
                 setattr(Path, name, deadly(getattr(Path, name)))
-            staging.exchange = deadly(staging.exchange)  # type: ignore[assignment]
+            staging.exchange = deadly(staging.exchange)  # type: ignore[attr-defined]
             act()
         except BaseException:
             os._exit(1)
