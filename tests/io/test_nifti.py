@@ -7,6 +7,7 @@ import itertools
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -167,8 +168,8 @@ def test_a_mask_of_a_scaled_scan_has_no_scaling(tmp_path):
     image.header.set_slope_inter(0.25, -7)
     nib.save(image, tmp_path / "scan.nii.gz")
     mask = mask_of(tmp_path / "scan.nii.gz", (1, 2, 3))
-    assert mask.dataobj.slope == 1
-    assert mask.dataobj.inter == 0
+    scaling: Any = mask.dataobj
+    assert (scaling.slope, scaling.inter) == (1, 0)
     raw = gzip.decompress((tmp_path / "mask.nii.gz").read_bytes())
     slope, inter = np.frombuffer(raw[112:120], "<f4")
     assert (slope, inter) == (1, 0) or np.isnan([slope, inter]).all()
