@@ -4,13 +4,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
+DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 OLDEST_VENV ?= .venv-oldest
 # Tests at a time. Each takes 2 GB at most.
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-fast test-all test-oldest coverage lint clean
+.PHONY: demo test test-fast test-all test-oldest coverage lint docs clean
 
 demo: $(DEMO_VENV)/installed
 	$(DEMO_VENV)/bin/python examples/demo.py
@@ -42,12 +43,17 @@ lint: $(VENV)/installed
 	$(BIN)/codespell
 	$(BIN)/mypy
 
+# The site, in site/; it needs no network to read.
+docs: $(DOCS_VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 $(VENV)/installed: PACKAGES = --editable . --group dev
 $(DEMO_VENV)/installed: PACKAGES = --editable '.[cpu,io]' nilearn
+$(DOCS_VENV)/installed: PACKAGES = --editable . --group docs
 $(OLDEST_VENV)/installed: PACKAGES = --editable . --group dev --constraint tests/oldest.txt
 $(OLDEST_VENV)/installed: tests/oldest.txt
 
-$(VENV)/installed $(DEMO_VENV)/installed $(OLDEST_VENV)/installed: pyproject.toml
+$(VENV)/installed $(DEMO_VENV)/installed $(DOCS_VENV)/installed $(OLDEST_VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "SAMRI needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
@@ -55,4 +61,4 @@ $(VENV)/installed $(DEMO_VENV)/installed $(OLDEST_VENV)/installed: pyproject.tom
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(OLDEST_VENV) .coverage* demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO_VENV) $(DOCS_VENV) $(OLDEST_VENV) .coverage .coverage.* site demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

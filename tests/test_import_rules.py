@@ -37,12 +37,12 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ),
     (
         "training/",
-        {"numpy", "click", "cv2", "matplotlib", "monai", "onnxruntime", "scipy", "tqdm", "yaml", *TORCH},
+        {"numpy", "click", "cv2", "matplotlib", "monai", "onnxruntime", "scipy", "yaml", *TORCH},
         {"samri", "samri.model", "samri_runtime", "samri_training"},
     ),
     (
         "recipes/",
-        {"numpy", "click", "cv2", "matplotlib", "nibabel", "scipy", "tqdm", *TORCH},
+        {"numpy", "click", "cv2", "matplotlib", "nibabel", "scipy", *TORCH},
         {"samri", "samri.model", "samri_runtime", "samri_export", "samri_training", "samri_tiny"},
     ),
 ]
@@ -53,9 +53,7 @@ OURS = {"samri", "samri_runtime", "samri_export", "samri_training", "samri_tiny"
 WORKSHOP = {
     ("recipes/samri_tiny/_loss.py", "samri_training.train._loss.balanced_losses"),
     ("recipes/samri_tiny/_loss.py", "samri_training.train._loss.true_iou"),
-    ("recipes/samri_tiny/evaluate/_slices.py", "samri_training.slices._layout.image_files"),
-    ("recipes/samri_tiny/finetuning.py", "samri_training.train._run.train"),
-    ("recipes/samri_tiny/pretraining.py", "samri_training.train._average.MovingAverage"),
+    ("recipes/samri_tiny/pretraining.py", "samri_training.train._step.MovingAverage"),
 }
 # Circles that only annotations close.
 LEFT_CIRCLES = [

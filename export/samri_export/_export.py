@@ -29,15 +29,15 @@ from samri.model import (
     image_stage_shapes,
     load_checkpoint,
 )
-from samri.preprocessing import ProfileName, says_medsam
+from samri.preprocessing import ProfileName, unclear_profile
 from samri.preprocessing import profile as profile_named
 from samri.staging import staged_folder
 from samri_export._bindings import beyond_bindings
 from samri_export._choices import OFFERED_PRECISIONS, Contract, Level
 from samri_export._compact import ROUNDED_TO, round_weights, staged_checkpoint, stored_in_half
+from samri_export._gate_slices import gate_slices
+from samri_export._lower_precisions import LowerPrecisions, file_name, measured_graph, without_unneeded
 from samri_export._onnx_writing import OPSET, write_graph
-from samri_export._precisions import Variants, file_name, graph_of, without_unneeded
-from samri_export._real_slices import real_slices
 from samri_export._replacing import check_bundle
 from samri_export._report import Report
 from samri_export._sam_contract import SamContractDecoder
@@ -114,7 +114,7 @@ def export_bundle(
     kept = None if rounded_checkpoint is None else Path(rounded_checkpoint)
     progress(f"profile {chosen}" + ("" if profile else " (the default; --profile names another)"))
     scans = [Path(image) for image in verify_images]
-    slices = real_slices(scans, profile_named(chosen)) if lower and verify != "off" else None
+    slices = gate_slices(scans, profile_named(chosen)) if lower and verify != "off" else None
     # First of all, so that a scan or an output that can't be is told before minutes of work.
     own = () if verify == "off" else own_pictures(scans, profile_named(chosen))
     with (
@@ -140,8 +140,10 @@ def export_bundle(
         if compact:
             graphs = [stored_in_half(folder, graph) for graph in graphs]
         report = _verified(source, chosen, folder, graphs, verify, own, progress)
-        variants = Variants(lower, ids, slices, force)
-        added, results = variants.add(folder, graphs, profile_named(chosen), source.architecture.image_size, progress)
+        precisions_to_add = LowerPrecisions(lower, ids, slices, force)
+        added, results = precisions_to_add.add(
+            folder, graphs, profile_named(chosen), source.architecture.image_size, progress
+        )
         report = dataclasses.replace(report, variants=results)
         graphs = [*without_unneeded(folder, graphs, precisions, results), *added]
         for line in report.table():
@@ -154,11 +156,8 @@ def export_bundle(
 
 
 def _chosen_profile(profile: ProfileName | None, checkpoint: str | Path, base: str | Path | None) -> ProfileName:
-    if profile is None and says_medsam(checkpoint, base):
-        raise CheckpointError(
-            f"{checkpoint}: the name says medsam, whose preprocessing differs from SAM's, and the weights don't tell: "
-            "pass --profile medsam, or --profile sam or samri if it was trained that way"
-        )
+    if profile is None and (unclear := unclear_profile(checkpoint, base)) is not None:
+        raise CheckpointError(unclear)
     return profile or "samri"
 
 
@@ -195,7 +194,7 @@ def _write_encoder(source: Checkpoint, folder: Path, identity: str) -> Graph:
     path = folder / file_name("encoder", "fp32")
     encoder = ImageEncoder(source.sam.image_encoder)
     external = write_graph(encoder, _spec(source.architecture, "encoder"), path, sizes={"images": 1})
-    return graph_of(folder, "encoder", "fp32", path, external, identity)
+    return measured_graph(folder, "encoder", "fp32", path, external, identity)
 
 
 def _copy_encoder(bundle_folder: Path, folder: Path, identity: str) -> Graph:
@@ -229,7 +228,7 @@ def _write_decoders(source: Checkpoint, folder: Path, contracts: Sequence[Contra
         path = folder / file_name(role, "fp32")
         sizes = {"prompts": 2, "points": 3, "masks": 2, "num_points": 3}
         external = write_graph(module, _spec(source.architecture, role), path, sizes=sizes)
-        graphs.append(graph_of(folder, role, "fp32", path, external))
+        graphs.append(measured_graph(folder, role, "fp32", path, external))
     return graphs
 
 

@@ -15,7 +15,7 @@ bits overflow without a word. So masks are the same on every CPU; what it costs 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -35,15 +35,14 @@ _SMALLEST_HALF = 1 << 16
 Floats = npt.NDArray[np.float32]
 
 
-def quantized(model: onnx.ModelProto, left_out: Collection[str] = ()) -> onnx.ModelProto:
+def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a float32 graph whose linear layers compute in 8-bit integers.
 
     Args:
         model: `Gemm` and `MatMul` nodes with a constant matrix on the right are its linear layers.
-        left_out: Names of linear layers to leave as they are.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    layers = {node.name for node in linear_layers(model)} - set(left_out)
+    layers = {node.name for node in linear_layers(model)}
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -25,6 +27,8 @@ from samri_runtime._prediction import Prediction
 from samri_runtime._tuned import recall
 from samri_runtime.cache import EmbeddingCache, arithmetic_of, embedding_key
 from samri_runtime.providers import Provider, load_onnxruntime
+
+_LOG = logging.getLogger("samri")
 
 
 class Predictor:
@@ -67,6 +71,7 @@ class Predictor:
         prompts_per_image: int | None = None,
     ) -> None:
         self.bundle = Bundle.open(models.locate(model), expect_sha256=expect_sha256)
+        _LOG.info("bundle %s (%s, profile %s)", self.bundle.folder, self.manifest.backbone, self.manifest.profile.name)
         self._model_notes = list(models.notes_on(model))
         if (provider, precision, threads) == ("auto", "auto", None) and not provider_options:
             tuned, notes = recall(self.bundle)
@@ -146,7 +151,9 @@ class Predictor:
             return self._run_encoder(pixels, intensity_range)
         found = self.cache.find(key, embedding_id, (1, *self.manifest.embedding_shape))
         if found.features is not None:
+            _LOG.info("cache hit: %s", self.cache.path_of(key))
             return Embedding(found.features, (pixels.shape[0], pixels.shape[1]), embedding_id, True, found.made)
+        _LOG.info("cache miss: no embedding %s", key)
         new = self._run_encoder(pixels, intensity_range)
         kept = self.cache.keep(key, new.features, new.shape, embedding_id, new.made)
         return replace(new, features=kept.features, notes=(*found.notes, *kept.notes))
@@ -234,7 +241,9 @@ class Predictor:
             side = 4 * self.manifest.embedding_shape[1]
             count = len(range(*wanted.indices(self.manifest.masks)))
             return np.zeros((0, count, side, side), np.float32), np.zeros((0, count), np.float32)
+        started = time.perf_counter()
         low_res, scores = self._model.decoder(embedding.features, frame, labels, masks, wanted)
+        _LOG.info("decoded %d prompt(s) in %.3f s", len(labels), time.perf_counter() - started)
         if not (np.isfinite(low_res).all() and np.isfinite(scores).all()):
             raise ProviderError(
                 f"{self._model.decoder.session.provider} computed NaN or infinite logits with {self.bundle.folder}: "
@@ -272,7 +281,9 @@ class Predictor:
     def _run_encoder(self, pixels: npt.NDArray[Any], intensity_range: tuple[float, float] | None) -> Embedding:
         encoder = self._model.encoder()
         model_input = preprocess(pixels, self.manifest.profile, self.manifest.image_size, intensity_range)
+        started = time.perf_counter()
         features = encoder.run({"image": model_input})["image_embeddings"]
+        _LOG.info("encoded a slice of %d x %d in %.3f s", *pixels.shape[:2], time.perf_counter() - started)
         made = {
             "encoder": self.bundle.graph("encoder", self.precision).sha256,
             "provider": self.providers["encoder"],

@@ -118,7 +118,7 @@ def test_an_image_that_can_not_be_used_is_refused_in_one_line(bundle, tmp_path, 
         ([*BOX, "--axis", 1, "--plane", "axial"], 2, "not both"),
         ([*BOX, "--frame", 1], 1, "one frame only"),
         ([*BOX, "--provider", "cpu", "--device", "cpu"], 2, "not both"),
-        ([*BOX, "--device", "abacus"], 2, "unknown --device 'abacus'"),
+        ([*BOX, "--device", "abacus"], 2, "unknown device 'abacus'"),
     ],
 )
 def test_a_prompt_or_option_that_makes_no_sense_is_refused_in_one_line(bundle, tmp_path, options, code, words):

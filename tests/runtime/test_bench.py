@@ -219,7 +219,7 @@ def test_a_machine_without_accelerators_is_told_so(bundle: Path, monkeypatch: py
     assert run("--model", bundle, "--gpu") == (
         1,
         "",
-        "samri-bench: looking for what works here\n"
+        "samri-bench: looking for providers that work here\n"
         "samri-bench: error: no accelerator works here: samri-doctor says why\n",
     )
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from segment_anything.modeling import Sam
 
 from samri.errors import InputError
-from samri_training.mixing import refuse_mixed_splits, refuse_shared_cases
+from samri_training.embedding_folders import refuse_mixed_splits, refuse_shared_cases
 from samri_training.slices import split_named
 from samri_training.store import EmbeddingStore
 from samri_training.train import main
@@ -97,7 +97,7 @@ def test_a_store_of_another_image_size_than_the_checkpoint_is_refused(
 def test_the_hint_for_many_tiny_structures(tmp_path: Path, small_sam: Sam) -> None:
     from samri.preprocessing import profile
     from samri_training.train import Settings
-    from samri_training.train._hint import fine_structure_hint
+    from samri_training.train._data import fine_structure_hint
     from samri_training.train._samples import Frame
 
     slices = drawn_slices(2)

@@ -22,7 +22,7 @@ from nibabel.affines import apply_affine
 
 from samri.preprocessing import percentile_range
 from samri_training.prepare import Cut, main, prepare, prepare_arrays
-from samri_training.prepare._tally import LabelTally
+from samri_training.prepare._cut import LabelTally
 from samri_training.slices import find_slices
 from tests.support.examples import examples
 from tests.support.files import contents
@@ -371,8 +371,8 @@ def test_nothing_but_its_own_output_is_ever_replaced(tmp_path):
     ("arguments", "words"),
     [
         (("--plane", "axial", "--axis", 1), "--plane or --axis, not both"),
-        (("--split", 0, 0, 0), "--split needs a share above 0"),
-        (("--split", 1, 0, 0, "--splits", "x"), "--split or --splits, not both"),
+        (("--ratios", 0, 0, 0), "--ratios needs a number above 0"),
+        (("--split", 1, 0, 0, "--splits", "x"), "--ratios or --split-files, not both"),
         (("--pattern", "a.nii", "{case}.nii"), "--pattern: a pattern needs a placeholder"),
         (("--patient", "("), "is no regular expression"),
         (("--patient", "p"), "needs a group in parentheses"),

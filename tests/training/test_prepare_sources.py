@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from samri.errors import InputError
 from samri_training.prepare._patients import divide, keep_given, read_split_files
-from samri_training.prepare._pattern import check_pattern
-from samri_training.prepare._sources import SourcePair, find_sources
+from samri_training.prepare._sources import SourcePair, check_pattern, find_sources
 from tests.support.examples import examples
 
 
@@ -179,7 +178,7 @@ def test_another_seed_divides_otherwise():
 
 
 def test_one_patient_cannot_be_divided():
-    with pytest.raises(InputError, match=r"one patient \(anna\), too few to divide .*--split 1 0 0"):
+    with pytest.raises(InputError, match=r"one patient \(anna\), too few to divide .*--ratios 1 0 0"):
         divide(["anna"], (0.8, 0.1, 0.1), 0)
     assert divide(["anna"], (1, 0, 0), 0) == {"anna": "training"}
 

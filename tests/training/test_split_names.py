@@ -11,7 +11,7 @@ from segment_anything.modeling import Sam
 
 from samri.errors import InputError
 from samri_training.embed import find_sources
-from samri_training.parts import parts_by_split, parts_of
+from samri_training.embedding_folders import parts_by_split, parts_of
 from samri_training.prepare import prepare
 from samri_training.prepare._sources import find_sources as find_pairs
 from samri_training.slices import Split, split_named

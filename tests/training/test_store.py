@@ -28,7 +28,7 @@ from samri_training.store import (
     require_encoder,
 )
 from samri_training.store._manifest import read_manifests, write_index
-from samri_training.store._masks import pack_mask, unpack_mask
+from samri_training.store._shard_file import pack_mask, unpack_mask
 
 SHAPE = (4, 6, 6)
 FACTS = EncoderFacts("e" * 32, "samri", 96, SHAPE, "vit_tiny", "fp32", "tiny.pth", "c" * 64)

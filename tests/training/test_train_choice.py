@@ -79,7 +79,7 @@ def test_a_slice_gives_as_many_labels_as_asked(stores: Path) -> None:
     assert len(both.features) == 2
     # The first of a slice's labels is the one that it would have given alone.
     assert torch.equal(both.coords[0], one.coords[0]) and torch.equal(both.targets[0], one.targets[0])
-    parts = list(both.parts(3))
+    parts = list(both.chunks(3))
     assert [len(part.features) for part in parts] == [3, 1]
     assert torch.equal(parts[1].features[0], both.features[1])
     assert batch(5).rows.tolist() == [0, 0, 1, 1]

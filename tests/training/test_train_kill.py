@@ -15,7 +15,7 @@ from segment_anything.modeling import Sam
 
 from samri.model import load_checkpoint
 from samri_training.train import Settings, main, train
-from samri_training.train._lock import LOCK
+from samri_training.train._starting import LOCK
 from tests.support.commands import call, start
 from tests.support.stores import drawn_slices, write_store
 

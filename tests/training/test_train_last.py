@@ -17,8 +17,8 @@ from samri.errors import CheckpointError, OutputError, SamriError
 from samri.locking import exclusive
 from samri_training.train import Settings, train
 from samri_training.train._last import read_last, restore
-from samri_training.train._lock import LOCK
 from samri_training.train._processes import Processes
+from samri_training.train._starting import LOCK
 from samri_training.train._step import Training
 from tests.support.stores import drawn_slices, write_store
 

@@ -7,7 +7,7 @@ import importlib
 from samri.errors import MissingDependencyError
 
 # What a whole run needs, the pictures at its end included.
-_TRAINING = ("torch", "monai", "segment_anything", "scipy", "yaml", "tqdm", "matplotlib")
+_TRAINING = ("torch", "monai", "segment_anything", "scipy", "yaml", "matplotlib")
 
 
 def require_training_packages() -> None:

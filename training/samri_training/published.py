@@ -28,7 +28,7 @@ from samri.errors import InputError
 from samri.io import Scan, read_scan
 from samri.opening import open_regular
 from samri_training.slices import SPLITS, label_map, one_slice, slice_spacing, split_named, split_of
-from samri_training.store import Embeddings, EmbeddingStore, EncoderFacts, StoredDtype, StoredSlice, StoreInfo
+from samri_training.store import EmbeddedSlice, Embeddings, EmbeddingStore, EncoderFacts, StoredDtype, StoreInfo
 
 KIND = "published cache"
 SUFFIXES = (".npz", ".npy", ".pt", ".pth")
@@ -60,7 +60,7 @@ class CachedSlice:
     file: Path
     mask: Path | None
 
-    def read(self, embedding_shape: tuple[int, int, int]) -> StoredSlice:
+    def read(self, embedding_shape: tuple[int, int, int]) -> EmbeddedSlice:
         """Read the embedding, in the number format of its file, and its label map.
 
         Raises:
@@ -83,7 +83,7 @@ class CachedSlice:
         if not mask.any():
             raise InputError(f"{self.mask or self.file} has an empty mask: every pixel is 0; remove the slice")
         spacing = (1.0, 1.0) if scan.nifti is None else slice_spacing(scan, view)
-        return StoredSlice(self.name, self.case, features, mask, spacing)
+        return EmbeddedSlice(self.name, self.case, features, mask, spacing)
 
 
 class PublishedCache:
@@ -116,7 +116,7 @@ class PublishedCache:
         """(name, case) of every slice, in order; no file is read."""
         return ((cached.name, cached.case) for cached in self.slices)
 
-    def __getitem__(self, index: int) -> StoredSlice:
+    def __getitem__(self, index: int) -> EmbeddedSlice:
         """Slice `index`, in the order of the names.
 
         Raises:

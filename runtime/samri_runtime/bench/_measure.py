@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import ProviderError
+from samri.metrics import dice
 from samri_runtime.bench._case import REFERENCE, Case
 from samri_runtime.bench._scene import Scene
 
@@ -69,12 +70,12 @@ class Answer:
 
     def agreement(self, reference: Answer) -> Agreement:
         """Compare with a reference."""
-        dice = [_dice(ours, theirs) for ours, theirs in zip(self.masks, reference.masks, strict=True)]
+        dices = [dice(ours, theirs) for ours, theirs in zip(self.masks, reference.masks, strict=True)]
         span = max(float(np.ptp(reference.low_res)), 1e-12)
         difference = float(np.abs(self.low_res - reference.low_res).max())
         cover = reference.masks.mean(axis=(1, 2))
         telling = int(((cover > 0) & (cover < 1)).sum())
-        return Agreement(float(np.mean(dice)), float(np.min(dice)), difference / span, telling)
+        return Agreement(float(np.mean(dices)), float(np.min(dices)), difference / span, telling)
 
 
 @dataclass(eq=False)
@@ -199,7 +200,7 @@ def _run(
     }
     request.write_text(json.dumps(asked), encoding="utf-8")
     command = [sys.executable, "-m", _WORKER, str(request), str(result)]
-    returncode, stderr = _ended(command, effort.limit, lambda waited: progress(f"{case}: at it for {waited:.0f} s"))
+    returncode, stderr = _ended(command, effort.limit, lambda waited: progress(f"{case}: {waited:.0f} s so far"))
     if returncode is None:
         return {"error": f"gave no result within {effort.limit:g} s"}
     if result.is_file():
@@ -226,8 +227,3 @@ def _answer(path: Path, scene: Scene) -> Answer:
     with np.load(path) as saved:
         masks = np.unpackbits(saved["masks"], axis=-1, count=scene.image.shape[1]).astype(bool)
         return Answer(masks, saved["low_res"])
-
-
-def _dice(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> float:
-    together = int(ours.sum()) + int(theirs.sum())
-    return 1.0 if together == 0 else 2 * int((ours & theirs).sum()) / together

@@ -49,6 +49,10 @@ EXTRAS: dict[Provider, str] = {
     "directml": "directml",
     "coreml": "cpu",
 }
+NUMBERED: tuple[Provider, ...] = ("cuda", "tensorrt", "rocm", "migraphx")
+"""Providers that take a GPU's number, `device_id`."""
+
+_TORCH_DEVICES: dict[str, Provider] = {"mps": "coreml"}  # What PyTorch calls otherwise.
 _SYSTEMS: dict[Provider, tuple[tuple[str, ...], str]] = {
     "cuda": (("linux", "win32"), "CUDA exists on Linux and Windows only"),
     "tensorrt": (("linux", "win32"), "TensorRT exists on Linux and Windows only"),
@@ -70,6 +74,20 @@ def check_provider(provider: str) -> Provider:
     if known is None:
         raise ProviderError(f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
     return known
+
+
+def provider_of_device(device: str) -> tuple[Provider, dict[str, str]]:
+    """Provider and its options for a PyTorch device or a provider's name: `cuda:1` is `cuda` with `device_id` 1.
+
+    Raises:
+        ProviderError: There is no such device.
+    """
+    name, colon, number = device.partition(":")
+    provider = next((known for known in PROVIDERS if known == _TORCH_DEVICES.get(name, name)), None)
+    if provider is None or (colon and not (number.isdecimal() and provider in NUMBERED)):
+        known = ", ".join(dict.fromkeys((*PROVIDERS, *_TORCH_DEVICES, "cuda:N")))
+        raise ProviderError(f"unknown device {device!r}: choose one of {known}")
+    return provider, {"device_id": number} if colon else {}
 
 
 def execution_provider(provider: Provider, offered: Sequence[str]) -> str | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,7 @@ from samri_runtime.providers._plugins import plugin_device, plugin_providers
 from samri_runtime.providers._probe_graph import PROBE, probe_feeds, probe_result
 from samri_runtime.providers._wheels import conflict_line, installed_wheels, load_onnxruntime
 
+_LOG = logging.getLogger("samri")
 # Of the probe's largest value; half precision stays well inside.
 _PROBE_TOLERANCE = 0.02
 # Beyond any processor; ONNX Runtime would start as many as it is told.
@@ -161,7 +164,10 @@ def open_session(
     file = graph if isinstance(graph, GraphFile) else GraphFile(graph)
     if not file.path.is_file():
         raise BundleError(f"there is no graph at {file.path}: copy the bundle again")
-    return _open(file, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
+    started = time.perf_counter()
+    session = _open(file, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
+    _LOG.info("%s opened on %s in %.2f s", file.path, session.provider, time.perf_counter() - started)
+    return session
 
 
 def is_cpu(provider: Provider) -> bool:

@@ -19,7 +19,7 @@ def byte_size_of(_context: click.Context, _option: click.Parameter, text: str | 
         return None
     matched = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B?)", text.strip(), re.IGNORECASE | re.ASCII)
     if matched is None or len(matched[1]) > _LONGEST_SIZE:
-        raise click.BadParameter(f"{text!r} is no size such as 500MB or 4GB.")
+        raise click.BadParameter(f"{text!r} is not a size such as 500MB or 4GB.")
     unit = matched[2].upper()
     return int(float(matched[1]) * _UNITS[unit if unit in _UNITS else f"{unit}B"])
 
@@ -34,9 +34,7 @@ def choose_cache(
     """
     if no_cache:
         if (folder, max_bytes, precision) != (None, None, None):
-            raise click.UsageError(
-                "--no-cache leaves nothing to set: leave out --cache-dir, --cache-size and --cache-precision."
-            )
+            raise click.UsageError("--no-cache can't be combined with --cache-dir, --cache-size or --cache-dtype.")
         return None
     size = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
     return EmbeddingCache(folder, precision=precision or "fp32", max_bytes=size)

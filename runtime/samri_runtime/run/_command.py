@@ -24,6 +24,7 @@ from samri_runtime.cli import (
     GivenModel,
     GivenPath,
     OutputFolder,
+    Stages,
     command,
     emit,
     json_option,
@@ -31,6 +32,7 @@ from samri_runtime.cli import (
     precision_option,
     provider_option,
     provider_settings_option,
+    renamed_option,
     say,
     threads_option,
 )
@@ -45,16 +47,16 @@ from samri_runtime.run._segment import segment
 
 
 @command("samri-run")
-@click.option(
+@renamed_option(
     "-c",
     "--model",
-    "--checkpoint",
+    former=["--checkpoint"],
     default=models.DEFAULT,
     show_default=True,
     type=GivenModel(),
     metavar="BUNDLE",
-    help="Folder with the exported model (samri-export makes one from a .pth), or the name of one that comes with "
-    "SAMRI: a demonstration, not for clinical use.",
+    help="Exported model: a folder made by samri-export, or the name of a model that comes with SAMRI. The default is "
+    "a demonstration, not for clinical use.",
 )
 @click.option(
     "-i",
@@ -63,7 +65,7 @@ from samri_runtime.run._segment import segment
     required=True,
     type=GivenPath(),
     metavar="IMAGE",
-    help="NIfTI (.nii, .nii.gz, .hdr with .img), FreeSurfer's .mgz, PNG, JPEG or TIFF.",
+    help="Image to segment: NIfTI (.nii, .nii.gz, .hdr with .img), FreeSurfer (.mgz), PNG, JPEG or TIFF.",
 )
 @click.option(
     "-o",
@@ -71,9 +73,9 @@ from samri_runtime.run._segment import segment
     required=True,
     type=OutputFolder(),
     metavar="FOLDER",
-    help="Where the results go; made if missing.",
+    help="Folder for the results; created if missing.",
 )
-@overwrite_option("Replace files in FOLDER that an earlier run of the same slice didn't make.")
+@overwrite_option("Replace files in FOLDER even if an earlier run on the same slice did not make them.")
 @click.option(
     "--box",
     "boxes",
@@ -81,7 +83,8 @@ from samri_runtime.run._segment import segment
     nargs=4,
     type=float,
     metavar="X1 Y1 X2 Y2",
-    help="Box in pixels of the slice as shown: x to the right, y down. Repeat for more objects.",
+    help="Box around an object, in pixels of the slice as shown: x to the right, y down, from the top left corner. "
+    "Repeat for more objects.",
 )
 @click.option(
     "--point",
@@ -90,7 +93,7 @@ from samri_runtime.run._segment import segment
     nargs=2,
     type=float,
     metavar="X Y",
-    help="A pixel that belongs to the object. All points, with at most one box, form one prompt.",
+    help="Pixel inside the object. All points, with at most one box, form one prompt. Repeatable.",
 )
 @click.option(
     "--negative-point",
@@ -99,47 +102,71 @@ from samri_runtime.run._segment import segment
     nargs=2,
     type=float,
     metavar="X Y",
-    help="A pixel that doesn't belong to it.",
+    help="Pixel outside the object. Repeatable.",
 )
 @click.option(
-    "--label", "names", multiple=True, metavar="NAME", help="Name of an object; one for each, in the order given."
+    "--label",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of an object in the results. Give one per object, in the order of the prompts.",
 )
-@click.option("--multimask", is_flag=True, help="Write the model's three candidates instead of one mask.")
-@click.option("--slice", "index", type=int, metavar="K", help="Slice of a volume, from 0.")
-@click.option("--axis", type=click.IntRange(0, 2), help="Array axis that the slices lie along.  [default: 2]")
-@click.option("--plane", type=click.Choice(PLANES), help="Anatomical plane, shown as radiologists do.")
-@click.option("--frame", type=int, metavar="T", help="Frame of a 4-D image, from 0.")
+@click.option("--multimask", is_flag=True, help="Write the model's three candidate masks instead of one mask.")
+@click.option("--slice", "index", type=int, metavar="K", help="Index of the slice, from 0. Required for a volume.")
+@click.option(
+    "--axis", type=click.IntRange(0, 2), metavar="A", help="Array axis along which slices are cut.  [default: 2]"
+)
+@click.option(
+    "--plane",
+    type=click.Choice(PLANES),
+    help="Anatomical plane of the slice, instead of --axis; shown in radiological convention.",
+)
+@click.option("--frame", type=int, metavar="T", help="Index of the time point of a 4-D image, from 0.")
 @provider_option(
     default=None,
-    help="Execution provider to run on. Fails if it cannot be used; only auto falls back.  [default: auto]",
+    help="Execution provider. The command fails if it cannot be used; only auto falls back to another.  "
+    "[default: auto]",
 )
 @provider_settings_option()
-@click.option("--device", help="PyTorch's name of a provider, as the published scripts take it: cpu, cuda:0, mps.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="PyTorch device, instead of --provider, as the published scripts take it: cpu, cuda, cuda:1 or mps.",
+)
 @threads_option()
 @precision_option(
     type=click.Choice(("auto", *PRECISIONS)),
     default="auto",
-    help="Precision of the model's arithmetic; auto takes what suits the provider.",
+    help="Precision of the model's arithmetic; auto chooses by provider among those that give the masks of fp32.",
 )
 @click.option(
     "--cache-dir",
     type=GivenPath(),
     metavar="FOLDER",
-    help="Where embeddings are kept, so that a slice is encoded once.  [default: in the user's cache folder]",
+    help="Folder for cached embeddings, so that each slice is encoded only once.  [default: the user's cache folder]",
 )
-@click.option("--no-cache", is_flag=True, help="Neither keep embeddings nor use what is kept.")
+@click.option("--no-cache", is_flag=True, help="Neither read nor write cached embeddings.")
 @click.option(
-    "--cache-size", callback=byte_size_of, metavar="SIZE", help="Most that is kept, as 500MB.  [default: 4GB]"
+    "--cache-size",
+    callback=byte_size_of,
+    metavar="SIZE",
+    help="Maximum size of the cache, such as 500MB; the oldest embeddings are removed.  [default: 4GB]",
 )
-@click.option(
-    "--cache-precision",
+@renamed_option(
+    "--cache-dtype",
+    "cache_precision",
+    former=["--cache-precision"],
     type=click.Choice(STORED_PRECISIONS),
-    help="Of kept embeddings; fp16 takes half the space and rounds.  [default: fp32]",
+    help="Number format of cached embeddings; fp16 takes half the space and rounds.  [default: fp32]",
 )
-@click.option("--expect-sha256", metavar="HEX", help="Refuse the bundle unless its manifest.json has this SHA-256.")
+@click.option(
+    "--expect-sha256",
+    metavar="HEX",
+    help="SHA-256 of the model's manifest.json; a model with another one is refused.",
+)
 @click.option("--model-type", type=click.Choice(MODEL_TYPES), hidden=True)
-@click.option("--no-png", is_flag=True, help="Leave out the PNG mask and the overlay picture.")
-@json_option("Print the provenance as JSON rather than the files' paths.")
+@click.option("--no-png", is_flag=True, help="Write neither the PNG mask nor the overlay picture.")
+@json_option("Print the provenance as JSON instead of the paths of the files.")
 def main(
     model: str,
     source: Path,
@@ -170,8 +197,10 @@ def main(
 ) -> None:
     """Segment one slice of a scan from boxes or points.
 
-    Writes NAME_seg_.nii.gz, in the scan's own space, NAME_seg_.json (how it came about), NAME_seg_.png and
-    NAME_overlay.png (what to look at first), and prints their paths.
+    Writes NAME_seg_.nii.gz (the mask, in the space of the scan), NAME_seg_.json (provenance), NAME_seg_.png and
+    NAME_overlay.png (to look at), and prints the score and size of each object and the paths of the files.
+
+    Example: samri-run -i scan.nii.gz -o results --slice 80 --box 40 60 110 120
     """
     asked = build_prompts(boxes, points, negative_points)
     check_names(names, len(asked))
@@ -189,18 +218,22 @@ def main(
         cache=cache,
         prompts_per_image=len(asked),
     )
+    stages = click.get_current_context().with_resource(Stages())
     with Background(functools.partial(_opened_early, open_model, provider)) as opening:
         check_output(output, source, 3 if multimask else 1, png=not no_png)
         click.get_current_context().with_resource(claimed(output, source))
+        stages.begin("reading the scan")
         scan = _read(source, frame)
         view = choose_view(scan, index, axis, plane)
         if not overwrite:
             check_replaceable(output, scan, view, 3 if multimask else 1, png=not no_png)
         checked = [prompt.validate(view.shape) for prompt in asked]
         prompts = [prompt for prompt, _ in checked]
+        stages.begin("opening the model")
         predictor = opening.result() or open_model()
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
+    stages.begin("encoding the slice and decoding the prompts")
     try:
         segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
     except MemoryError as error:
@@ -225,7 +258,9 @@ def main(
     places = [source.parent, output, predictor.bundle.folder, *([] if cache_dir is None else [cache_dir])]
     kept_notes = [without_folders(note, places) for note in notes]
     provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, kept_notes, names)
+    stages.begin("writing the results")
     files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png, overwrite=overwrite)
+    stages.end()
     for note in notes:
         say(f"note: {note}")
     ran = ", ".join(dict.fromkeys(predictor.providers.values()))

@@ -74,7 +74,7 @@ def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: 
     if not (points or negative_points):
         return [Prompt.of(box=box) for box in boxes]
     if len(boxes) > 1:
-        raise click.UsageError("points can't be told apart among several boxes: run once for each box with points.")
+        raise click.UsageError("points can't be combined with several boxes: run once per box that has points.")
     labels = [FOREGROUND] * len(points) + [BACKGROUND] * len(negative_points)
     return [Prompt.of([*points, *negative_points], labels, boxes[0] if boxes else None)]
 
@@ -86,11 +86,11 @@ def check_names(names: Sequence[str], objects: int) -> None:
         click.UsageError: Another number of names, an empty one, or one twice.
     """
     if names and len(names) != objects:
-        raise click.UsageError(f"give --label once for each of the {objects} object(s), in their order, or not at all.")
+        raise click.UsageError(f"give one --label per object, so {objects}, in the order of the prompts; or none.")
     if not all(name.strip() and name.isprintable() for name in names):
-        raise click.UsageError("a --label is a name, not empty and on one line.")
+        raise click.UsageError("--label must be a printable name, not empty.")
     if len(set(names)) < len(names):
-        raise click.UsageError("each --label names one object: two are the same.")
+        raise click.UsageError("two --label names are the same: give each object its own.")
 
 
 def _which_slice(scan: Scan, view: SliceView, axis: int | None) -> str:

@@ -13,9 +13,10 @@ from samri.prompts import Prompt
 from samri_runtime import Embedding
 from samri_training.evaluate._metrics import Measures, measure
 from samri_training.evaluate._models import Model, segment
-from samri_training.evaluate._sources import Sample, Source
+from samri_training.evaluate._sources import Source
 from samri_training.prompting import PromptKind, sample_prompt
-from samri_training.sizes import Size, size_of
+from samri_training.slices import LabelledSlice, Size, size_of
+from samri_training.store import EmbeddedSlice
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def evaluate(
     for model in models:
         source.accept(model)
     evaluation = Evaluation(protocol, tuple(model.name for model in models), tuple(source.notes))
-    for sample in source:
-        _evaluate_slice(sample, models, evaluation)
+    for index, dataset in enumerate(source.datasets):
+        _evaluate_slice(source[index], dataset, models, evaluation)
         on_slice()
     if not evaluation.rows:
         raise InputError(
@@ -120,7 +121,9 @@ def prompt_generator(seed: int, name: str, label: int) -> np.random.Generator:
     return np.random.default_rng([seed, key, label])
 
 
-def _evaluate_slice(sample: Sample, models: Sequence[Model], evaluation: Evaluation) -> None:
+def _evaluate_slice(
+    sample: LabelledSlice | EmbeddedSlice, dataset: str, models: Sequence[Model], evaluation: Evaluation
+) -> None:
     protocol = evaluation.protocol
     labels, counts = np.unique(sample.mask, return_counts=True)
     found = [(int(label), int(count)) for label, count in zip(labels, counts, strict=True) if label != 0]
@@ -159,15 +162,14 @@ def _evaluate_slice(sample: Sample, models: Sequence[Model], evaluation: Evaluat
                         measure(mask, truths[label], sample.spacing),
                         float(score),
                         asked,
-                        sample.dataset,
+                        dataset,
                     )
                 )
 
 
-def _embed(model: Model, sample: Sample) -> Embedding:
-    if sample.features is not None:
-        return Embedding(sample.features, (sample.mask.shape[0], sample.mask.shape[1]), model.embedding_id)
-    assert sample.image is not None  # A source gives one or the other.
+def _embed(model: Model, sample: LabelledSlice | EmbeddedSlice) -> Embedding:
+    if isinstance(sample, EmbeddedSlice):
+        return Embedding(np.array(sample.features, dtype=np.float32)[None], sample.shape, model.embedding_id)
     try:
         return model.encode(sample.image, sample.intensity_range)
     except InputError as error:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
+from samri.metrics import dice, iou
 
 Metric = Literal["dice", "iou", "hd", "hd95", "msd"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -73,17 +74,15 @@ def measure(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_], spa
     lengths = np.asarray(spacing, dtype=np.float64)
     if lengths.shape != (truth.ndim,) or not (np.isfinite(lengths) & (lengths > 0)).all():
         raise InputError(f"a spacing is {truth.ndim} lengths above 0 in mm, not {tuple(spacing)}")
-    found, there = int(prediction.sum()), int(truth.sum())
-    if there == 0:
+    if not truth.any():
         raise InputError("the ground truth is empty: there is nothing to compare with")
-    if found == 0:
+    if not prediction.any():
         diagonal = float(np.linalg.norm(lengths * truth.shape))
         return Measures(0.0, 0.0, diagonal, diagonal, diagonal, empty=True)
-    common = int((prediction & truth).sum())
     to_truth, to_prediction = _outline_distances(prediction, truth, lengths)
     return Measures(
-        dice=2 * common / (found + there),
-        iou=common / (found + there - common),
+        dice=dice(prediction, truth),
+        iou=iou(prediction, truth),
         hd=float(max(to_truth.max(), to_prediction.max())),
         hd95=float(max(np.percentile(to_truth, 95), np.percentile(to_prediction, 95))),
         msd=float(np.concatenate([to_truth, to_prediction]).mean()),

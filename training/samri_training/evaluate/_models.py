@@ -14,15 +14,13 @@ from samri.errors import CheckpointError
 from samri.manifest import Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, ProfileName, preprocess, profile
-from samri.prompts import Prompt, pack, to_model_frame
+from samri.prompts import PROMPTS_AT_ONCE, Prompt, pack, to_model_frame
 from samri_runtime import Embedding, Predictor
 from samri_runtime.providers import Provider
 from samri_training.devices import torch_device
 from samri_training.store import EncoderFacts
 
 CHECKPOINT_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
-
-_PROMPTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -188,8 +186,8 @@ class _CheckpointModel:
         masks, scores = [], []
         with self._torch.inference_mode():
             features = self._tensor(embedding.features)
-            for start in range(0, len(labels), _PROMPTS_AT_ONCE):
-                some = slice(start, start + _PROMPTS_AT_ONCE)
+            for start in range(0, len(labels), PROMPTS_AT_ONCE):
+                some = slice(start, start + PROMPTS_AT_ONCE)
                 answer = self._decoder(features, self._tensor(frame[some]), self._tensor(labels[some]))
                 masks.append(answer[0].cpu().numpy())
                 scores.append(answer[1].cpu().numpy())

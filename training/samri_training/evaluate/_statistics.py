@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+_Key = TypeVar("_Key")
 
 _DIGITS = 9  # Differences that agree to so many decimals are ties: beyond them is only rounding.
 
@@ -72,6 +75,15 @@ def compare(first: Mapping[str, float], second: Mapping[str, float]) -> Comparis
     rounded = rounded[rounded != 0]
     p = float(wilcoxon(rounded).pvalue) if len(rounded) else 1.0
     return Comparison(len(shared), len(rounded), float(differences.mean()), p, rank_biserial(rounded))
+
+
+def compare_family(
+    pairs: Mapping[_Key, tuple[Mapping[str, float], Mapping[str, float]]],
+) -> dict[_Key, tuple[Comparison, float]]:
+    """`compare` each pair of one family: the comparison, and its p after Holm's correction over all of them."""
+    compared = {key: compare(first, second) for key, (first, second) in pairs.items()}
+    corrected = holm([comparison.p for comparison in compared.values()])
+    return {key: (comparison, p) for (key, comparison), p in zip(compared.items(), corrected, strict=True)}
 
 
 def rank_biserial(differences: npt.ArrayLike) -> float:

@@ -32,7 +32,7 @@ def divide(patients: Sequence[str], shares: Sequence[float], seed: int) -> dict[
         into = ", ".join(split for split, wanted in zip(SPLITS, asked, strict=True) if wanted)
         raise InputError(
             f"the dataset has {who}, too few to divide into {into} by patient: give a share of 0 to the rest, such as "
-            "--split 1 0 0 to put all into training"
+            "--ratios 1 0 0 to put all into training"
         )
     counts = _counts(len(patients), shares)
     shuffled = [sorted(patients)[index] for index in np.random.default_rng(seed).permutation(len(patients))]
@@ -83,7 +83,7 @@ def keep_given(pairs: Sequence[SourcePair], shares: Sequence[float], seed: int) 
         if pair.split is not None and chosen.setdefault(pair.patient, pair.split) != pair.split:
             raise InputError(
                 f"{pair.image} is of patient {pair.patient}, who is in {chosen[pair.patient]} as well: a patient "
-                "belongs to one split; --split divides anew, --patient says who is who"
+                "belongs to one split: divide anew with --ratios, or name the patients with --patient"
             )
     rest = sorted({pair.patient for pair in pairs} - chosen.keys())
     if rest:

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from samri import __version__
-from samri_training.prepare._cut import CutCase
+from samri_training.prepare._cut import CutCase, LabelTally
 from samri_training.prepare._sources import LeftOut
-from samri_training.prepare._tally import LabelTally
 from samri_training.slices import SPLITS, Split
 
 REPORT_JSON, REPORT_TEXT = "report.json", "report.txt"
-FORMAT = "samri-prepare-report"
+REPORT_FORMAT = "samri-prepare-report"
 
 _SHOWN = 20
 
@@ -55,7 +54,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "format": FORMAT,
+            "format": REPORT_FORMAT,
             "format_version": 1,
             "samri": __version__,
             "source": self.source,

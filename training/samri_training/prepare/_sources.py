@@ -13,11 +13,9 @@ from typing import Literal
 from samri.errors import InputError
 from samri_training.prepare._bids import match_bids
 from samri_training.prepare._labels import Labels, bids_table_of, read_bids_table, read_dataset_json
-from samri_training.prepare._pattern import compiled, placeholders
 from samri_training.prepare._structures import holds_structures, labels_of, match_structures
 from samri_training.slices import Split, match_slices, split_of
-from samri_training.slices._formats import unread, unread_below
-from samri_training.slices._layout import image_files, stem
+from samri_training.slices._layout import image_files, stem, unread, unread_below
 from samri_training.slices._splits import split_of_folders
 
 Layout = Literal["img-seg", "nnunet", "bids", "structures", "pattern"]
@@ -282,3 +280,35 @@ def _refuse_equal_names(pairs: list[SourcePair]) -> None:
 
 def _written_name(pair: SourcePair) -> str:
     return f"{pair.case}_{pair.tail}" if pair.tail else pair.case
+
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def placeholders(template: str) -> list[str]:
+    """The names in it, each once, in their order."""
+    return list(dict.fromkeys(_PLACEHOLDER.findall(template)))
+
+
+def check_pattern(pattern: tuple[str, str]) -> str | None:
+    """What is wrong with a `--pattern`, if anything is."""
+    image, mask = ({*_PLACEHOLDER.findall(template)} for template in pattern)
+    if not all(name.isidentifier() for name in image | mask):
+        return "a placeholder is a word that begins with a letter, such as {case}"
+    if not image:
+        return "a pattern needs a placeholder such as {case}, where the names of two cases differ"
+    if image != mask:
+        return f"both patterns need the same placeholders: {sorted(image)} and {sorted(mask)} differ"
+    return None
+
+
+def compiled(template: str) -> re.Pattern[str]:
+    """`{name}` stands for any characters but a slash; named twice, for the same ones."""
+    parts, seen = [], set()
+    for index, part in enumerate(_PLACEHOLDER.split(template)):
+        if index % 2 == 0:
+            parts.append(re.escape(part))
+        else:
+            parts.append(f"(?P={part})" if part in seen else f"(?P<{part}>[^/]+?)")
+            seen.add(part)
+    return re.compile("".join(parts))

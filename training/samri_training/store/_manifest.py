@@ -11,9 +11,17 @@ from typing import Any
 from samri.errors import InputError
 from samri.hashing import file_sha256
 from samri_training.store import _info
-from samri_training.store._checksum import check_checksum, with_checksum
 from samri_training.store._own_files import write_text
-from samri_training.store._plan import FORMAT_VERSION, INDEX_NAME, Shard, StorePlan, check_format, read_json
+from samri_training.store._plan import (
+    FORMAT_VERSION,
+    INDEX_NAME,
+    Shard,
+    StorePlan,
+    check_checksum,
+    check_format,
+    read_json,
+    with_checksum,
+)
 
 _SHARD_FORMAT = "samri-embeddings-shard"
 _INDEX_FORMAT = "samri-embeddings-index"

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -25,32 +27,12 @@ import numpy.typing as npt
 from samri.errors import InputError, OutputError
 from samri.hashing import file_sha256
 from samri.opening import read_regular
+from samri_training.store._embeddings import EmbeddedSlice
 from samri_training.store._info import StoreInfo
-from samri_training.store._journal import journal_line, read_rows, rows_line
 from samri_training.store._manifest import ShardManifest
-from samri_training.store._masks import pack_mask
 from samri_training.store._own_files import as_output_error, lock_own, open_own, rename_own, write_all, write_text
 from samri_training.store._plan import FORMAT, FORMAT_VERSION, Shard
-from samri_training.store._shard_file import HEADER_BYTES, SliceRow, header, tables
-
-
-@dataclass(frozen=True)
-class EmbeddedSlice:
-    """A slice on its way into a store.
-
-    Attributes:
-        name: Of the slice.
-        case: The patient or scan it belongs to.
-        features: (C, G, G) of any float dtype.
-        mask: (H, W) label map, 0 to 65535.
-        spacing: (row, column) distance in mm.
-    """
-
-    name: str
-    case: str
-    features: npt.NDArray[Any]
-    mask: npt.NDArray[Any]
-    spacing: tuple[float, float]
+from samri_training.store._shard_file import HEADER_BYTES, SliceEntry, header, pack_mask, tables
 
 
 class ShardWriter:
@@ -72,7 +54,7 @@ class ShardWriter:
         self, folder: Path, info: StoreInfo, shard: Shard, batch_size: int, inputs_sha256: str | None = None
     ) -> None:
         self.shard = shard
-        self.rows: list[SliceRow] = []
+        self.rows: list[SliceEntry] = []
         self._info = info
         self._folder = folder
         self._journal_path = folder / f"{shard.name}.journal"
@@ -89,7 +71,7 @@ class ShardWriter:
             if file is None:
                 raise OutputError(
                     f"{self._part} is being written by another samri-embed: wait for it, or give each process its own "
-                    "--shard"
+                    "--part"
                 )
             self._file = file
             self._journal: FileIO | None = None
@@ -131,7 +113,7 @@ class ShardWriter:
                 mask_at += len(packed)
                 crc = zlib.crc32(packed, zlib.crc32(features.data))
                 shape = (item.mask.shape[0], item.mask.shape[1])
-                batch.append(SliceRow(item.name, item.case, shape, item.spacing, len(packed), itemsize, crc))
+                batch.append(SliceEntry(item.name, item.case, shape, item.spacing, len(packed), itemsize, crc))
             write_all(self._journal, rows_line(batch), self._journal.tell())
             self.rows += batch
 
@@ -180,7 +162,7 @@ class ShardWriter:
         if not np.isfinite(features).all():
             raise InputError(
                 f"the embedding of {item.name} holds NaN or infinite values as {self._info.dtype}: "
-                "check the encoder, or store it with --precision fp32"
+                "check the encoder, or store it with --store-dtype fp32"
             )
         return features
 
@@ -225,7 +207,7 @@ class ShardWriter:
         if not kept:
             write_all(self._journal, self._head, 0)
 
-    def _claimed(self) -> Iterator[tuple[list[SliceRow], int]]:
+    def _claimed(self) -> Iterator[tuple[list[SliceEntry], int]]:
         """Batches that the journal claims, each with the journal's length up to it."""
         if not self._journal_path.is_file():
             return
@@ -241,7 +223,7 @@ class ShardWriter:
             end += len(line)
             yield rows, end
 
-    def _whole(self, rows: list[SliceRow]) -> bool:
+    def _whole(self, rows: list[SliceEntry]) -> bool:
         """The bytes of these next slices are in the file, unchanged."""
         mask_at = self._masks_begin + sum(row.mask_bytes for row in self.rows)
         if self.done + len(rows) > self.shard.count:
@@ -267,3 +249,39 @@ def _read(file: FileIO, at: int, count: int) -> bytes:
 
 def _writing(path: Path) -> contextlib.AbstractContextManager[None]:
     return as_output_error(path, "; what is finished is kept, so make room and run samri-embed again")
+
+
+def journal_line(values: Any) -> bytes:
+    """A line of the journal."""
+    text = json.dumps(values, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def rows_line(rows: Sequence[SliceEntry]) -> bytes:
+    """The line that claims a batch."""
+    return journal_line([asdict(row) for row in rows])
+
+
+def read_rows(line: bytes) -> list[SliceEntry] | None:
+    """The batch that a line claims; None where the line is torn or damaged."""
+    checksum, _, text = line.removesuffix(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    try:
+        rows = [
+            SliceEntry(**{**row, "shape": tuple(row["shape"]), "spacing": tuple(row["spacing"])})
+            for row in json.loads(text)
+        ]
+        return rows if all(_can_be(row) for row in rows) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _can_be(row: SliceEntry) -> bool:
+    whole = (*row.shape, row.mask_bytes, row.mask_itemsize, row.crc32)
+    return (
+        type(row.name) is type(row.case) is str
+        and len(row.shape) == len(row.spacing) == 2
+        and all(type(value) is int and 0 <= value < 1 << 32 for value in whole)
+        and all(type(value) in (int, float) and math.isfinite(value) for value in row.spacing)
+    )

@@ -17,10 +17,7 @@ from samri import __version__
 from samri.model import Checkpoint, SamDecoder
 from samri.preprocessing import profile
 from samri_training.devices import bf16_note
-from samri_training.train._data import TrainingData, open_data
-from samri_training.train._digest import slices_digest
-from samri_training.train._hint import fine_structure_hint
-from samri_training.train._history import Entry, Progress, Say, best_entry, line, trained_entry, validated_entry
+from samri_training.train._data import TrainingData, fine_structure_hint, names_digest, open_data
 from samri_training.train._last import (
     check_same_curve,
     check_same_data,
@@ -30,13 +27,25 @@ from samri_training.train._last import (
     save_last,
 )
 from samri_training.train._last_checks import RunData
-from samri_training.train._lock import held_folder
-from samri_training.train._outcome import Outcome
 from samri_training.train._processes import Processes, joined_processes
-from samri_training.train._records import Curves, Events, git_commit, write_environment, write_json
+from samri_training.train._records import (
+    Curves,
+    Entry,
+    Events,
+    Outcome,
+    Progress,
+    Say,
+    best_entry,
+    git_commit,
+    line,
+    trained_entry,
+    validated_entry,
+    write_environment,
+    write_json,
+)
 from samri_training.train._samples import Frame, Requests, TrainingBatches, loader
 from samri_training.train._settings import Settings
-from samri_training.train._starting import run_folder, starting_point
+from samri_training.train._starting import held_folder, run_folder, starting_point
 from samri_training.train._step import Training, TrainingError
 from samri_training.train._validation import Validation, ValidationBatches, ValidationRequests, asked_with, validate
 
@@ -207,7 +216,7 @@ class _Run:
         for note in checkpoint.notes:
             self._say(f"note: {note}")
         if resume is not None:
-            self._say(f"going on after epoch {self._epoch} of {resume}")
+            self._say(f"resuming {resume} after epoch {self._epoch}")
         if not self._processes.first:
             return
         for note in self._notes():
@@ -242,9 +251,9 @@ def _run_data(data: TrainingData, samples_per_step: int, checkpoint_sha256: str)
         samples=len(data.training_samples),
         samples_per_step=samples_per_step,
         embedding_id=data.training.info.embedding_id,
-        slices_sha256=slices_digest(data.training, data.training_samples),
+        slices_sha256=names_digest(data.training, data.training_samples),
         validation_slices_sha256=(
-            None if data.validation is None else slices_digest(data.validation, data.validation_samples)
+            None if data.validation is None else names_digest(data.validation, data.validation_samples)
         ),
         checkpoint_sha256=checkpoint_sha256,
     )

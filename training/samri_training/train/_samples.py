@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,28 +20,10 @@ from samri.errors import SamriError
 from samri.preprocessing import Profile
 from samri.prompts import Prompt, pack, to_model_frame
 from samri_training.prompting import PromptKind, sample_prompt
+from samri_training.slices import SliceSource
+from samri_training.store import EmbeddedSlice
 from samri_training.train._settings import LabelsPerSlice, Settings, Targets, TrainingPrompts
 from samri_training.train._targets import LowRes, low_res_target
-
-
-class StoredSlice(Protocol):
-    """What training needs of a slice in a store."""
-
-    @property
-    def features(self) -> npt.NDArray[Any]:
-        """(C, G, G) float16 or float32."""
-
-    @property
-    def mask(self) -> npt.NDArray[Any]:
-        """(H, W) label map of the slice at its own size, 0 background."""
-
-
-class SliceSource(Protocol):
-    """An embedding store, or what reads like one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> StoredSlice: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +84,7 @@ class Batch(NamedTuple):
     failure: str = ""
     """Why the store could not be read; the batch is empty then."""
 
-    def parts(self, size: int) -> Iterator[Batch]:
+    def chunks(self, size: int) -> Iterator[Batch]:
         """The samples, at most `size` at a time and each with its own features: what one decoder pass takes."""
         if self.rows is None:
             yield self
@@ -122,7 +104,7 @@ class Request(NamedTuple):
 class TrainingBatches(Dataset[Batch]):
     """The batch of a request. A store that can't be read becomes `Batch.failure`, since all processes must know."""
 
-    def __init__(self, source: SliceSource, frame: Frame) -> None:
+    def __init__(self, source: SliceSource[EmbeddedSlice], frame: Frame) -> None:
         self._source = source
         self._frame = frame
 

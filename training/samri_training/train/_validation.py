@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from samri.errors import SamriError
+from samri.metrics import dice, iou
 from samri.model import SamDecoder
 from samri.postprocessing import upscale_logits
 from samri_training.prompting import sample_prompt
+from samri_training.slices import SliceSource
+from samri_training.store import EmbeddedSlice
 from samri_training.train._loss import mask_losses
 from samri_training.train._processes import Processes
-from samri_training.train._samples import Batch, Frame, SliceSource, assembled, empty_batch, labels_of, prompt_kind
+from samri_training.train._samples import Batch, Frame, assembled, empty_batch, labels_of, prompt_kind
 from samri_training.train._settings import Settings
 from samri_training.train._step import TrainingError, autocast
 from samri_training.train._targets import low_res_target
@@ -66,7 +69,7 @@ def asked_with(settings: Settings) -> str:
 class ValidationBatches(Dataset[ValidationBatch]):
     """All labels of some slices, asked as in training, with the same prompts in every epoch."""
 
-    def __init__(self, source: SliceSource, samples: Sequence[int], frame: Frame) -> None:
+    def __init__(self, source: SliceSource[EmbeddedSlice], samples: Sequence[int], frame: Frame) -> None:
         self._source = source
         self._samples = samples
         self._frame = frame
@@ -145,10 +148,10 @@ def validate(
     processes.agree(measure_all)
     everywhere = sums.to(processes.device)
     processes.sum(everywhere)
-    masks, dice, error, losses, loss = everywhere.sum(0).tolist()
+    masks, dices, errors, losses, loss = everywhere.sum(0).tolist()
     if not masks:
         raise TrainingError("the validation slices hold no label at all: give others with --val-embedding-dir")
-    return Validation(dice / masks, loss / max(losses, 1.0), error / masks, int(masks))
+    return Validation(dices / masks, loss / max(losses, 1.0), errors / masks, int(masks))
 
 
 def _measured(
@@ -176,6 +179,5 @@ def _measured(
             truth = batch.maps[row] == wanted
             shape = (truth.shape[0], truth.shape[1])
             mask = upscale_logits(low_res[at], shape, frame.profile, frame.image_size) > 0
-            common, pixels = int((mask & truth).sum()), int(mask.sum()) + int(truth.sum())
-            error = abs(score - common / (pixels - common))
-            yield 1.0, 2 * common / pixels, error, float(seen[at]), losses[at] if seen[at] else 0.0
+            error = abs(score - iou(mask, truth))
+            yield 1.0, dice(mask, truth), error, float(seen[at]), losses[at] if seen[at] else 0.0
