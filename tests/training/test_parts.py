@@ -24,6 +24,8 @@ from samri_training.train._data import TrainingData, open_data
 from tests.support.sams import save_checkpoint
 from tests.support.stores import drawn_slices, write_store
 
+pytestmark = pytest.mark.slow  # Whole runs.
+
 
 def write_dataset(folder: Path, patients: int, scans: int = 2, slices: int = 2) -> Path:
     """As `samri-prepare` leaves it: several scans of each patient, who stands in the sidecar only."""
