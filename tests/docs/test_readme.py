@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.support.pages import ROOT, blocks, command_lines
+from tests.support.pages import ROOT, blocks, command_lines, type_in
 from tests.support.parity import picture
 
 README, QUICKSTART, FINE_TUNING = (ROOT / page for page in ("README.md", "docs/quickstart.md", "docs/finetuning.md"))
-
-
-def run_as_processes(commands: list[str]) -> None:
-    for command in commands:
-        program, *arguments = shlex.split(command)
-        called = [str(Path(sys.executable).parent / program), *arguments]
-        done = subprocess.run(called, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
 @pytest.fixture
@@ -48,14 +38,15 @@ def test_three_lines_of_python_segment_a_scan(page: Path, folder: Path) -> None:
 
 def test_the_readmes_command_segments_a_scan(folder: Path) -> None:
     (command,) = [command for command in command_lines(README) if command.startswith("samri-")]
-    run_as_processes([command])
+    type_in(command)
     assert nibabel.load(folder / "out" / "scan_seg_.nii.gz").shape == (182, 218, 100)
 
 
 @pytest.mark.slow
 def test_the_quickstart_works_as_it_stands(folder: Path, checkpoint: Path) -> None:
     shutil.copy(checkpoint, folder / "sam_vit_b.pth")
-    run_as_processes(command_lines(QUICKSTART))
+    for command in command_lines(QUICKSTART):
+        type_in(command)
     for output in ("out", "out-bundle"):
         assert nibabel.load(folder / output / "scan_seg_.nii.gz").shape == (182, 218, 100)
 
@@ -71,7 +62,8 @@ def test_fine_tuning_works_as_it_stands(tmp_path: Path, checkpoint: Path, monkey
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), f"{tmp_path}/volumes/imagesTr/knee_{patient}_0000.nii.gz")
         nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), f"{tmp_path}/volumes/labelsTr/knee_{patient}.nii.gz")
     monkeypatch.chdir(tmp_path)
-    run_as_processes(command_lines(FINE_TUNING))
+    for command in command_lines(FINE_TUNING):
+        type_in(command)
     assert "before" in (tmp_path / "evaluation" / "report.md").read_text()
 
 

@@ -24,6 +24,7 @@ from samri.preprocessing import profile
 from samri_runtime import Predictor
 from samri_runtime.run import main
 from samri_runtime.segment import LabelMap
+from tests.support.examples import examples
 from tests.support.scans import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, brain_like, save_nifti
 
 BOX = (12.5, 10, 30, 41)
@@ -245,7 +246,7 @@ def test_objects_drawn_one_by_one_are_those_of_all_logits_at_once(count, dtype):
     np.testing.assert_array_equal(labels, np.where(logits.max(axis=0) > 0, logits.argmax(axis=0) + 1, 0))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(
     count=st.integers(1, 5),
     values=st.lists(st.sampled_from((-2.0, -1.0, 0.0, 0.5, 1.0)), min_size=30, max_size=30),

@@ -130,7 +130,7 @@ def test_a_scan_that_is_replaced_during_the_work_keeps_the_hash_of_what_was_read
 ) -> None:
     from samri_runtime.run import _command
 
-    was, real = hashlib.sha256(source.read_bytes()).hexdigest(), _command.segment
+    was, real = hashlib.sha256(source.read_bytes()).hexdigest(), _command.segment  # type: ignore[attr-defined]
 
     def slow(*given: object, **more: object) -> object:
         save_nifti(source, np.zeros((30, 34, 6), np.int16))

@@ -158,6 +158,7 @@ def test_many_weights_lie_beside_their_graph(
     assert all(node.ByteSize() < 2048 for node in kept.node)
 
 
+@pytest.mark.slow
 def test_a_predictor_refuses_damaged_weights_beside_a_graph(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

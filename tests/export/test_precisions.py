@@ -303,7 +303,7 @@ def test_own_scans_take_the_place_of_the_template(tmp_path: Path, checkpoint: Pa
 
 
 def test_without_scans_and_template_there_is_nothing_to_judge_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gate_slices.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_gate_slices.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="--verify-image"):
         gate_slices([], profile("samri"))
 

@@ -136,7 +136,7 @@ def test_a_graph_of_another_decoder_is_found(tmp_path: Path, checkpoint: Path, c
 def test_a_failed_verification_leaves_nothing(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_graph: Callable[..., Any] = _export.write_graph
+    write_graph: Callable[..., Any] = _export.write_graph  # type: ignore[attr-defined]
 
     def write_damaged(module: Any, spec: Any, path: Path, **settings: Any) -> Any:
         written = write_graph(module, spec, path, **settings)

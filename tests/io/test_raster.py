@@ -20,6 +20,7 @@ from PIL import Image
 
 from samri.errors import InputError, MissingDependencyError
 from samri.io import read_scan, write_mask, write_png
+from tests.support.examples import examples
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
@@ -154,7 +155,7 @@ def encoded(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "JPEG with thumbnail"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(data=st.data())
 def test_a_picture_that_breaks_off_anywhere_is_refused(tmp_path_factory, kind, data):
     path = tmp_path_factory.mktemp("cut") / ("picture." + kind[:3].lower().replace("jpe", "jpg").replace("tif", "tif"))
@@ -173,7 +174,7 @@ def test_a_picture_that_breaks_off_anywhere_is_refused(tmp_path_factory, kind, d
         np.testing.assert_array_equal(scan.voxels, expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(data=st.data())
 def test_a_changed_byte_in_a_png_is_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("flip") / "picture.png"
@@ -184,7 +185,7 @@ def test_a_changed_byte_in_a_png_is_refused(tmp_path_factory, data):
         read_scan(path)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(data=st.data())
 def test_a_changed_byte_in_a_tiff_is_read_or_refused_in_one_line(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("flip") / "picture.tif"

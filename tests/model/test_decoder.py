@@ -17,6 +17,7 @@ from samri.model._decoder import embed_points, image_pe, image_tokens
 from samri.model._mask_convolutions import embed_masks, mask_logits, upscaling_matrix
 from samri.model.split_decoder._factored_tokens import FactoredImageTokens
 from samri.model.split_decoder._stages import _UPSCALING_FACTOR, _image_to_token_inputs, _token_to_image_inputs
+from tests.support.examples import examples
 from tests.support.sams import MEDIUM, SMALL, seeded_sam
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -211,7 +212,7 @@ def test_each_prompt_can_have_its_own_image(small: Sam) -> None:
             torch.testing.assert_close(logits[b : b + 1], expected, rtol=0, atol=2e-4)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12))
 @given(
     labels=st.lists(st.sampled_from([1.0, 0.0, 2.0, 3.0, -1.0]), min_size=1, max_size=6),
     places=st.lists(st.integers(0, 6), max_size=5),

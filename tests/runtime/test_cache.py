@@ -20,6 +20,7 @@ from safetensors import safe_open
 from samri.errors import InputError, OutputError
 from samri_runtime import Embedding
 from samri_runtime.cache import EmbeddingCache, arithmetic_of, embedding_key
+from tests.support.examples import examples
 
 SHAPE = (1, 4, 3, 3)
 ID = "0123456789abcdef" * 2
@@ -176,7 +177,7 @@ def test_coarser_arithmetic_is_kept_apart_and_the_same_arithmetic_is_shared_by_p
     assert len(set(coarse)) == 4
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(st.data())
 def test_any_changed_byte_and_any_missing_end_is_damage(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -237,7 +238,7 @@ def test_an_entry_under_another_name_or_of_another_encoder_is_not_taken(cache: E
         keep(cache, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     st.integers(1, 5),
     st.lists(st.tuples(st.sampled_from(["keep", "find"]), st.integers(0, 7)), min_size=1, max_size=40),

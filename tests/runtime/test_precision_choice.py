@@ -18,6 +18,8 @@ from samri_runtime.machine import computes_int8_fast
 from samri_runtime.providers import PROVIDERS, Provider
 from tests.support.parity import picture
 
+pytestmark = pytest.mark.slow  # Whole runs.
+
 
 @pytest.fixture(scope="module")
 def lower(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:

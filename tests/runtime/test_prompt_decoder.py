@@ -42,7 +42,7 @@ def split_decoder(bundle: Path) -> tuple[SplitDecoder, Counted, Counted]:
     return decoder, image, prompts
 
 
-def asked(prompts: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], ...]:
+def asked(prompts: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     random = np.random.default_rng(seed)
     coords = random.uniform(0, 128, (prompts, 3, 2)).astype(np.float32)
     return coords, np.tile(np.array([[1, 2, 3]], np.float32), (prompts, 1))

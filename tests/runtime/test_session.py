@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -141,7 +142,7 @@ def test_options_without_a_named_provider_are_an_error(graph: Path) -> None:
         open_session(graph, "auto", provider_options={"device_id": "0"})
 
 
-def settings_of(session: Session) -> object:
+def settings_of(session: Session) -> Any:
     return session._session.get_session_options()
 
 

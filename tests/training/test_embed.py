@@ -24,7 +24,7 @@ from samri_runtime.cli import Progress, duration
 from samri_training.embed import Share, TorchEncoder, checkpoint_facts, embed, find_sources, main
 from samri_training.embed._division import parse_share, share_from
 from samri_training.store import EmbeddingStore, EncoderFacts
-from tests.support.commands import call
+from tests.support.commands import call, start
 from tests.support.files import contents
 from tests.support.sams import SMALL, save_checkpoint, seeded_sam, with_other_decoder
 from tests.support.slices import embed_slices, write_slices
@@ -210,32 +210,36 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_killed_with_sigkill_goes_on_to_the_same_bytes(tmp_path: Path, checkpoint: Path) -> None:
     data = write_slices(tmp_path / "data", 30)
-    arguments = ("--batch-size", 2, "--shard-size", 8)
-    ended = subprocess.run(
-        [sys.executable, *command(data, tmp_path / "whole", checkpoint, *arguments)], env=environment()
+    arguments = (
+        "--data-dir",
+        data,
+        "--checkpoint",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--batch-size",
+        2,
+        "--shard-size",
+        8,
     )
-    assert ended.returncode == 0
+    assert call(main, *arguments, "--save-dir", tmp_path / "whole").exit_code == 0
     folder = tmp_path / "killed"
     kills = 0
     for batches in (1, 6, 11):
-        process = subprocess.Popen(
-            [sys.executable, *command(data, folder, checkpoint, *arguments)],
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None:
+        process = start(main, *arguments, "--save-dir", folder)
+        while process.is_alive():
             finished = 4 * len(list(folder.glob("*.safetensors")))
             if finished + sum(journal_lines(path) - 1 for path in folder.glob("*.journal")) >= batches:
                 process.kill()
                 break
             time.sleep(0.001)
-        kills += process.wait() == -signal.SIGKILL
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
     assert kills
-    ended = subprocess.run([sys.executable, *command(data, folder, checkpoint, *arguments)], env=environment())
-    assert ended.returncode == 0
+    assert call(main, *arguments, "--save-dir", folder).exit_code == 0
     assert contents(folder) == contents(tmp_path / "whole")
 
 

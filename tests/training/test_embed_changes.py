@@ -18,6 +18,8 @@ from tests.support.commands import call
 from tests.support.files import contents
 from tests.support.slices import embed_slices, write_slices
 
+pytestmark = pytest.mark.slow  # Whole runs.
+
 
 def correct(file: Path) -> None:
     """As a person does who mends a label map: the same name, other voxels."""

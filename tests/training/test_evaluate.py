@@ -378,7 +378,7 @@ def test_a_published_cache_is_taken_for_the_first_models(
 ) -> None:
     encoder = ImageEncoder(small_sam.image_encoder)
     (tmp_path / "cache").mkdir()
-    for sample in SliceFolder(few):
+    for sample in SliceFolder(few):  # type: ignore[attr-defined]
         assert sample.image is not None
         with torch.inference_mode():
             features = encoder(torch.from_numpy(preprocess(sample.image, profile("samri"), 128))).numpy()

@@ -16,6 +16,8 @@ from samri_training.store import EmbeddingStore
 from samri_training.train import main
 from tests.support.stores import drawn_slices, write_store
 
+pytestmark = pytest.mark.slow  # Whole runs.
+
 
 @pytest.mark.parametrize(
     ("folder", "split"),

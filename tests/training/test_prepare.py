@@ -12,18 +12,19 @@ import time
 from pathlib import Path
 
 import nibabel as nib
+import nilearn
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine
-from nilearn import datasets
 
 from samri.preprocessing import percentile_range
 from samri_training.prepare import Cut, main, prepare, prepare_arrays
 from samri_training.prepare._cut import LabelTally
 from samri_training.slices import find_slices
+from tests.support.examples import examples
 from tests.support.files import contents
 
 OBLIQUE = np.array([[0.7, 0.1, -0.3, -80], [-0.1, 0.9, 0.2, 12], [0.2, -0.1, 3.9, 40], [0, 0, 0, 1.0]])
@@ -71,7 +72,7 @@ def refused(tmp_path: Path, *arguments: object) -> str:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     angles=st.tuples(*[st.floats(-3.1, 3.1)] * 3),
     zooms=st.tuples(*[st.floats(0.25, 8)] * 3),
@@ -415,7 +416,7 @@ def test_the_documentation_names_options_that_exist():
 
 @pytest.mark.slow
 def test_a_real_head_becomes_slices_of_its_tissue(tmp_path):
-    head = Path(datasets.__file__).parent / "data"
+    head = Path(nilearn.__file__).parent / "datasets" / "data"
     (image,) = head.glob("mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
     (matter,) = head.glob("mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz")
     gray_matter = nib.load(matter)
@@ -438,9 +439,9 @@ def test_a_real_head_becomes_slices_of_its_tissue(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_leaves_no_dataset_and_no_processes(tmp_path, kind):
-    for n in range(60):
-        save(tmp_path / f"in/p{n}_img_.nii.gz", volume((32, 32, 400), seed=n) % 999)
-        save(tmp_path / f"in/p{n}_seg_.nii.gz", np.ones((32, 32, 400), np.uint8))
+    for n in range(20):
+        save(tmp_path / f"in/p{n}_img_.nii", volume((32, 32, 400), seed=n) % 999)
+        save(tmp_path / f"in/p{n}_seg_.nii", np.ones((32, 32, 400), np.uint8))
     code = "from samri_training.prepare import main; main()"
     arguments = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--num-workers", "2"]
     process = subprocess.Popen(

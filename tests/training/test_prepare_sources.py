@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from samri.errors import InputError
 from samri_training.prepare._patients import divide, keep_given, read_split_files
 from samri_training.prepare._sources import SourcePair, check_pattern, find_sources
+from tests.support.examples import examples
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -148,7 +149,7 @@ def test_the_patient_is_found_by_an_expression(tmp_path):
         find_sources(tmp_path, patient=r"^(sub\d+)")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     count=st.integers(1, 60),
     shares=st.tuples(*[st.floats(0, 10, width=16)] * 3).filter(lambda shares: sum(shares) > 0.01),

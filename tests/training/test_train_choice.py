@@ -18,6 +18,8 @@ from samri_training.train._samples import Request, SamplingConfig, TrainingBatch
 from samri_training.train._validation import ValidationBatches, asked_with
 from tests.support.stores import drawn_slices, write_store
 
+pytestmark = pytest.mark.slow  # Whole runs.
+
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory, small_sam: Sam) -> Path:

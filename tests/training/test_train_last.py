@@ -22,6 +22,8 @@ from samri_training.train._starting import LOCK
 from samri_training.train._step import Training
 from tests.support.stores import drawn_slices, write_store
 
+pytestmark = pytest.mark.slow  # Whole runs.
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_sam: Sam, checkpoint: Path) -> Path:

@@ -142,7 +142,7 @@ def stop_after(epoch: int, action: Callable[[], object]) -> None:
     """Run `action` until that epoch is on disk, then interrupt it, as Ctrl-C would."""
     from samri_training.train import _run
 
-    save_last = _run.save_last
+    save_last = _run.save_last  # type: ignore[attr-defined]
 
     def save_and_stop(*arguments: Any) -> None:
         save_last(*arguments)
