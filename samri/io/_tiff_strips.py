@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from samri.io._png_file import BrokenFileError
+from samri.io._raster_checks import BrokenFileError
 
 _COMPRESSION, _DEFLATE = 259, (8, 32946)
 _PLACES = {273: "offsets", 324: "offsets", 279: "sizes", 325: "sizes"}  # Strips, tiles.
