@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib
 
 matplotlib.use("Agg")
@@ -25,7 +26,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 from matplotlib.patches import Rectangle
-from PIL import Image
 
 from samri.geometry import plane_view
 from samri.io import PALETTE, read_scan
@@ -242,10 +242,10 @@ def show_mask(axis: Any, mask: Mask, color: tuple[float, ...]) -> None:
 def save(figure: Any, file: Path) -> None:
     """WebP of at most 60 kB."""
     figure.canvas.draw()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    picture = np.asarray(figure.canvas.buffer_rgba())[..., 2::-1]
     plt.close(figure)
     for quality in (90, 80, 70, 60):
-        picture.save(file, quality=quality, method=6)
+        cv2.imwrite(str(file), picture, [cv2.IMWRITE_WEBP_QUALITY, quality])
         if file.stat().st_size <= 60_000:
             return
     raise SystemExit(f"{file} is larger than 60 kB")

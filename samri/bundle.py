@@ -73,6 +73,13 @@ class Bundle:
 
         Raises:
             BundleError: No bundle there, or its manifest is damaged, unsafe, too new or not the expected one.
+
+        Example:
+            >>> from samri.bundle import Bundle
+            >>> from samri_runtime import models
+            >>> bundle = Bundle.open(models.find("samri-tiny"))
+            >>> bundle.manifest.name, bundle.manifest.image_size, bundle.manifest.profile.name
+            ('samri-tiny', 256, 'samri')
         """
         file = _manifest_file(Path(path))
         text = read_regular(file, error=BundleError, limit=_MANIFEST_LIMIT)

@@ -69,10 +69,16 @@ class Prompt:
     def of(
         cls, points: npt.ArrayLike | None = None, labels: npt.ArrayLike | None = None, box: npt.ArrayLike | None = None
     ) -> Prompt:
-        """A prompt from lists or arrays; points without labels belong to the object.
+        """A prompt from lists or arrays; points without labels are foreground.
 
         Raises:
             PromptError: As the class.
+
+        Example:
+            >>> from samri.prompts import Prompt
+            >>> prompt = Prompt.of(points=[[20, 30], [5, 5]], labels=[1, 0], box=[10, 12, 60, 45])
+            >>> prompt.box, prompt.labels
+            (array([10., 12., 60., 45.]), array([1, 0]))
         """
         xy = _no_points() if points is None else finite_numbers(points, "points")
         kinds = np.ones(len(xy) if xy.ndim else 0) if labels is None else finite_numbers(labels, "point labels")

@@ -51,7 +51,8 @@ def paragraphs(text: str) -> str:
 
 def code(names: str) -> str:
     """Each spelling of an option in code, so that none is broken at a hyphen."""
-    return "<br>".join(f"<code>{escape(name).replace('|', '&#124;')}</code>" for name in names.split(", "))
+    spellings = (escape(name).replace("|", "&#124;") for name in names.split(", "))
+    return "<br>".join(f'<code class="option">{spelling}</code>' for spelling in spellings)
 
 
 def cell(text: str) -> str:

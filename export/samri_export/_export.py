@@ -33,7 +33,7 @@ from samri.preprocessing import ProfileName, unclear_profile
 from samri.preprocessing import profile as profile_named
 from samri.staging import staged_folder
 from samri_export._bindings import beyond_bindings
-from samri_export._choices import OFFERED_PRECISIONS, Contract, Level
+from samri_export._choices import OFFERED_PRECISIONS, Contract, Level, check_choices
 from samri_export._compact import ROUNDED_TO, round_weights, staged_checkpoint, stored_in_half
 from samri_export._gate_slices import gate_slices
 from samri_export._lower_precisions import LowerPrecisions, file_name, measured_graph, without_unneeded
@@ -100,17 +100,21 @@ def export_bundle(
         VerificationError: A graph doesn't give the model's results, or no precision that was asked for reaches its bar.
         InputError: A scan can't be read, or a precision needs real slices and there are none.
         OutputError: `output` or `rounded_checkpoint` exists and isn't to be overwritten, or can't be written.
-        ValueError: A precision that isn't offered, a contract that doesn't suit the profile, or a rounded checkpoint of
-            a bundle that isn't compact.
+        ValueError: The options don't go together; see `check_choices`.
     """
     output = Path(output)
     chosen = _chosen_profile(profile, checkpoint, base)
-    _check_request(chosen, contracts, precisions)
+    check_choices(
+        profile=chosen,
+        contracts=contracts,
+        precisions=precisions,
+        verify=verify,
+        verify_images=verify_images,
+        force=force,
+        compact=compact,
+        rounded_checkpoint=rounded_checkpoint,
+    )
     lower = tuple(dict.fromkeys(precision for precision in precisions if precision != "fp32"))
-    if lower and verify == "off" and not force:
-        raise ValueError(f"{lower[0]} is compared with fp32 before it is kept: verify, or force")
-    if rounded_checkpoint is not None and not compact:
-        raise ValueError("only a compact bundle has rounded weights to keep")
     kept = None if rounded_checkpoint is None else Path(rounded_checkpoint)
     progress(f"profile {chosen}" + ("" if profile else " (the default; --profile names another)"))
     scans = [Path(image) for image in verify_images]
@@ -159,17 +163,6 @@ def _chosen_profile(profile: ProfileName | None, checkpoint: str | Path, base: s
     if profile is None and (unclear := unclear_profile(checkpoint, base)) is not None:
         raise CheckpointError(unclear)
     return profile or "samri"
-
-
-def _check_request(profile: ProfileName, contracts: Sequence[Contract], precisions: Sequence[Precision]) -> None:
-    unknown = [precision for precision in precisions if precision not in OFFERED_PRECISIONS]
-    if unknown or not precisions:
-        raise ValueError(f"precisions are {', '.join(OFFERED_PRECISIONS)}, not {unknown or 'none'}")
-    if contracts and profile_named(profile).resize != "longest-side-bilinear":
-        raise ValueError(
-            "Meta's interface resizes by the longest side, which the medsam profile doesn't: "
-            "leave out --contract, or export with --profile sam for applications that preprocess as SAM does"
-        )
 
 
 def _embedding_ids(source: Checkpoint, profile: ProfileName) -> dict[Precision, str]:

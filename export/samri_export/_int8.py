@@ -11,6 +11,12 @@ large constants, such as position embeddings, are stored in half precision, whic
 
 Columns use 7 bits (-64 to 64) rather than 8: the kernels of CPUs without VNNI add pairs of products in 16 bits, which 8
 bits overflow without a word. So masks are the same on every CPU; what it costs in accuracy is in docs/precision.md.
+
+ONNX Runtime's own `quantize_dynamic` (`per_channel`, `reduce_range`, release 1.32) makes the same operators, and isn't
+used for two reasons. It also puts the tables of relative positions into integers (on ViT-B 73 integer products instead
+of 49), whose errors reach every attention score: on a phantom, the embedding of the tests' small SAM moves by 2.0 % of
+its standard deviation instead of 1.5 %. And it leaves the large constants in float32: ViT-B's encoder has 102.6 MB
+instead of 100.1.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import click
 from samri.bundle import Bundle
 from samri.manifest import Precision
 from samri.preprocessing import ProfileName, unclear_profile
-from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level
+from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level, check_choices
 from samri_runtime.cli import (
     GivenPath,
     OutputFolder,
@@ -121,20 +121,19 @@ def main(
     """
     if profile is None and (unclear := unclear_profile(checkpoint, base)) is not None:
         raise click.UsageError(f"{unclear}.")
-    if profile == "medsam" and contracts:
-        raise click.UsageError(
-            "--contract resizes as SAM does, by the longest side, so it can't be combined with --profile medsam"
+    try:
+        check_choices(
+            profile=profile,
+            contracts=contracts,
+            precisions=precisions,
+            verify=verify,
+            verify_images=verify_images,
+            force=force,
+            compact=compact,
+            rounded_checkpoint=rounded_checkpoint,
         )
-    if verify == "off" and verify_images:
-        raise click.UsageError("--verify-image can't be combined with --verify off")
-    if rounded_checkpoint is not None and not compact:
-        raise click.UsageError("--rounded-checkpoint needs --compact, which rounds the weights")
-    if rounded_checkpoint is not None and rounded_checkpoint.suffix not in (".pth", ".pt"):
-        raise click.UsageError(f"--rounded-checkpoint must be a .pth or .pt file, not {rounded_checkpoint.name}")
-    if verify == "off" and set(precisions) != {"fp32"} and not force:
-        raise click.UsageError(
-            "a precision below fp32 must be compared with fp32: leave out --verify off, or add --force"
-        )
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
     with Stages() as stages:
         stages.begin("loading PyTorch")
         from samri_export import export_bundle

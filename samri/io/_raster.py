@@ -12,8 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
-from samri.io._png_file import GRAY_ALPHA, PNG_START, BrokenFileError, checked_png, png_header, png_size
-from samri.io._raster_files import MOST_PAGES, jpeg_damage, jpeg_size, raster_format, tiff_page
+from samri.io._raster_checks import (
+    GRAY_ALPHA,
+    MOST_PAGES,
+    PNG_START,
+    BrokenFileError,
+    checked_png,
+    jpeg_damage,
+    jpeg_size,
+    png_header,
+    png_size,
+    raster_format,
+    tiff_page,
+)
 from samri.io.optional import require
 from samri.opening import read_regular
 from samri.staging import staged_file

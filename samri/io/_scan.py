@@ -88,6 +88,12 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
         InputError: The file is missing, damaged, of another kind, or holds something that can't be segmented.
         MissingFrameError: A 4-D file with several frames, and no `frame`.
         MissingDependencyError: nibabel or OpenCV isn't installed.
+
+    Example:
+        >>> import samri
+        >>> scan = samri.read_scan("scan.nii.gz")
+        >>> scan.kind, scan.grid, scan.spacing, scan.voxels.dtype
+        ('nifti', (50, 40, 20), (1.0, 1.0, 2.0), dtype('int16'))
     """
     path = Path(path)
     suffix = known_suffix(path)

@@ -19,15 +19,15 @@ from scipy.spatial.distance import dice as dice_distance
 
 from samri.bundle import Bundle
 from samri.errors import InputError, MissingDependencyError, ProviderError
-from samri_runtime.bench import Case, Effort, Report, Sample, measure, phantom_scene, scan_scene
+from samri_runtime.bench import Case, Repeats, Report, Sample, measure, phantom_scene, scan_scene
 from samri_runtime.bench import _case as bench_case
 from samri_runtime.bench import _command as bench_command
 from samri_runtime.bench import _measure as bench_measure
 from samri_runtime.bench._command import main
-from samri_runtime.bench._environment import environment
-from samri_runtime.bench._measure import Agreement, Answer
+from samri_runtime.bench._measure import Agreement, Masks
+from samri_runtime.bench._report import environment
 
-EFFORT = Effort(rounds=2, encodes=2, decodes=3, batches=(1, 5))
+EFFORT = Repeats(rounds=2, encodes=2, decodes=3, batches=(1, 5))
 STATIC = Case("cpu", threads=1, static_shapes=True)
 ABSENT = Case("cuda")
 
@@ -67,7 +67,7 @@ def test_every_round_is_counted(samples: list[Sample]) -> None:
 def test_masks_are_compared_with_fp32_on_the_cpu(samples: list[Sample]) -> None:
     for sample in samples[:2]:
         assert sample.agreement is not None
-        assert sample.agreement.telling >= 8
+        assert sample.agreement.informative >= 8
         assert sample.agreement.worst_dice > 0.999
         assert sample.agreement.logits < 1e-4
 
@@ -86,12 +86,12 @@ def test_the_agreement_is_dice_over_the_boxes() -> None:
     ours, theirs = rng.random((3, 9, 7)) < 0.4, rng.random((3, 9, 7)) < 0.6
     ours[2] = theirs[2] = False
     logits = rng.normal(size=(3, 4, 4)).astype(np.float32)
-    found = Answer(ours, logits + np.float32(0.25)).agreement(Answer(theirs, logits))
+    found = Masks(ours, logits + np.float32(0.25)).agreement(Masks(theirs, logits))
     dice = [1 - dice_distance(theirs[i].ravel(), ours[i].ravel()) for i in (0, 1)]
     assert found.mean_dice == pytest.approx((dice[0] + dice[1] + 1) / 3)
     assert found.worst_dice == pytest.approx(min(dice))
     assert found.logits == pytest.approx(0.25 / np.ptp(logits), rel=1e-5)
-    assert found.telling == 2
+    assert found.informative == 2
 
 
 def test_a_bundle_that_cannot_run_at_all_is_one_line(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_bundle_that_cannot_run_at_all_is_one_line(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_measure, "_WORKER", "samri_runtime.bench.no_such_module")
-    with pytest.raises(ProviderError, match=r"its process ended with 1: .*no_such_module"):
+    with pytest.raises(ProviderError, match=r"its process ended with exit code 1: .*no_such_module"):
         measure(bundle, [], phantom_scene(), EFFORT)
 
 
@@ -227,8 +227,8 @@ def test_a_machine_without_accelerators_is_told_so(bundle: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--gpu", "--provider", "cpu"), "leave out the options that do"),
-        (("--tune", "--threads", "2"), "leave out the options that do"),
+        (("--gpu", "--provider", "cpu"), "leave out --provider"),
+        (("--tune", "--threads", "2"), "leave out --provider"),
         (("--tune", "--gpu"), "not both"),
         (("--slice", "3"), "--slice needs --input"),
         (("--provider", "auto"), "auto"),
@@ -264,7 +264,7 @@ def test_a_long_measurement_says_that_it_is_at_it(bundle: Path, monkeypatch: pyt
     monkeypatch.setattr(bench_measure, "_REPORT_S", 0.05)
     said: list[str] = []
     measure(bundle, [], phantom_scene(), EFFORT, progress=said.append)
-    assert any(line.startswith("cpu fp32: at it for ") for line in said)
+    assert any(line.startswith("cpu fp32: ") and line.endswith(" s so far") for line in said)
 
 
 def test_what_cannot_be_written_is_said_before_the_work(bundle: Path, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_what_cannot_be_written_is_said_before_the_work(bundle: Path, tmp_path: 
 
 def test_agreement_is_none_of_a_failed_case() -> None:
     assert Sample(ABSENT).agreement is None
-    assert Agreement(1.0, 1.0, 0.0, 3).telling == 3
+    assert Agreement(1.0, 1.0, 0.0, 3).informative == 3
 
 
 def test_earlier_figures_are_replaced_only_when_asked(bundle, tmp_path):

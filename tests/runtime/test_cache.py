@@ -38,12 +38,12 @@ def key_of(number: int) -> str:
 
 def keep(cache: EmbeddingCache, number: int, values: np.ndarray | None = None) -> tuple[str, ...]:
     values = features(number) if values is None else values
-    return cache.keep(key_of(number), values, (5, 7), ID, {"provider": "cpu"}).notes
+    return cache.keep(key_of(number), Embedding(values, (5, 7), ID, made={"provider": "cpu"})).notes
 
 
 def find(cache: EmbeddingCache, number: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    found = cache.find(key_of(number), ID, SHAPE)
-    return found.features, found.notes
+    found, notes = cache.find(key_of(number), ID, SHAPE)
+    return (None if found is None else found.features), notes
 
 
 def files(folder: Path) -> list[Path]:
@@ -63,14 +63,15 @@ def test_what_was_kept_is_found_bit_for_bit(cache: EmbeddingCache) -> None:
     assert values.dtype == np.float32
     assert values.tobytes() == features(1).tobytes()
     assert notes == ()
-    assert cache.find(key_of(1), ID, SHAPE).made == {"provider": "cpu"}
+    found, _ = cache.find(key_of(1), ID, SHAPE)
+    assert found is not None and (found.made, found.shape, found.cached) == ({"provider": "cpu"}, (5, 7), True)
     assert find(cache, 2) == (None, ())
 
 
 def test_half_precision_gives_the_same_rounded_numbers_at_once_and_later(tmp_path: Path) -> None:
     half = EmbeddingCache(tmp_path, precision="fp16")
     rounded = features(1).astype(np.float16).astype(np.float32)
-    kept = half.keep(key_of(1), features(1), (5, 7), ID, {})
+    kept = half.keep(key_of(1), Embedding(features(1), (5, 7), ID))
     np.testing.assert_array_equal(kept.features, rounded)
     np.testing.assert_array_equal(find(half, 1)[0], rounded)
     half_bytes = files(tmp_path)[0].stat().st_size
@@ -85,7 +86,7 @@ def test_what_half_precision_cannot_hold_is_kept_as_it_is_and_nothing_infinite_i
     half = EmbeddingCache(tmp_path, precision="fp16")
     large = features() * np.float32(1e6)
     assert keep(half, 1, large) == ()
-    np.testing.assert_array_equal(EmbeddingCache(tmp_path).find(key_of(1), ID, SHAPE).features, large)
+    np.testing.assert_array_equal(find(EmbeddingCache(tmp_path), 1)[0], large)
     for bad in (np.nan, np.inf, -np.inf):
         values = features()
         values[0, 1, 2, 0] = bad
@@ -196,7 +197,7 @@ def test_any_changed_byte_and_any_missing_end_is_damage(data: st.DataObject) -> 
         assert "damaged" in note
         assert "\n" not in note
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="no whole embedding"):
+        with pytest.raises(InputError, match="no valid embedding"):
             Embedding.load(path)
 
 
@@ -231,9 +232,9 @@ def test_an_entry_under_another_name_or_of_another_encoder_is_not_taken(cache: E
         (key_of(1), ID, (1, 4, 2, 2)),
     ):
         cache.path_of(key).write_bytes(cache.path_of(key_of(1)).read_bytes())
-        found = cache.find(key, embedding_id, shape)
-        assert found.features is None
-        assert "belongs to another" in found.notes[0]
+        found, notes = cache.find(key, embedding_id, shape)
+        assert found is None
+        assert "belongs to another" in notes[0]
         keep(cache, 1)
 
 
@@ -380,7 +381,7 @@ def test_a_full_disk_keeps_nothing_half_written(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
     try:
-        kept = cache.keep(key_of(2), features(2), (5, 7), ID, {})
+        kept = cache.keep(key_of(2), Embedding(features(2), (5, 7), ID))
         with pytest.raises(OutputError, match="File too large"):
             Embedding(features(), (5, 7), ID).save(tmp_path / "saved")
     finally:

@@ -156,7 +156,7 @@ def test_only_a_wheel_without_accelerators_makes_auto_the_cpu(
     offered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = SimpleNamespace(get_available_providers=lambda: offered)
-    monkeypatch.setattr("samri_runtime.providers._session.load_onnxruntime", lambda: wheel)
+    monkeypatch.setattr("samri_runtime.providers._opening.load_onnxruntime", lambda: wheel)
     assert is_cpu("auto") == (offered == ["CPUExecutionProvider"])
     assert is_cpu("cpu") and not is_cpu("cuda")
 

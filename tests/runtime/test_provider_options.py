@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from samri.bundle import GraphFile
 from samri.errors import ProviderError
-from samri_runtime.providers._options import engine_folder, parse_provider_options, user_cache_folder, with_defaults
+from samri_runtime.machine import user_folder
+from samri_runtime.providers._options import engine_folder, parse_provider_options, with_defaults
 from samri_runtime.providers._probe_graph import PROBE
 from tests.support.recorded_runtime import COREML, CPU, CUDA, MIGRAPHX, OPENVINO, TENSORRT
 
@@ -126,7 +127,7 @@ def test_the_cache_is_where_the_system_has_caches(monkeypatch: pytest.MonkeyPatc
         places["darwin"] = tmp_path / "Library" / "Caches" / "samri"
     for system, folder in places.items():
         monkeypatch.setattr(sys, "platform", system)
-        assert user_cache_folder() == folder
+        assert user_folder("cache") == folder
 
 
 def test_openvino_computes_in_full_precision_on_the_threads_asked_for(graph: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_hint_for_many_tiny_structures(tmp_path: Path, small_sam: Sam) -> No
     from samri.preprocessing import profile
     from samri_training.train import Settings
     from samri_training.train._data import fine_structure_hint
-    from samri_training.train._samples import Frame
+    from samri_training.train._samples import SamplingConfig
 
     slices = drawn_slices(2)
     ordinary = EmbeddingStore.open(write_store(tmp_path / "ordinary", small_sam, slices))
@@ -113,9 +113,9 @@ def test_the_hint_for_many_tiny_structures(tmp_path: Path, small_sam: Sam) -> No
         tiny.append(dataclasses.replace(each, mask=mask))
     fine = EmbeddingStore.open(write_store(tmp_path / "fine", small_sam, tiny))
     settings = Settings()
-    frame = Frame.of(profile("samri"), 128, (64, 16, 16), settings)
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), settings)
     assert fine_structure_hint(ordinary, range(2), frame, settings) is None
     hint = fine_structure_hint(fine, range(2), frame, settings)
-    assert hint is not None and "--targets coverage --loss balanced" in hint and "20 connected parts" in hint
+    assert hint is not None and "--targets coverage --loss balanced" in hint and "20 connected components" in hint
     chosen = Settings(targets="coverage", loss="balanced")
     assert fine_structure_hint(fine, range(2), frame, chosen) is None

@@ -374,7 +374,7 @@ def test_nothing_but_its_own_output_is_ever_replaced(tmp_path):
         (("--ratios", 0, 0, 0), "--ratios needs a number above 0"),
         (("--split", 1, 0, 0, "--splits", "x"), "--ratios or --split-files, not both"),
         (("--pattern", "a.nii", "{case}.nii"), "--pattern: a pattern needs a placeholder"),
-        (("--patient", "("), "is no regular expression"),
+        (("--patient", "("), "is not a regular expression"),
         (("--patient", "p"), "needs a group in parentheses"),
         (("--frame", "last"), "neither an index from 0 nor 'all'"),
         (("--min-pixel", 5), "No such option"),

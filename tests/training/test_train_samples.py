@@ -11,10 +11,10 @@ from segment_anything.modeling import Sam
 from samri.preprocessing import profile
 from samri_training.store import EmbeddingStore
 from samri_training.train import Settings
-from samri_training.train._samples import Batch, Frame, Request, Requests, TrainingBatches, loader
+from samri_training.train._samples import Batch, Request, Requests, SamplingConfig, TrainingBatches, loader
 from tests.support.stores import DrawnSlice, drawn_slices, write_store
 
-FRAME = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed"))
+FRAME = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed"))
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def test_a_sample_does_not_depend_on_its_company(store: EmbeddingStore) -> None:
 def test_prompts_differ_from_epoch_to_epoch_and_seed_to_seed(store: EmbeddingStore) -> None:
     first = TrainingBatches(store, FRAME)[Request(1, (0, 1, 2))]
     assert not same(first, TrainingBatches(store, FRAME)[Request(2, (0, 1, 2))])
-    other = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed", seed=1))
+    other = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed", seed=1))
     assert not same(first, TrainingBatches(store, other)[Request(1, (0, 1, 2))])
 
 
 def test_a_box_is_scaled_as_inference_scales_it(store: EmbeddingStore) -> None:
-    frame = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
     batch = TrainingBatches(store, frame)[Request(1, (1,))]
     mask = store[1].mask  # 120 x 80 -> 128 x 85
     corners = []
@@ -55,7 +55,7 @@ def test_a_box_is_scaled_as_inference_scales_it(store: EmbeddingStore) -> None:
 
 
 def test_the_target_lies_in_its_own_box(store: EmbeddingStore) -> None:
-    frame = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
     for index in range(len(store)):
         batch = TrainingBatches(store, frame)[Request(1, (index,))]
         rows, columns = np.nonzero(batch.targets[0, 0].numpy())
@@ -65,7 +65,7 @@ def test_the_target_lies_in_its_own_box(store: EmbeddingStore) -> None:
 
 
 def test_alternating_prompts_give_each_slice_a_box_and_then_a_point(store: EmbeddingStore) -> None:
-    frame = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="alternate"))
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="alternate"))
     one, two = (TrainingBatches(store, frame)[Request(epoch, (0, 1))].labels.tolist() for epoch in (1, 2))
     assert one == [[1, -1], [2, 3]]
     assert two == [[2, 3], [1, -1]]

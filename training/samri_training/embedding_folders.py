@@ -1,4 +1,4 @@
-"""What must not be mixed: splits of one dataset, slices of one patient on both sides."""
+"""Folders of embeddings: the stores and published caches of each split, and which of them must not be mixed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from samri_training.store import PLAN_NAME, Embeddings
 _NAMED = 3
 
 
-def refuse_mixed_splits(folder: Path, parts: Sequence[Embeddings]) -> None:
+def refuse_mixed_splits(folder: Path, sources: Sequence[Embeddings]) -> None:
     """Refuse embeddings of several splits that would be taken as one, by the names of the folders that they lie in.
 
     Args:
         folder: What the person named.
-        parts: The stores and caches at or below it.
+        sources: The stores and caches at or below it.
 
     Raises:
         InputError: There are several; it names their folders.
     """
     found: dict[Split, str] = {}
-    for part in parts:
-        below = part.path.relative_to(folder).parts if part.path.is_relative_to(folder) else ()
-        for above in {name.rpartition("/")[0] for name, _ in part.names()}:
+    for source in sources:
+        below = source.path.relative_to(folder).parts if source.path.is_relative_to(folder) else ()
+        for above in {name.rpartition("/")[0] for name, _ in source.names()}:
             for each in reversed((*below, *above.split("/"))):
                 split = split_named(each)
                 if split is not None:
@@ -52,8 +52,8 @@ def refuse_shared_cases(training: Sequence[Embeddings], validation: Sequence[Emb
     Raises:
         InputError: Cases are in both; it names some.
     """
-    learned = {key for part in training for key in _cases(part, together)}
-    shared = sorted({case for part in validation for _, case in learned & _cases(part, together)})
+    learned = {key for source in training for key in _cases(source, together)}
+    shared = sorted({case for source in validation for _, case in learned & _cases(source, together)})
     if shared:
         some = ", ".join(shared[:_NAMED]) + (" ..." if len(shared) > _NAMED else "")
         raise InputError(
@@ -62,14 +62,14 @@ def refuse_shared_cases(training: Sequence[Embeddings], validation: Sequence[Emb
         )
 
 
-def _cases(part: Embeddings, together: bool) -> set[tuple[str, str]]:
-    """(dataset, case) of a part; the dataset is its folder without the split's."""
-    folders = part.path.absolute().parts if together else ()
+def _cases(source: Embeddings, together: bool) -> set[tuple[str, str]]:
+    """(dataset, case) of a source; the dataset is its folder without the split's."""
+    folders = source.path.absolute().parts if together else ()
     dataset = "/".join(folder for folder in folders if split_named(folder) is None)
-    return {(dataset, case) for _, case in part.names()}
+    return {(dataset, case) for _, case in source.names()}
 
 
-def parts_by_split(folder: Path) -> dict[Split | None, list[Path]]:
+def folders_by_split(folder: Path) -> dict[Split | None, list[Path]]:
     """Every store and published cache at or below a folder, by the last split's name among the folders above it.
 
     Folders are called `training`, `train`, `Embedding_train` and so on (`samri_training.slices.split_named`).
@@ -91,8 +91,8 @@ def parts_by_split(folder: Path) -> dict[Split | None, list[Path]]:
         is_store = PLAN_NAME in names
         if is_store or any(holds_embedding(name) for name in names):
             split, root = _split_and_root(folder, Path(parent).relative_to(folder).parts)
-            parts, part = found.setdefault(split, []), Path(parent) if is_store else root
-            parts.extend([part] if part not in parts else [])
+            folders_found, own_folder = found.setdefault(split, []), Path(parent) if is_store else root
+            folders_found.extend([own_folder] if own_folder not in folders_found else [])
         if is_store:
             folders.clear()
     if None in found and len(found) > 1:
@@ -104,7 +104,7 @@ def parts_by_split(folder: Path) -> dict[Split | None, list[Path]]:
     return {own: found[None]} if None in found else found
 
 
-def parts_of(folder: Path, split: Split, *, asked: bool = False) -> list[Path]:
+def folders_of_split(folder: Path, split: Split, *, asked: bool = False) -> list[Path]:
     """The stores and caches of a split below a folder; all of them where the folder has no splits, or is itself one.
 
     Args:
@@ -115,11 +115,11 @@ def parts_of(folder: Path, split: Split, *, asked: bool = False) -> list[Path]:
     Raises:
         InputError: The folder has splits and not this one, or none at all although it was asked for.
     """
-    found = parts_by_split(folder)
+    found = folders_by_split(folder)
     if split in found:
         return found[split]
     if not found and not asked:
-        return [folder]  # Whoever opens it says best what is missing.
+        return [folder]  # Opening it gives the precise error.
     if not asked and set(found) == {_own_split(folder)}:
         return next(iter(found.values()))
     there = ", ".join(name for name in SPLITS if name in found)

@@ -1,4 +1,4 @@
-"""Packages of the `train` extra that a command needs: asked for before the work begins, not after."""
+"""Packages of the `train` extra: a command imports what it needs before the work begins."""
 
 from __future__ import annotations
 

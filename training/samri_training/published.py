@@ -1,10 +1,10 @@
-"""Caches of embeddings as published tools write them: one file a slice, read as they are.
+"""Published caches: embeddings as the original SAMRI tools write them, one file per slice.
 
     <case>_img_<k>.npz            img (1, C, G, G) float32, mask (1, H, W) labels, ori_size (H, W)
     <case>_img_<k>.npy or .pt     the embedding alone, with <case>_seg_<k>.nii.gz (or .npy, .png ...) beside it
 
 A name without `_img_` finds its mask as NAME_seg or NAME_mask. Pickled objects are refused, in every one of them.
-These files don't say which encoder made them: whoever reads them has to know, and a wrong guess can't be noticed.
+These files don't record their encoder. The reader has to know it, and a wrong guess can't be detected.
 """
 
 from __future__ import annotations

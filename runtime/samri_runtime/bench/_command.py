@@ -15,14 +15,18 @@ from samri.errors import MissingDependencyError, OutputError, ProviderError
 from samri.manifest import Precision
 from samri.ownership import refuse_foreign_files
 from samri_runtime import models
-from samri_runtime._tuned import check_can_remember, remember
-from samri_runtime.bench._case import accelerator_cases, cases, precisions_of, usable_providers
-from samri_runtime.bench._environment import environment
-from samri_runtime.bench._measure import Effort, Sample, measure
-from samri_runtime.bench._plot import import_matplotlib
-from samri_runtime.bench._report import FILES, Report
-from samri_runtime.bench._scene import phantom_scene, scan_scene
-from samri_runtime.bench._tune import best, candidates, effort_of, settings_of
+from samri_runtime._tuned import check_can_save, save_tuned
+from samri_runtime.bench._case import (
+    accelerator_cases,
+    cases,
+    phantom_scene,
+    precisions_of,
+    scan_scene,
+    usable_providers,
+)
+from samri_runtime.bench._measure import Repeats, Sample, measure
+from samri_runtime.bench._report import FILES, Report, environment, import_matplotlib
+from samri_runtime.bench._tune import best, candidates, seconds_of, settings_of
 from samri_runtime.cli import (
     GivenModel,
     GivenPath,
@@ -164,7 +168,7 @@ def main(
         raise click.UsageError("--slice needs --input.")
     bundle = Bundle.open(models.locate(model))
     if tune:
-        check_can_remember()
+        check_can_save()
     png = output is not None and not no_png and _can_plot()
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"cannot write {output}: it is not a folder; name another --output")
@@ -175,18 +179,18 @@ def main(
         bundle.graph("encoder", precision)
     say("looking for providers that work here")
     if tune:
-        asked = [case for case in candidates(bundle.manifest) if case.precision in wanted]
+        requested = [case for case in candidates(bundle.manifest) if case.precision in wanted]
     elif gpu:
-        asked = accelerator_cases(wanted)
-        if not asked:
+        requested = accelerator_cases(wanted)
+        if not requested:
             raise ProviderError("no accelerator works here: run samri-doctor to see why")
     else:
-        asked = cases(providers or usable_providers(), wanted, threads or (None,), provider_options, static_shapes)
+        requested = cases(providers or usable_providers(), wanted, threads or (None,), provider_options, static_shapes)
     scene = phantom_scene() if source is None else scan_scene(source, index)
-    effort = Effort(rounds, encodes, decodes, tuple(sorted({*(batches or (1, 16)), *((1,) if tune else ())})))
-    samples = measure(bundle.folder, asked, scene, effort, progress=say)
+    repeats = Repeats(rounds, encodes, decodes, tuple(sorted({*(batches or (1, 16)), *((1,) if tune else ())})))
+    samples = measure(bundle.folder, requested, scene, repeats, progress=say)
     typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    report = Report(environment(bundle), scene.name, samples, effort.batches, typed)
+    report = Report(environment(bundle), scene.name, samples, repeats.batches, typed)
     if output is not None:
         for path in report.write(output, png=png):
             say(f"wrote {path}")
@@ -214,7 +218,7 @@ def _keep_best(bundle: Bundle, samples: Sequence[Sample]) -> None:
     for line in left_out:
         say(f"left out: {line}")
     tuned = settings_of(winner)
-    path = remember(bundle, tuned, progress=say)
-    seconds, usual = effort_of(winner), effort_of(samples[0])
+    path = save_tuned(bundle, tuned, progress=say)
+    seconds, usual = seconds_of(winner), seconds_of(samples[0])
     say(f"best here: {tuned}: {seconds:.3g} s for an image and ten boxes; fp32 on the CPU takes {usual:.3g} s")
     say(f"saved to {path}: used by runs without --provider, --precision and --threads")

@@ -46,7 +46,7 @@ def emit(text: str) -> None:
     """Results, on stdout, in the encoding of file names where stdout's own can't hold one.
 
     Raises:
-        OutputError: They can't be printed. After a closed pipe, such as that of `head`, click ends the command silently.
+        OutputError: They can't be printed. After a closed pipe, as `head` leaves it, click ends the command silently.
     """
     text = _STEERING.sub(_escaped, text)
     try:

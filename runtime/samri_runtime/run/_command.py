@@ -12,13 +12,13 @@ from typing import Any, Literal
 import click
 
 from samri.errors import InputError
-from samri.geometry import PLANES, Plane
+from samri.geometry import PLANES, Plane, SliceView
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
-from samri.outliers import outlier_note
 from samri_runtime import models
 from samri_runtime._interruptible import Background
 from samri_runtime._predictor import Predictor
+from samri_runtime._result_files import check_output, check_replaceable, claimed
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.cli import (
     GivenModel,
@@ -37,13 +37,17 @@ from samri_runtime.cli import (
     threads_option,
 )
 from samri_runtime.providers import Provider, is_cpu
-from samri_runtime.run._caching import byte_size_of, choose_cache
-from samri_runtime.run._claim import check_replaceable, claimed
-from samri_runtime.run._notes import empty, replaced, unknown_orientation, without_folders
-from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
-from samri_runtime.run._request import XY, XYXY, build_prompts, check_names, choose_view
-from samri_runtime.run._results import check_output, describe_run, write_results
-from samri_runtime.run._segment import segment
+from samri_runtime.run._request import (
+    MODEL_TYPES,
+    XY,
+    XYXY,
+    build_prompts,
+    byte_size_of,
+    check_model_type,
+    choose_cache,
+    provider_of_device,
+)
+from samri_runtime.segment import SliceChoiceError, check_names, choose_view, segment
 
 
 @command("samri-run")
@@ -202,13 +206,13 @@ def main(
 
     Example: samri-run -i scan.nii.gz -o results --slice 80 --box 40 60 110 120
     """
-    asked = build_prompts(boxes, points, negative_points)
-    check_names(names, len(asked))
+    prompts = build_prompts(boxes, points, negative_points)
+    _check_names(names, len(prompts))
     provider, options = _choose_provider(provider, device, provider_options)
     cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
     started = time.perf_counter()
     open_model = functools.partial(
-        Predictor,
+        Predictor.tuned,
         model,
         provider,
         precision=precision,
@@ -216,57 +220,46 @@ def main(
         threads=threads,
         expect_sha256=expect_sha256,
         cache=cache,
-        prompts_per_image=len(asked),
+        prompts_per_image=len(prompts),
     )
+    candidates, png = 3 if multimask else 1, not no_png
     stages = click.get_current_context().with_resource(Stages())
     with Background(functools.partial(_opened_early, open_model, provider)) as opening:
-        check_output(output, source, 3 if multimask else 1, png=not no_png)
+        check_output(output, source, candidates, png=png)
         click.get_current_context().with_resource(claimed(output, source))
         stages.begin("reading the scan")
-        scan = _read(source, frame)
-        view = choose_view(scan, index, axis, plane)
+        scan, view = _read(source, frame, index, axis, plane)
         if not overwrite:
-            check_replaceable(output, scan, view, 3 if multimask else 1, png=not no_png)
-        checked = [prompt.validate(view.shape) for prompt in asked]
-        prompts = [prompt for prompt, _ in checked]
+            check_replaceable(output, scan, view, candidates, png=png)
         stages.begin("opening the model")
         predictor = opening.result() or open_model()
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
     stages.begin("encoding the slice and decoding the prompts")
-    try:
-        segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
-    except MemoryError as error:
-        rows, columns = view.shape
-        raise InputError(
-            f"out of memory with a slice of {rows} x {columns} pixels: close other programs, cut out the part that is "
-            "needed, or name a smaller --model"
-        ) from error
-    hidden = outlier_note(view.extract(scan.voxels), predictor.manifest.profile)
-    outliers = [] if hidden is None else [hidden]
+    result = segment(
+        scan, predictor, prompts=prompts, slice=index, axis=axis, plane=plane, names=names, multimask=multimask
+    )
     seconds = time.perf_counter() - started
-    notes = [
-        *scan.notes,
-        *unknown_orientation(scan, plane),
-        *(note for _, clipped in checked for note in clipped),
-        *predictor.notes,
-        *segmentation.embedding.notes,
-        *outliers,
-        *empty(segmentation),
-        *replaced(output, source, 3 if multimask else 1, png=not no_png),
-    ]
-    places = [source.parent, output, predictor.bundle.folder, *([] if cache_dir is None else [cache_dir])]
-    kept_notes = [without_folders(note, places) for note in notes]
-    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, kept_notes, names)
     stages.begin("writing the results")
-    files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png, overwrite=overwrite)
+    files = result.write(output, png=png, overwrite=overwrite)
     stages.end()
-    for note in notes:
+    provenance = json.loads(next(file for file in files if file.suffix == ".json").read_text("utf-8"))
+    for note in [*result.notes, *provenance["notes"][len(result.notes) :]]:
         say(f"note: {note}")
     ran = ", ".join(dict.fromkeys(predictor.providers.values()))
-    cached = ", embedding from the cache" if segmentation.embedding.cached else ""
+    cached = ", embedding from the cache" if provenance["embedding"]["from_cache"] else ""
     say(f"{len(prompts)} object(s) in {seconds:.1f} s on {ran}, profile {predictor.manifest.profile.name}{cached}")
-    _print_results(files, as_json)
+    if as_json:
+        emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
+    else:
+        emit("\n".join([*_object_lines(provenance["candidates"]), *(str(file) for file in files)]))
+
+
+def _check_names(names: tuple[str, ...], objects: int) -> None:
+    try:
+        check_names(names, objects)
+    except InputError as error:
+        raise click.UsageError(f"{error}.") from error
 
 
 def _choose_provider(
@@ -281,33 +274,26 @@ def _choose_provider(
 
 
 def _opened_early(open_model: Callable[[], Predictor], provider: Provider) -> Predictor | None:
-    """The model, where it opens in a moment, beside the reading of the scan; whose errors are told first.
+    """The model on the CPU, where it opens in a moment, while the scan is read; errors of the scan are reported first.
 
-    Other providers than the CPU may compile for minutes, in which a mistake in the scan's path would go untold; and
-    stderr is redirected meanwhile, to which reading the scan may write.
+    Other providers may compile for minutes, during which a mistake in the scan's path would go unreported; and they
+    redirect stderr, to which reading the scan may write.
     """
     return open_model() if is_cpu(provider) else None
 
 
-def _read(source: Path, frame: int | None) -> Scan:
+def _read(
+    source: Path, frame: int | None, index: int | None, axis: int | None, plane: Plane | None
+) -> tuple[Scan, SliceView]:
     try:
-        return read_scan(source, frame)
-    except MissingFrameError as error:
+        scan = read_scan(source, frame)
+        return scan, choose_view(scan, index, axis, plane)
+    except (MissingFrameError, SliceChoiceError) as error:
         raise click.UsageError(f"{error}.") from error
 
 
-def _print_results(files: list[Path], as_json: bool) -> None:
-    """Results only: everything else of this command goes to stderr."""
-    # As it was written: with the hashes of the other files.
-    provenance = json.loads(next(file for file in files if file.suffix == ".json").read_text("utf-8"))
-    if as_json:
-        emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
-    else:
-        emit("\n".join([*_objects(provenance["candidates"]), *(str(file) for file in files)]))
-
-
-def _objects(candidates: list[list[dict[str, Any]]]) -> list[str]:
-    """A line for each object: its number and name, score, voxels and volume."""
+def _object_lines(candidates: list[list[dict[str, Any]]]) -> list[str]:
+    """A line per object: its number and name, score, voxels and volume."""
     lines = []
     for number, objects in enumerate(candidates, start=1):
         of_candidate = f"candidate {number}, " if len(candidates) > 1 else ""

@@ -36,7 +36,7 @@ from samri_training.embed._division import Share, parse_share, share_from
 from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
 from samri_training.embed._run import Outcome, embed
 from samri_training.embed._sources import find_sources
-from samri_training.embedding_folders import parts_by_split
+from samri_training.embedding_folders import folders_by_split
 from samri_training.extras import require_packages
 from samri_training.store import PLAN_NAME, EmbeddingStore, EncoderFacts, StoredDtype
 from samri_training.store._info import STORED_DTYPES
@@ -259,7 +259,7 @@ def _open_bundle(model: str, device: str, options: dict[str, str], precision: Pr
 
 
 def _verify(save_dir: Path) -> None:
-    folders = [part for parts in parts_by_split(save_dir).values() for part in parts if (part / PLAN_NAME).is_file()]
+    folders = [part for parts in folders_by_split(save_dir).values() for part in parts if (part / PLAN_NAME).is_file()]
     if not folders:
         raise InputError(f"{save_dir} holds no embedding store: name the --save-dir of samri-embed")
     for folder in folders:

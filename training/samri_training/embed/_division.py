@@ -1,4 +1,4 @@
-"""Which part of the work is this process's: read off the environment, agreed upon with nobody."""
+"""This process's share of the work, from --shard, SLURM's array and torchrun's rank; no communication is needed."""
 
 from __future__ import annotations
 

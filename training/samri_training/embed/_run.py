@@ -1,4 +1,4 @@
-"""The run itself: shard by shard, batch by batch, reading ahead of the encoder."""
+"""An embedding run: which shards are missing or out of date, reading ahead of the encoder, and progress."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Outcome:
 
     Attributes:
         stores: Folder of each store, and how many of its shards are still missing.
-        share: Of the work.
+        share: This process's share of the work.
         slices: Embedded by this run; those that were there already don't count.
         seconds: It took.
         changed: Shards that were embedded again, since an image or mask of theirs is no longer the same.
@@ -46,7 +46,7 @@ class Outcome:
 
     @property
     def rate(self) -> float:
-        """Slices a second."""
+        """Slices per second."""
         return self.slices / self.seconds if self.slices else 0.0
 
 
@@ -70,13 +70,13 @@ def embed(
     Args:
         sources: From `find_sources`.
         save_dir: Folder of the store; a source with a split gets a subfolder of that name.
-        facts: Of the encoder.
+        facts: The encoder's facts.
         encoder: May be None when all sources are caches.
         dtype: Number format of the store.
         batch_size: Slices that are encoded at once.
         workers: Threads that read and preprocess; 0 for none beside the encoder's.
-        share: Of the shards; by default all.
-        slices_per_shard: By default it follows from the number of slices, or from the store that was begun.
+        share: Share of the shards to embed; all of them by default.
+        slices_per_shard: By default it follows from the number of slices, or from the unfinished store in the folder.
 
     Raises:
         InputError: A slice can't be used, or the folder holds another store.
@@ -122,13 +122,13 @@ def _finished(store: Store, shard: Shard) -> bool:
     if manifest is None:
         return False
     manifest.check_file(store.folder, store.plan)
-    # Of a process that was killed in its last moment.
+    # Left by a process that was killed right after it sealed the shard.
     (store.folder / f"{shard.name}.journal").unlink(missing_ok=True)
     return True
 
 
 def _check_room(save_dir: Path, stores: Sequence[Store], share: Share) -> None:
-    """All that is missing counts, whoever makes it: the parts of a run share one disk."""
+    """Counts every missing shard, also those of other processes: all parts of a run share one disk."""
     needed = 0
     for store in stores:
         for shard in store.plan.shards:

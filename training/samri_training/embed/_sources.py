@@ -1,4 +1,4 @@
-"""What is to be embedded: slices to encode, or published caches to take over."""
+"""Sources of samri-embed: slices to encode, or published caches to copy into a store."""
 
 from __future__ import annotations
 

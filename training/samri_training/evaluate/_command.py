@@ -28,7 +28,7 @@ from samri_runtime.cli import (
 )
 from samri_runtime.models import locate
 from samri_runtime.providers import Provider
-from samri_training.embedding_folders import parts_of, refuse_mixed_splits
+from samri_training.embedding_folders import folders_of_split, refuse_mixed_splits
 from samri_training.evaluate._evaluation import Protocol, evaluate
 from samri_training.evaluate._files import check_report, to_json, write_files
 from samri_training.evaluate._models import ModelRequest, open_model
@@ -202,13 +202,15 @@ def main(
         stages = context.with_resource(Stages())
         stages.begin("finding the slices")
         slices = None if data_dir is None else SliceFolder(data_dir, split)
-        parts = [
-            part for folder in embedding_dirs for part in parts_of(folder, split or TEST_SPLIT, asked=split is not None)
+        found = [
+            each
+            for folder in embedding_dirs
+            for each in folders_of_split(folder, split or TEST_SPLIT, asked=split is not None)
         ]
         stages.begin("opening the models")
         opened = [open_model(request, provider, device) for request in requests]
         # A cache without provenance is taken to be the first model's own.
-        source = slices or EmbeddedSlices(*_opened(parts, embedding_dirs, opened[0].facts("fp32")))
+        source = slices or EmbeddedSlices(*_opened(found, embedding_dirs, opened[0].facts("fp32")))
         stages.end()
         with Progress(len(source), "slice") as progress:
             evaluation = evaluate(source, opened, protocol, on_slice=progress.advance)
@@ -232,10 +234,10 @@ def main(
     say(f"{evaluation.structures} structures of {len(evaluation.cases)} case(s): {output}: {', '.join(files)}")
 
 
-def _opened(parts: Sequence[Path], folders: Sequence[Path], facts: EncoderFacts) -> list[Embeddings]:
-    opened = [open_embeddings(part, facts) for part in parts]
+def _opened(paths: Sequence[Path], folders: Sequence[Path], facts: EncoderFacts) -> list[Embeddings]:
+    opened = [open_embeddings(path, facts) for path in paths]
     for folder in folders:
-        refuse_mixed_splits(folder, [part for part in opened if part.path.is_relative_to(folder)])
+        refuse_mixed_splits(folder, [source for source in opened if source.path.is_relative_to(folder)])
     return opened
 
 

@@ -1,4 +1,4 @@
-"""The evaluation itself: every structure of every slice, asked of every model with the same prompts."""
+"""The evaluation loop: every model segments every structure of every slice from the same prompts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from samri_training.store import EmbeddedSlice
 
 @dataclass(frozen=True)
 class Protocol:
-    """How models are asked.
+    """How models are prompted.
 
     Attributes:
         prompts: Kinds, each evaluated by itself.
-        seed: Of the prompts; they depend on it, the slice's name and the label, and on nothing else.
+        seed: Random seed of the prompts, which depend on it, the slice's name and the label alone.
         jitter: Move the boxes' sides as in training. Off in the published results.
         multimask: Take the best-scored of three candidates rather than the single mask.
         min_pixels: Smaller structures are left out, and counted.
@@ -43,8 +43,8 @@ class Row:
     """One structure of one slice, as one model found it from one prompt.
 
     Attributes:
-        pixels: Of the true structure.
-        share: Those, divided by the image's pixels.
+        pixels: Area of the true structure.
+        share: `pixels` as a fraction of the image.
         score: The model's own estimate of the IoU.
     """
 
@@ -91,7 +91,7 @@ def evaluate(
     Args:
         source: The test slices.
         models: With different names.
-        protocol: How they are asked.
+        protocol: How they are prompted.
         on_slice: Called after each slice.
 
     Raises:
@@ -114,7 +114,7 @@ def evaluate(
 def prompt_generator(seed: int, name: str, label: int) -> np.random.Generator:
     """The randomness of one structure's prompt: the same in every run, on every machine and in every subset.
 
-    Of the slice's name, what follows the last slash counts, so that a dataset and a store of its slices agree.
+    Only the part of the name after the last slash counts, so that a dataset and its store get the same prompts.
     """
     own_name = name.rpartition("/")[2]
     key = int.from_bytes(hashlib.sha256(own_name.encode()).digest()[:8], "big")
@@ -143,7 +143,7 @@ def _evaluate_slice(
             for label, _ in structures
         ]
         for model in models:
-            # An encoder that doesn't say what it is shares with nobody.
+            # An encoder without an id can't share its embeddings.
             encoder = (model.backend, model.embedding_id or "", "" if model.embedding_id else model.name)
             if encoder not in embeddings:
                 embeddings[encoder] = _embed(model, sample)

@@ -1,4 +1,4 @@
-"""The files of an evaluation: every case, every number, the report and the plots."""
+"""Output files of an evaluation: cases.csv, summary.json, report.md and box plots."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _is_report(numbers: Path) -> bool:
     return isinstance(values, dict) and {"samri", "protocol", "conventions", "counts"} <= values.keys()
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's palette, safe for color-blind readers.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 
 

@@ -1,4 +1,4 @@
-"""The models that are compared: bundles through ONNX Runtime, checkpoints through torch, behind one small interface."""
+"""Models to compare: bundles on ONNX Runtime and checkpoints on PyTorch, behind one interface."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from samri.contract import prompt_chunks
 from samri.errors import CheckpointError
 from samri.manifest import Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, ProfileName, preprocess, profile
-from samri.prompts import PROMPTS_AT_ONCE, Prompt, pack, to_model_frame
+from samri.prompts import Prompt, pack, to_model_frame
 from samri_runtime import Embedding, Predictor
 from samri_runtime.providers import Provider
 from samri_training.devices import torch_device
@@ -31,7 +32,7 @@ class ModelRequest:
         name: In tables and plots.
         path: A bundle's folder or a checkpoint.
         profile: Preprocessing of a checkpoint, `samri` by default; a bundle has its own.
-        precision: Of a bundle's graphs.
+        precision: Precision of a bundle's graphs.
         base: The full checkpoint behind a decoder-only one.
     """
 
@@ -48,13 +49,13 @@ class ModelRequest:
 
 
 class Model(Protocol):
-    """What the evaluation asks of a model.
+    """The interface of a model under evaluation.
 
     Attributes:
         name: In tables and plots.
         profile: How slices become its input and logits become masks.
         image_size: S.
-        embedding_id: Of its encoder and preprocessing.
+        embedding_id: Id of its encoder and preprocessing.
         backend: What computes: models of one backend with one `embedding_id` share embeddings.
     """
 
@@ -99,7 +100,7 @@ def open_model(request: ModelRequest, provider: Provider = "auto", device: str =
 def segment(
     model: Model, embedding: Embedding, prompts: Sequence[Prompt], multimask: bool = False
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-    """One mask a prompt, (B, H, W), and the model's own score of it, (B,).
+    """One mask per prompt, (B, H, W), and the model's own score of it, (B,).
 
     The model's single mask, or with `multimask` the best-scored of its three candidates.
     """
@@ -186,8 +187,7 @@ class _CheckpointModel:
         masks, scores = [], []
         with self._torch.inference_mode():
             features = self._tensor(embedding.features)
-            for start in range(0, len(labels), PROMPTS_AT_ONCE):
-                some = slice(start, start + PROMPTS_AT_ONCE)
+            for some in prompt_chunks(len(labels)):
                 answer = self._decoder(features, self._tensor(frame[some]), self._tensor(labels[some]))
                 masks.append(answer[0].cpu().numpy())
                 scores.append(answer[1].cpu().numpy())

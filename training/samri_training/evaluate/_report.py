@@ -1,4 +1,4 @@
-"""The report for people: Markdown tables like the paper's."""
+"""report.md: Markdown tables like the paper's."""
 
 from __future__ import annotations
 

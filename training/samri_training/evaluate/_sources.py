@@ -1,4 +1,4 @@
-"""Where the test slices come from: a folder of slices and masks, or an embedding store."""
+"""Test slices: from a folder of slices and masks, or from embedding stores."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Source(SliceSource[LabelledSlice | EmbeddedSlice], Protocol):
     """Test slices, to be encoded or embedded already.
 
     Attributes:
-        datasets: Of each slice, the folders that tell datasets apart, without the split; empty where there is one
-            alone. Label 1 of one dataset is another structure than label 1 of the next.
+        datasets: Dataset of each slice: the folders above it without the split, or empty where there is one
+            dataset. Label 1 may mean different structures in different datasets.
     """
 
     datasets: Sequence[str]
@@ -92,19 +92,19 @@ class EmbeddedSlices:
     """Slices that were embedded before: nothing is encoded, so all models must share the encoder.
 
     Args:
-        parts: Stores and published caches, of one dataset or of several.
+        sources: Stores and published caches, of one dataset or of several.
 
     Raises:
         InputError: None, or not of one encoder.
     """
 
-    def __init__(self, *parts: Embeddings) -> None:
-        self._embeddings = combine(parts)
-        above = Path(os.path.commonpath([part.path.absolute() for part in parts]))
+    def __init__(self, *sources: Embeddings) -> None:
+        self._embeddings = combine(sources)
+        above = Path(os.path.commonpath([source.path.absolute() for source in sources]))
         self.datasets: Sequence[str] = [
-            _dataset([*part.path.absolute().relative_to(above).parts, *name.split("/")[:-1]])
-            for part in parts
-            for name, _ in part.names()
+            _dataset([*source.path.absolute().relative_to(above).parts, *name.split("/")[:-1]])
+            for source in sources
+            for name, _ in source.names()
         ]
 
     def __len__(self) -> int:

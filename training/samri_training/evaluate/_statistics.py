@@ -1,4 +1,4 @@
-"""Is one model better than another? Paired by case, without pretending that a patient's slices are independent."""
+"""Paired comparison of models by case: Wilcoxon's test, effect size, Holm's correction."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def spread(values: npt.ArrayLike) -> Spread:
 
 
 def case_means(cases: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """The mean of each case's values: one number a case, whatever the number of its slices and structures."""
+    """The mean of each case's values: one number per case, whatever the number of its slices and structures."""
     grouped: dict[str, list[float]] = {}
     for case, value in zip(cases, values, strict=True):
         grouped.setdefault(case, []).append(value)

@@ -1,4 +1,4 @@
-"""From rows to the numbers of a report: groups of structures, and tests between models."""
+"""Numbers of a report: means by group of structures, and tests between models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one image and its label map to slices in files."""
+"""Cutting one volume and its label map into slice files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Cut:
     Attributes:
         plane: Anatomical plane, shown as radiologists do; None cuts along `axis`.
         axis: Array axis that the slices lie along.
-        frame: Of a 4-D image; `all` makes each frame a case of its own; None where there is one only.
+        frame: Index of the frame in a 4-D image; `all` makes each frame a case of its own; None for 3-D images.
         min_pixels: A label with fewer pixels in a slice is no longer marked there.
     """
 
@@ -51,13 +51,13 @@ class CutCase:
     Attributes:
         case: Its name in the dataset.
         pair: Where it came from.
-        frame: Of a 4-D image.
+        frame: Index of the frame in a 4-D image.
         slices: Names of its slices: what stands behind `_img_`.
         shapes: (height, width) to number of slices.
         labels: Label to what there is of it.
         unmarked: Slices left out since nothing was marked in them.
         thinned: Slices left out since all that was marked had fewer than `min_pixels`.
-        intensity_range: Of the volume; None for a ready 2-D pair.
+        intensity_range: Percentiles of the volume; None for a ready 2-D pair.
         notes: What the reader had to put right.
     """
 
@@ -262,7 +262,7 @@ def slice_affine(view: SliceView, affine: npt.NDArray[np.float64]) -> npt.NDArra
     """(4, 4) affine of the array (H, W, 1) that shows `view`: (row, column, 0) lies where its voxel does.
 
     Args:
-        view: Of a volume, or of a grid that is one slice.
+        view: View of a volume, or of a grid that is one slice.
         affine: (4, 4) of the volume.
     """
     seen = view.describe()

@@ -1,4 +1,4 @@
-"""From a folder of images and label maps to a slice dataset, which appears as a whole or not at all."""
+"""Making a slice dataset from a folder or from arrays: it appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def prepare(
         images: Glob of the images to consider.
         masks: Glob of the masks to consider.
         patient: Regular expression that finds the patient in a case's name.
-        shares: Of patients for training, validation and testing. None keeps the splits that the source has, if it has
-            any, and else takes 0.8, 0.1 and 0.1.
-        seed: Of the division.
+        shares: Shares of patients for training, validation and testing. None keeps the source's own splits, or takes
+            0.8, 0.1 and 0.1 where it has none.
+        seed: Random seed of the split.
         split_files: Folder with `train.txt`, `val.txt` and `test.txt`, instead of a division at random.
         skip_bad: Leave out pairs that can't be used, rather than stop.
         overwrite: Replace an earlier dataset.

@@ -1,4 +1,4 @@
-"""Which patients are for training, for validation and for testing: all slices of a patient stay together."""
+"""The split of patients into training, validation and testing: all slices of a patient stay together."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def divide(patients: Sequence[str], shares: Sequence[float], seed: int) -> dict[
 
     Args:
         patients: Their names.
-        shares: Of training, validation and testing; need not add up to 1. A share above 0 gets at least one patient.
-        seed: Of the shuffle.
+        shares: Shares of training, validation and testing; need not add up to 1. Each above 0 gets a patient at least.
+        seed: Random seed of the shuffle.
 
     Raises:
         InputError: Fewer patients than shares above 0.
@@ -41,7 +41,7 @@ def divide(patients: Sequence[str], shares: Sequence[float], seed: int) -> dict[
 
 
 def read_split_files(folder: Path, pairs: Sequence[SourcePair]) -> tuple[dict[str, Split], list[LeftOut]]:
-    """Patient to split by `train.txt`, `val.txt` and `test.txt`: one patient or case a line, `#` begins a comment.
+    """Patient to split by `train.txt`, `val.txt` and `test.txt`: one patient or case per line, `#` begins a comment.
 
     Raises:
         InputError: None of the files, a name that no pair has, or a patient in two of them.

@@ -1,4 +1,4 @@
-"""What a dataset holds, and what was left out: for programs and for people."""
+"""report.json and report.txt: what a dataset holds, and what was left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Report:
         settings: Layout and options, in plain JSON values.
         cases: Cases of each split, in the order of their names.
         left_out: Files that nothing came of, and why.
-        notes: What a person should know of, in plain lines.
+        notes: Notes for the user, one line each.
         names: Label to the name of its structure, as far as the source says.
     """
 

@@ -1,4 +1,4 @@
-"""Which image belongs to which label map, by their names: the layouts that datasets come in."""
+"""Pairs of image and label map in a folder, by the dataset layouts that are known, or by a pattern."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SourcePair:
         mask: In the same grid.
         tail: Name of the slice within its case, for a ready 2-D pair.
         split: Where the source has put it already.
-        intensity_range: Of the volume that a ready 2-D pair was cut from, if that was recorded.
+        intensity_range: Percentiles of the volume that a ready 2-D pair was cut from, if recorded.
         labels: What the dataset says that its labels mean.
         structures: (label, file) of each structure, where each has a file of its own; `mask` is then their folder.
     """
@@ -87,7 +87,7 @@ def find_sources(
     """Match images and masks below a folder.
 
     Args:
-        folder: Of one dataset.
+        folder: Folder of one dataset.
         pattern: Paths of image and mask below `folder` with placeholders such as `{case}`; None recognizes the layout.
         images: Consider only images whose path matches this glob, such as `*_T1w.nii.gz`.
         masks: The same for masks.
@@ -187,7 +187,7 @@ def _match_nnunet(folder: Path, wanted_image: Callable[[Path], bool], wanted_mas
             if case not in masks:
                 left_out += [LeftOut(str(image), _NO_MASK) for image in found]
                 continue
-            # One image a case: the channel that comes first. The others are there for whoever asks by --images.
+            # One image per case: the first channel. --images chooses another.
             image, *others = found
             for other in others:
                 name = names.get(stem(other)[-4:])

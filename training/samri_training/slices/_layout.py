@@ -1,4 +1,4 @@
-"""Files of a slice dataset: which belong together, and what they hold."""
+"""Slices of a dataset: finding and pairing their files, and reading them."""
 
 from __future__ import annotations
 

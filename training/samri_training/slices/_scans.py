@@ -1,4 +1,4 @@
-"""What makes two scans an image and its label map."""
+"""Checks that two scans are an image and its label map, and the size bins of structures."""
 
 from __future__ import annotations
 

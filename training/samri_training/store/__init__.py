@@ -1,4 +1,4 @@
-"""The embedding store: what the frozen encoder saw, computed once, memory-mapped for every epoch after.
+"""The embedding store: the frozen encoder's output, computed once and memory-mapped in every epoch.
 
 A store is a folder of a few large files (see docs/embeddings.md): `store.json` says which encoder and preprocessing
 made it, each shard is a safetensors file with a manifest that holds its SHA-256, `index.json` follows from those.

@@ -1,4 +1,4 @@
-"""Embedded slices, what reads them, and several sources of them as one, if the same encoder made them."""
+"""Embedded slices, the protocol of their sources, and several sources of one encoder combined."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Embeddings(SliceSource[EmbeddedSlice], Protocol):
 
     @property
     def content_sha256(self) -> str | None:
-        """Of all that it holds; None where only reading everything could tell."""
+        """SHA-256 of its content; None where that would take reading everything."""
         ...
 
     def names(self) -> Iterator[tuple[str, str]]:
@@ -70,17 +70,17 @@ class Embeddings(SliceSource[EmbeddedSlice], Protocol):
 class _Combined:
     """Parts one after the other; where two use one name or case for different things, folders are put before them."""
 
-    def __init__(self, parts: Sequence[Embeddings]) -> None:
-        self._parts = tuple(parts)
-        self._ends = list(accumulate(len(part) for part in parts))
-        self._before_names, self._before_cases = _prefixes(parts)
-        self.path = parts[0].path
-        known = all(part.info.spacing_known for part in parts)
-        self.info = dataclasses.replace(parts[0].info, spacing_known=known)
+    def __init__(self, sources: Sequence[Embeddings]) -> None:
+        self._sources = tuple(sources)
+        self._ends = list(accumulate(len(source) for source in sources))
+        self._before_names, self._before_cases = _prefixes(sources)
+        self.path = sources[0].path
+        known = all(source.info.spacing_known for source in sources)
+        self.info = dataclasses.replace(sources[0].info, spacing_known=known)
 
     @property
     def content_sha256(self) -> str | None:
-        each = [part.content_sha256 for part in self._parts]
+        each = [source.content_sha256 for source in self._sources]
         return None if None in each else hashlib.sha256("".join(map(str, each)).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -90,18 +90,18 @@ class _Combined:
         if not -len(self) <= index < len(self):
             raise IndexError(f"slice {index} of {len(self)}")
         position = index % len(self)
-        part = bisect_right(self._ends, position)
-        stored = self._parts[part][position - (self._ends[part - 1] if part else 0)]
+        number = bisect_right(self._ends, position)
+        stored = self._sources[number][position - (self._ends[number - 1] if number else 0)]
         return dataclasses.replace(
-            stored, name=self._before_names[part] + stored.name, case=self._before_cases[part] + stored.case
+            stored, name=self._before_names[number] + stored.name, case=self._before_cases[number] + stored.case
         )
 
     def names(self) -> Iterator[tuple[str, str]]:
-        for part, name, case in zip(self._parts, self._before_names, self._before_cases, strict=True):
-            yield from ((name + own_name, case + own_case) for own_name, own_case in part.names())
+        for source, name, case in zip(self._sources, self._before_names, self._before_cases, strict=True):
+            yield from ((name + own_name, case + own_case) for own_name, own_case in source.names())
 
 
-def combine(parts: Sequence[Embeddings]) -> Embeddings:
+def combine(sources: Sequence[Embeddings]) -> Embeddings:
     """Sources one after the other, as one; number formats may differ, encoders may not.
 
     Patients of one name in two datasets stay two: their cases then begin with the dataset's folder.
@@ -110,20 +110,20 @@ def combine(parts: Sequence[Embeddings]) -> Embeddings:
         InputError: There is none, one was made by another encoder or preprocessing than the first, or one is named
             twice.
     """
-    if not parts:
+    if not sources:
         raise InputError("no embeddings: name at least one store")
     seen: set[Path] = set()
-    for part in parts:
-        _require_id(part, parts[0].info.embedding_id, f"{parts[0].path} ({parts[0].info.checkpoint})")
-        if part.path.resolve() in seen:
-            raise InputError(f"{part.path} is named twice, and its slices would count twice: name it once")
-        seen.add(part.path.resolve())
-    return parts[0] if len(parts) == 1 else _Combined(parts)
+    for source in sources:
+        _require_id(source, sources[0].info.embedding_id, f"{sources[0].path} ({sources[0].info.checkpoint})")
+        if source.path.resolve() in seen:
+            raise InputError(f"{source.path} is named twice, and its slices would count twice: name it once")
+        seen.add(source.path.resolve())
+    return sources[0] if len(sources) == 1 else _Combined(sources)
 
 
-def _prefixes(parts: Sequence[Embeddings]) -> tuple[list[str], list[str]]:
-    """What to put before the names and before the cases of each part; nothing where they differ anyway."""
-    absolute = [part.path.absolute() for part in parts]
+def _prefixes(sources: Sequence[Embeddings]) -> tuple[list[str], list[str]]:
+    """What to put before the names and before the cases of each source; nothing where they differ anyway."""
+    absolute = [source.path.absolute() for source in sources]
     above = Path(os.path.commonpath(absolute))
     folders = [path.relative_to(above).parts for path in absolute]
     whole = ["".join(f"{folder}/" for folder in each) for each in folders]
@@ -132,11 +132,11 @@ def _prefixes(parts: Sequence[Embeddings]) -> tuple[list[str], list[str]]:
     names: dict[str, str] = {}
     cases: dict[str, str] = {}
     same_name = same_case = False
-    for part, path, dataset in zip(parts, whole, datasets, strict=True):
-        for name, case in part.names():
+    for source, path, dataset in zip(sources, whole, datasets, strict=True):
+        for name, case in source.names():
             same_name |= names.setdefault(name, path) != path
             same_case |= cases.setdefault(case, dataset) != dataset
-    nothing = [""] * len(parts)
+    nothing = [""] * len(sources)
     return whole if same_name else nothing, datasets if same_case else nothing
 
 

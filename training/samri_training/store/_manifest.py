@@ -1,4 +1,4 @@
-"""A shard's manifest, and the index of a whole store, which follows from the manifests."""
+"""Manifests of shards, and the index of a store, which is derived from them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class ShardManifest:
 
     Attributes:
         shard: Which slices it holds.
-        embedding_id: Of the encoder that made it.
-        bytes: Of the file.
-        sha256: Of the file.
+        embedding_id: Id of the encoder that made it.
+        bytes: Size of the file.
+        sha256: SHA-256 of the file.
         made_with: Versions of the programs that made it, and what the encoder ran on.
-        tables_sha256: Of the file's header and small tables; None in a manifest of format 1.0.
-        inputs_sha256: Of the files that its slices came from; None where that wasn't recorded.
+        tables_sha256: SHA-256 of the file's header and small tables; None in a manifest of format 1.0.
+        inputs_sha256: SHA-256 of the files that its slices came from; None where that wasn't recorded.
     """
 
     shard: Shard

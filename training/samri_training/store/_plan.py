@@ -47,7 +47,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of its files, without the ending."""
+        """Name of its files, without the suffix."""
         return f"shard-{self.index:06d}"
 
 
@@ -58,7 +58,7 @@ class StorePlan:
     Attributes:
         info: The encoder, the preprocessing and the number format.
         slices: How many.
-        slices_sha256: Of their names and cases, in order (`slices_digest`).
+        slices_sha256: SHA-256 of their names and cases, in order (`slices_digest`).
         slices_per_shard: The last shard may have fewer.
     """
 

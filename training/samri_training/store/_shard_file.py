@@ -39,16 +39,16 @@ _LONGEST_HEADER = 1 << 20
 
 @dataclass(frozen=True)
 class SliceEntry:
-    """What a shard knows of one slice beside its embedding and the pixels of its mask.
+    """One slice's entry in a shard's tables: everything but the embedding and the mask's pixels.
 
     Attributes:
-        name: Of the slice.
+        name: Name of the slice.
         case: The patient or scan it belongs to.
         shape: (H, W).
         spacing: (row, column) distance in mm.
         mask_bytes: Length of the deflated label map.
         mask_itemsize: Bytes a pixel.
-        crc32: Of the embedding and the deflated map.
+        crc32: CRC-32 of the embedding and the deflated map.
     """
 
     name: str
@@ -113,7 +113,7 @@ class ShardFile:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:  # Python's mmap says so of an empty file.
+        except ValueError as error:  # mmap refuses an empty file.
             raise self._damaged("it is empty") from error
         tensors = self._tensors(info)
         expected = {

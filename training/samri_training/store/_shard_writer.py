@@ -1,9 +1,9 @@
-"""Writing a shard so that a kill at any moment loses one batch at most, and changes nothing of the result.
+"""Writing a shard so that a kill loses at most one batch and never changes the result.
 
 While it grows, a shard is `shard-000012.part`, with `shard-000012.journal` beside it: a line for each batch, written
-after the batch's bytes. Whoever goes on believes neither: every slice that the journal claims is read again and its
-checksum compared, and the shard goes on behind the last whole batch. A finished shard gets its tables and header, its
-manifest with the SHA-256, and its name, in that order; all of it can be done twice.
+after the batch's bytes. To resume, every slice that the journal claims is read again and its checksum compared; writing
+continues behind the last intact batch. A finished shard gets its tables and header, its manifest with the SHA-256, and
+its name, in that order; each of these steps can be repeated.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ import numpy.typing as npt
 from samri.errors import InputError, OutputError
 from samri.hashing import file_sha256
 from samri.opening import read_regular
+from samri.staging import as_output_error
 from samri_training.store._embeddings import EmbeddedSlice
 from samri_training.store._info import StoreInfo
 from samri_training.store._manifest import ShardManifest
-from samri_training.store._own_files import as_output_error, lock_own, open_own, rename_own, write_all, write_text
+from samri_training.store._own_files import lock_own, open_own, rename_own, write_all, write_text
 from samri_training.store._plan import FORMAT, FORMAT_VERSION, Shard
 from samri_training.store._shard_file import HEADER_BYTES, SliceEntry, header, pack_mask, tables
 
@@ -39,12 +40,12 @@ class ShardWriter:
     """One shard being written; a context manager. Leaving it early keeps what is done for the next one.
 
     Args:
-        folder: Of the store.
+        folder: Folder of the store.
         info: What the store says of itself.
         shard: Which shard.
-        batch_size: Slices that are encoded at once. An unfinished shard of another batch size is begun anew, since the
+        batch_size: Slices that are encoded at once. An unfinished shard of another batch size is restarted, since the
             last digits of an embedding may depend on its batch.
-        inputs_sha256: Of the files that the slices come from. An unfinished shard of other files is begun anew.
+        inputs_sha256: SHA-256 of the files that the slices come from. An unfinished shard of other files is restarted.
 
     Raises:
         OutputError: The folder can't be written, or another process is writing this shard.
@@ -157,7 +158,7 @@ class ShardWriter:
                 f"the embedding of {item.name} has shape {item.features.shape}, and this encoder makes "
                 f"{self._info.embedding_shape}: it is another encoder's"
             )
-        with np.errstate(over="ignore"):  # What doesn't fit becomes infinite, and is said below.
+        with np.errstate(over="ignore"):  # What doesn't fit becomes infinite, and is refused below.
             features = np.ascontiguousarray(item.features, dtype=self._info.numpy_dtype)
         if not np.isfinite(features).all():
             raise InputError(
@@ -252,7 +253,7 @@ def _writing(path: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def journal_line(values: Any) -> bytes:
-    """A line of the journal."""
+    """A line of the journal: JSON behind its own checksum, so that a damaged line is ignored."""
     text = json.dumps(values, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 

@@ -1,4 +1,4 @@
-"""Reading a store: slice i, wherever it lies, as views of memory maps."""
+"""Reading a store: slice i as views of memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class EmbeddingStore:
 
     @property
     def content_sha256(self) -> str:
-        """Of everything in it, from the shards' recorded SHA-256: masks that were corrected make another one."""
+        """SHA-256 of the store, from those of its shards: a corrected mask changes it."""
         return hashlib.sha256("".join(manifest.sha256 for manifest in self._manifests).encode()).hexdigest()
 
     def verify(self) -> Iterator[str]:

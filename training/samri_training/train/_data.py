@@ -1,4 +1,4 @@
-"""Which slices are learned from and which are validated on."""
+"""Training and validation slices of a run: opening their stores, holding cases out, a hint about fine structures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ import numpy.typing as npt
 from samri.errors import InputError, SamriError
 from samri.model import Checkpoint, encoder_sha256
 from samri.preprocessing import unclear_profile
-from samri_training.embedding_folders import parts_by_split, parts_of, refuse_mixed_splits, refuse_shared_cases
+from samri_training.embedding_folders import (
+    folders_by_split,
+    folders_of_split,
+    refuse_mixed_splits,
+    refuse_shared_cases,
+)
 from samri_training.published import PublishedCache, open_embeddings
 from samri_training.slices import SliceSource, Split
 from samri_training.store import EmbeddedSlice, Embeddings, EncoderFacts, combine, require_encoder
-from samri_training.train._samples import Frame, labels_of
+from samri_training.train._samples import SamplingConfig, labels_of
 from samri_training.train._settings import Settings
 from samri_training.train._targets import low_res_target
 from samri_training.train._validation import asked_with
@@ -50,34 +55,34 @@ def open_data(settings: Settings, checkpoint: Checkpoint) -> TrainingData:
     weights = encoder_sha256(checkpoint.sam)
 
     def opened(named: Path, paths: Sequence[Path]) -> list[Embeddings]:
-        parts = [_opened(path, settings, checkpoint, weights) for path in paths]
-        refuse_mixed_splits(named, parts)
-        return parts
+        sources = [_opened(path, settings, checkpoint, weights) for path in paths]
+        refuse_mixed_splits(named, sources)
+        return sources
 
-    training_parts = opened(folder, parts_of(folder, TRAINING))
-    training = combine(training_parts)
+    training_sources = opened(folder, folders_of_split(folder, TRAINING))
+    training = combine(training_sources)
     everything = range(len(training))
     if settings.val_every == 0:
         return TrainingData(training, everything, None, (), "no validation: best.pth is the lowest training loss")
     if settings.val_embedding_dir is not None:
-        held = parts_of(settings.val_embedding_dir, VALIDATION)
+        held = folders_of_split(settings.val_embedding_dir, VALIDATION)
     else:
-        there = parts_by_split(folder)
+        there = folders_by_split(folder)
         # A folder that is itself called `validation` is what was just opened to train on.
         held = there.get(VALIDATION, []) if TRAINING in there else []
     if not held:
         return _with_cases_held_out(training, settings)
     named = settings.val_embedding_dir
-    validation_parts = opened(named or folder, held)
+    validation_sources = opened(named or folder, held)
     if not settings.allow_shared_cases:
-        refuse_shared_cases(training_parts, validation_parts, together=named is None)
-    validation = combine(validation_parts)
+        refuse_shared_cases(training_sources, validation_sources, together=named is None)
+    validation = combine(validation_sources)
     note = f"validating on {', '.join(map(str, held))} with {asked_with(settings)}"
     return TrainingData(training, everything, validation, range(len(validation)), note)
 
 
 def _opened(path: Path, settings: Settings, checkpoint: Checkpoint, weights: str) -> Embeddings:
-    """A store, checked against the checkpoint's encoder; or a published cache, which can't say and is believed."""
+    """A store, checked against the checkpoint's encoder; or a published cache, which doesn't record its encoder."""
     named = settings.profile or "samri"
     source = open_embeddings(path, EncoderFacts.of_checkpoint(checkpoint, weights, named))
     unclear = unclear_profile(checkpoint.path, checkpoint.base_path)
@@ -125,9 +130,9 @@ _SMALL = 64
 
 
 def fine_structure_hint(
-    source: SliceSource[EmbeddedSlice], samples: Sequence[int], frame: Frame, settings: Settings
+    source: SliceSource[EmbeddedSlice], samples: Sequence[int], config: SamplingConfig, settings: Settings
 ) -> str | None:
-    """A line for who trains on many tiny structures per slice with targets that lose their outlines.
+    """A hint for training on many tiny structures per slice with targets that lose their outlines.
 
     Looks at some slices, spread evenly. Measured on many tiny instances per slice: the defaults took the Dice of
     held-out slices from 0.921 to 0.846, and `--targets coverage --loss balanced` to 0.933.
@@ -140,24 +145,24 @@ def fine_structure_hint(
             mask = source[samples[index]].mask
         except SamriError:
             return None  # The epoch comes to this slice, and stops all processes.
-        found = [area for label in labels_of(mask) for area in _part_areas(mask == label, frame)]
+        found = [area for label in labels_of(mask) for area in _component_areas(mask == label, config)]
         numbers.append(len(found))
         areas += found
     if not areas or np.median(numbers) < _MANY or np.median(areas) >= _SMALL:
         return None
     return (
-        f"hint: a slice has {np.median(numbers):.0f} connected parts of {np.median(areas):.0f} pixels of the "
-        f"decoder's {frame.low_res} x {frame.low_res} (medians): for many tiny structures, "
+        f"hint: a slice has {np.median(numbers):.0f} connected components of {np.median(areas):.0f} pixels of the "
+        f"decoder's {config.low_res} x {config.low_res} (medians): for many tiny structures, "
         "--targets coverage --loss balanced keeps their outlines"
     )
 
 
-def _part_areas(mask: npt.NDArray[np.bool_], frame: Frame) -> list[float]:
-    """Areas of the connected parts of a mask, in pixels of the decoder's logits."""
+def _component_areas(mask: npt.NDArray[np.bool_], config: SamplingConfig) -> list[float]:
+    """Areas of the connected components of a mask, in pixels of the decoder's logits."""
     from scipy.ndimage import label
 
-    parts, count = label(mask)
+    components, count = label(mask)
     if not count:
         return []
-    covered = float(low_res_target(mask, frame.profile, frame.image_size, frame.low_res, "coverage").sum())
-    return [float(pixels) * covered / int(mask.sum()) for pixels in np.bincount(parts.ravel())[1:]]
+    covered = float(low_res_target(mask, config.profile, config.image_size, config.low_res, "coverage").sum())
+    return [float(pixels) * covered / int(mask.sum()) for pixels in np.bincount(components.ravel())[1:]]

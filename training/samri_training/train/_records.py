@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: `args.json`, `environment.txt`, `logs.json`, `curves.png`, events."""
+"""Records of a run: entries of `logs.json`, progress, the outcome, `args.json`, `environment.txt`, curves, events."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _finite(values: Any) -> Any:
     return values
 
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Entry = dict[str, Any]
 
 
@@ -216,7 +216,7 @@ class Progress:
 
     _SECONDS = 30.0
 
-    def __init__(self, say: Say, epoch: int, epochs: int, steps: int) -> None:
+    def __init__(self, say: Log, epoch: int, epochs: int, steps: int) -> None:
         self._say = say
         self._title = f"epoch {epoch}/{epochs}"
         self._steps = steps
@@ -224,7 +224,7 @@ class Progress:
         self._began = self._shown = time.monotonic()
 
     def show(self, step: int, report: StepResult) -> None:
-        """Take note of a step, counted from 1, and say something when it is time."""
+        """Count a step, numbered from 1, and print a line when it is due."""
         self._samples += report.samples
         now = time.monotonic()
         if now - self._shown < self._SECONDS:
@@ -250,7 +250,7 @@ class Outcome:
     best_dice: float | None
     """Mean validation Dice of best.pth; None when there was no validation."""
     start_dice: float | None
-    """Of the checkpoint that the run started from."""
+    """Mean validation Dice of the checkpoint that the run started from."""
 
     @classmethod
     def of(cls, folder: Path, epochs: int, history: Sequence[Entry]) -> Outcome:

@@ -1,4 +1,4 @@
-"""Batches: embeddings out of the store, labels of each slice, their targets, and a prompt for each.
+"""Training batches: embeddings of slices, with targets and prompts for their labels.
 
 Everything random about a sample comes from a generator keyed by (seed, epoch, sample), so that a batch is the same
 whichever process, and whichever number of them, makes it.
@@ -27,8 +27,8 @@ from samri_training.train._targets import LowRes, low_res_target
 
 
 @dataclass(frozen=True)
-class Frame:
-    """How slices lie in the model, and how they are asked about."""
+class SamplingConfig:
+    """How samples are made of slices: their place in the model's input, prompts, targets and seed."""
 
     profile: Profile
     image_size: int
@@ -41,8 +41,10 @@ class Frame:
     labels_per_slice: LabelsPerSlice = 1
 
     @classmethod
-    def of(cls, profile: Profile, image_size: int, embedding_shape: tuple[int, int, int], settings: Settings) -> Frame:
-        """The frame of a store's profile and shapes with the prompts and targets that the settings ask for."""
+    def of(
+        cls, profile: Profile, image_size: int, embedding_shape: tuple[int, int, int], settings: Settings
+    ) -> SamplingConfig:
+        """The configuration for a store's profile and shapes with the prompts and targets that the settings ask for."""
         return cls(
             profile,
             image_size,
@@ -104,9 +106,9 @@ class Request(NamedTuple):
 class TrainingBatches(Dataset[Batch]):
     """The batch of a request. A store that can't be read becomes `Batch.failure`, since all processes must know."""
 
-    def __init__(self, source: SliceSource[EmbeddedSlice], frame: Frame) -> None:
+    def __init__(self, source: SliceSource[EmbeddedSlice], config: SamplingConfig) -> None:
         self._source = source
-        self._frame = frame
+        self._config = config
 
     def __getitem__(self, request: Request) -> Batch:
         prompts, targets, shapes = [], [], []
@@ -118,10 +120,10 @@ class TrainingBatches(Dataset[Batch]):
             try:
                 stored = self._source[index]
             except SamriError as error:
-                return empty_batch(self._frame)._replace(failure=str(error))
-            rng = np.random.default_rng([self._frame.seed, request.epoch, index])
+                return empty_batch(self._config)._replace(failure=str(error))
+            rng = np.random.default_rng([self._config.seed, request.epoch, index])
             labels = labels_of(stored.mask)
-            drawn, tries = drawn_targets(stored.mask, rng.permutation(labels), self._frame)
+            drawn, tries = drawn_targets(stored.mask, rng.permutation(labels), self._config)
             thin += [index] if tries > len(drawn) else []
             if not drawn:
                 vanished += len(labels) > 0
@@ -129,15 +131,15 @@ class TrainingBatches(Dataset[Batch]):
                 continue
             relabelled += tries > len(drawn)
             for place, (mask, target) in enumerate(drawn):
-                kind = prompt_kind(self._frame.prompts, request.epoch, index + place)
-                prompts.append(sample_prompt(mask, kind, rng, self._frame.jitter))
+                kind = prompt_kind(self._config.prompts, request.epoch, index + place)
+                prompts.append(sample_prompt(mask, kind, rng, self._config.jitter))
                 targets.append(target)
                 shapes.append((mask.shape[0], mask.shape[1]))
                 rows.append(len(features))
             features.append(stored.features)
-        batch = assembled(features, prompts, targets, shapes, self._frame)
+        batch = assembled(features, prompts, targets, shapes, self._config)
         return batch._replace(
-            rows=None if self._frame.labels_per_slice == 1 else torch.tensor(rows, dtype=torch.int64),
+            rows=None if self._config.labels_per_slice == 1 else torch.tensor(rows, dtype=torch.int64),
             relabelled=relabelled,
             vanished=vanished,
             empty=empty,
@@ -146,7 +148,7 @@ class TrainingBatches(Dataset[Batch]):
 
 
 class Requests(Sampler[Request]):
-    """This process's requests of one epoch, `accumulate` of them a step; set `epoch` before each pass.
+    """This process's requests of one epoch, `accumulate` of them per step; set `epoch` before each pass.
 
     The order of all samples depends on seed and epoch only. Each step takes the next `processes * accumulate *
     batch_size` of them, dealt out in turn; the last step takes what is left, so that a process may get an empty batch
@@ -164,12 +166,12 @@ class Requests(Sampler[Request]):
 
     @property
     def samples_per_step(self) -> int:
-        """Of all processes together."""
+        """Slices per step, over all processes."""
         return self._processes * self._accumulate * self._batch_size
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Steps per epoch."""
         return -(-len(self._samples) // self.samples_per_step)
 
     def __len__(self) -> int:
@@ -211,19 +213,19 @@ def labels_of(mask: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 
 
 def drawn_targets(
-    mask: npt.NDArray[Any], labels: npt.NDArray[np.intp], frame: Frame
+    mask: npt.NDArray[Any], labels: npt.NDArray[np.intp], config: SamplingConfig
 ) -> tuple[list[tuple[npt.NDArray[np.bool_], LowRes]], int]:
-    """The first of `labels` that are left at low resolution, as many as the frame asks for, and how many were tried.
+    """The first of `labels` that are left at low resolution, as many as the config asks for, and how many were tried.
 
     Each is its (H, W) mask and its (L, L) target.
     """
-    most = len(labels) if frame.labels_per_slice == "all" else frame.labels_per_slice
+    most = len(labels) if config.labels_per_slice == "all" else config.labels_per_slice
     drawn: list[tuple[npt.NDArray[np.bool_], LowRes]] = []
     for tries, label in enumerate(labels):
         if len(drawn) == most:
             return drawn, tries
         binary = mask == label
-        target = low_res_target(binary, frame.profile, frame.image_size, frame.low_res, frame.targets)
+        target = low_res_target(binary, config.profile, config.image_size, config.low_res, config.targets)
         if target.any():
             drawn.append((binary, target))
     return drawn, len(labels)
@@ -236,13 +238,13 @@ def prompt_kind(prompts: TrainingPrompts, epoch: int, index: int) -> PromptKind:
     return prompts
 
 
-def empty_batch(frame: Frame) -> Batch:
+def empty_batch(config: SamplingConfig) -> Batch:
     """No samples, in the right shapes."""
     return Batch(
-        torch.zeros(0, *frame.embedding_shape),
+        torch.zeros(0, *config.embedding_shape),
         torch.zeros(0, 2, 2),
         torch.zeros(0, 2),
-        torch.zeros(0, 1, frame.low_res, frame.low_res, dtype=torch.bool),
+        torch.zeros(0, 1, config.low_res, config.low_res, dtype=torch.bool),
     )
 
 
@@ -251,14 +253,14 @@ def assembled(
     prompts: Sequence[Prompt],
     targets: Sequence[LowRes],
     shapes: Sequence[tuple[int, int]],
-    frame: Frame,
+    config: SamplingConfig,
 ) -> Batch:
     """One batch of samples: prompts packed together and scaled into the model frame as inference scales them."""
     if not features:
-        return empty_batch(frame)
+        return empty_batch(config)
     coords, labels = pack(prompts)
     for row, shape in enumerate(shapes):
-        coords[row] = to_model_frame(coords[row], shape, frame.profile, frame.image_size)
+        coords[row] = to_model_frame(coords[row], shape, config.profile, config.image_size)
     return Batch(
         torch.from_numpy(np.stack(features)),
         torch.from_numpy(coords),

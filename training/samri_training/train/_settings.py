@@ -25,7 +25,7 @@ BadSteps = Literal["skip", "stop"]
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What people are told about a setting, and its bounds: a number above `above`, at least `least`."""
+    """Help text of a setting, and its bounds: a number above `above`, at least `least`."""
 
     text: str
     above: float | None = None
@@ -149,7 +149,7 @@ class Settings:
 
 
 def described() -> dict[str, tuple[Any, About]]:
-    """The type of each setting, and what is said about it."""
+    """Type and help text of each setting."""
     return {name: get_args(hint) for name, hint in get_type_hints(Settings, include_extras=True).items()}
 
 
@@ -157,7 +157,7 @@ CURVE = (
     "accumulate", "batch_size", "lr", "weight_decay", "scheduler", "warmup_steps", "min_lr", "clip_norm", "prompts",
     "jitter", "labels_per_slice", "targets", "loss", "train_scores", "ema", "amp", "seed", "val_fraction",
 )  # fmt: skip
-"""What must stay for a resumed run to go on with the same curve; batch_size and accumulate: their product."""
+"""Settings that a resumed run must keep; of batch_size and accumulate, their product."""
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a run starts: from a checkpoint in a new folder, or from a `last.pth` in its own."""
+"""Start of a run: its folder, a lock on it, and its first weights, from a checkpoint or from `last.pth`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from samri.errors import CheckpointError, InputError, OutputError
 from samri.locking import exclusive
 from samri.model import Checkpoint, encoder_sha256, load_checkpoint
-from samri_training.train._last import LAST, Last, find_last, read_last
+from samri_training.train._last import LAST, RunState, find_last, read_last
 from samri_training.train._processes import Processes
 from samri_training.train._settings import Settings
 
 
-def run_folder(settings: Settings, last: Last | None) -> Path:
+def run_folder(settings: Settings, last: RunState | None) -> Path:
     """The folder for the results.
 
     One whose run ended before its first epoch did is taken again: nothing was trained that could be lost.
@@ -44,7 +44,7 @@ def _nothing_trained(folder: Path) -> bool:
         return False  # Whatever it is, it isn't ours to overwrite.
 
 
-def starting_point(settings: Settings, last: Last | None) -> Checkpoint:
+def starting_point(settings: Settings, last: RunState | None) -> Checkpoint:
     """The model as it is before the first step.
 
     Raises:

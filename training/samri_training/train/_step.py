@@ -1,4 +1,4 @@
-"""One optimiser step over all processes: gradients, one sum, one look whether they are finite, and the move."""
+"""The optimizer step over all processes: gradients, their sum, checks, learning rate, loss scale, moving average."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOSS, _COUNT, _FAILED, _EXTRA = 0, 1, 2, 3
 
 
 class TrainingError(SamriError, RuntimeError):
-    """Training can't go on: it diverged, or memory ran out."""
+    """Training must stop: it diverged, or memory ran out."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StepResult:
     """Sum over the samples; not finite when the step was bad."""
     samples: int
     grad_norm: float
-    """Of the mean gradient, before clipping."""
+    """Norm of the mean gradient, before clipping."""
     moved: bool
     """False: nothing to learn from, or not finite."""
     bad: bool
@@ -132,7 +132,7 @@ class Training:
     def _moved(self, failure: str) -> StepResult:
         gradients, tail = self._buffer[:-_EXTRA], self._buffer[-_EXTRA:]
         gradients.div_(tail[_COUNT].clamp(min=1) * self.loss_scale.scale)
-        # The only wait for the device in a step.
+        # The only synchronization with the device in a step.
         norm, loss, samples, failed = torch.cat([gradients.norm()[None], tail]).tolist()
         self.step_number += 1
         if failure:
@@ -187,7 +187,7 @@ class LossScale:
 
     @classmethod
     def starting(cls, dynamic: bool) -> LossScale:
-        """65536 for fp16, else 1 for good."""
+        """65536 for fp16, else always 1."""
         return cls(65536.0 if dynamic else 1.0, dynamic)
 
     def learn(self, report: StepResult) -> None:
@@ -208,7 +208,10 @@ def autocast(settings: Settings, device: torch.device) -> torch.amp.autocast_mod
 
 
 def learning_rate(settings: Settings, step: int, total_steps: int) -> float:
-    """The rate of step 0, 1, ...: a linear rise over `warmup_steps`, then constant, or a cosine down to `min_lr`."""
+    """The rate of step 0, 1, ...: a linear rise over `warmup_steps`, then constant, or a cosine down to `min_lr`.
+
+    It depends on the step alone, so that a resumed run needs nothing else.
+    """
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     if settings.scheduler == "constant":
@@ -219,7 +222,10 @@ def learning_rate(settings: Settings, step: int, total_steps: int) -> float:
 
 
 class MovingAverage:
-    """Follows `parameters` with `decay`; quicker in the first steps, so that the start is forgotten."""
+    """An exponential moving average of `parameters`: a smoother checkpoint than the last step.
+
+    It decays faster in the first steps, so that the initial weights are forgotten.
+    """
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float) -> None:
         self._parameters = parameters

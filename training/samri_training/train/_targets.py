@@ -1,4 +1,4 @@
-"""Masks of a slice as targets at the decoder's resolution, placed exactly where its logits lie."""
+"""Low-resolution targets: masks of a slice on the grid of the decoder's logits."""
 
 from __future__ import annotations
 
