@@ -15,6 +15,7 @@ import torch
 from segment_anything.modeling import Sam
 
 from samri_export import export_bundle
+from samri_runtime.cli import _progress as progress
 from tests.support.sams import SMALL, save_checkpoint, seeded_sam
 from tests.support.sessions import made_once
 
@@ -44,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def one_thread() -> None:
     """The models of these tests are so small that sharing a layer among threads costs more than computing it."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quick_stages_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage is named where it takes over two seconds, which on a busy machine any may: in these tests, never."""
+    monkeypatch.setattr(progress, "_SILENT_S", 600.0)
 
 
 @pytest.fixture(scope="session")

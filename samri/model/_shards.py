@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from samri.errors import CheckpointError
 from samri.model._pickle_globals import plain_name
 from samri.opening import JSON_LIMIT, read_regular
 
-if TYPE_CHECKING:
-    from samri.model._checkpoint_file import Content
+
+class _Content(Protocol):
+    """What is needed of one file's content."""
+
+    @property
+    def values(self) -> Any: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
 
 SUFFIX = ".index.json"
 
@@ -29,7 +39,7 @@ def index_of(path: Path) -> Path | None:
     """
     if path.name.endswith(SUFFIX) and path.is_file():
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - no error for a name that is too long: whoever opens it reports it.
         return None
     found = sorted(path.glob(f"*{SUFFIX}"))
     if len(found) == 1:
@@ -38,7 +48,7 @@ def index_of(path: Path) -> Path | None:
     raise CheckpointError(f"{path} {named}: give the file with the weights")
 
 
-def join(index: Path, read: Callable[[Path], Content]) -> tuple[dict[str, Any], int, str]:
+def join(index: Path, read: Callable[[Path], _Content]) -> tuple[dict[str, Any], int, str]:
     """All tensors of an index's files, the bytes of these, and one SHA-256 for all.
 
     That is the SHA-256 of what `sha256sum` prints for the index and then for its files, in the order of their names.

@@ -32,7 +32,7 @@ def test_three_lines_of_python_segment_a_scan(page: Path, folder: Path) -> None:
     (example,) = blocks(page, "python")
     names: dict[str, Any] = {}
     exec(compile(example, page.name, "exec"), names)
-    assert names["result"].masks.shape == (1, 182, 218)
+    assert names["result"].masks.shape == (1, 218, 182)
     assert nibabel.load(folder / "out" / "scan_seg_.nii.gz").shape == (182, 218, 100)
 
 

@@ -406,7 +406,7 @@ def test_a_picture_without_nibabel_is_refused_with_the_line_that_installs_it(bun
 def test_an_output_folder_without_permission_is_refused_in_one_line(bundle, tmp_path):
     source = save_nifti(tmp_path / "scan.nii.gz", SLICE)
     (tmp_path / "new").mkdir(mode=0o500)
-    refused(bundle, source, tmp_path, *BOX, code=1, words="allows no writing", names=tmp_path / "new" / "out")
+    refused(bundle, source, tmp_path, *BOX, code=1, words="is not writable", names=tmp_path / "new" / "out")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
@@ -462,7 +462,7 @@ def test_a_read_only_disk_is_said_in_one_line(bundle, tmp_path, small_disk):
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f"samri-run: error: cannot write {small_disk / 'out'}: {small_disk} allows no writing: name another --output"
+        f"samri-run: error: cannot write {small_disk / 'out'}: {small_disk} is not writable: name another --output"
     ]
 
 

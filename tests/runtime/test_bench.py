@@ -220,7 +220,7 @@ def test_a_machine_without_accelerators_is_told_so(bundle: Path, monkeypatch: py
         1,
         "",
         "samri-bench: looking for providers that work here\n"
-        "samri-bench: error: no accelerator works here: samri-doctor says why\n",
+        "samri-bench: error: no accelerator works here: run samri-doctor to see why\n",
     )
 
 

@@ -337,7 +337,7 @@ def test_what_another_user_made_is_neither_read_nor_added_to(tmp_path: Path) -> 
     keep(folder, 1)
     os.chown(entry.path_of(key_of(1)), 1, 1)
     os.chown(folder.folder, 1, 1)
-    for cache, reason in ((entry, "isn't a file of this user's"), (folder, "belongs to another user")):
+    for cache, reason in ((entry, "isn't a regular file of this user"), (folder, "belongs to another user")):
         values, (note,) = find(cache, 1)
         assert values is None
         assert reason in note
@@ -358,7 +358,7 @@ def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:
     assert find(cache, 1)[1] == ()
     path.unlink()
     os.mkfifo(path)
-    assert "isn't a file" in find(cache, 1)[1][0]
+    assert "isn't a regular file" in find(cache, 1)[1][0]
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "embeddings").symlink_to(cache.folder)
     for notes in (find(EmbeddingCache(tmp_path / "linked"), 1)[1], keep(EmbeddingCache(tmp_path / "linked"), 1)):

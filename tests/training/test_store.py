@@ -310,7 +310,7 @@ def test_stores_of_two_encoders_are_not_mixed(folder: Path, other: EmbeddingStor
     ("change", "word"),
     [
         ({"info": StoreInfo.of(dataclasses.replace(FACTS, embedding_id="f" * 32), "fp16", "slices")}, "can't be mixed"),
-        ({"info": StoreInfo.of(FACTS, "fp32", "slices")}, "--precision"),
+        ({"info": StoreInfo.of(FACTS, "fp32", "slices")}, "--store-dtype"),
         ({"slices": 9}, "9"),
         ({"slices_sha256": "0" * 64}, "other names"),
         ({"slices_per_shard": 4}, "--shard-size 3"),

@@ -128,8 +128,9 @@ class TrainingBatches(Dataset[Batch]):
             except SamriError as error:
                 return empty_batch(self._config)._replace(failure=str(error))
             rng = np.random.default_rng([self._config.seed, request.epoch, index])
-            labels = labels_of(stored.mask)
-            drawn, tries = drawn_targets(stored.mask, rng.permutation(labels), self._config)
+            label_map = self._config.structures(stored.mask)
+            labels = labels_of(label_map)
+            drawn, tries = drawn_targets(label_map, rng.permutation(labels), self._config)
             thin += [index] if tries > len(drawn) else []
             if not drawn:
                 vanished += len(labels) > 0
