@@ -4,24 +4,38 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
+DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
+OLDEST_VENV ?= .venv-oldest
 # Tests at a time. Each takes 2 GB at most.
 JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-fast test-all lint clean
+.PHONY: demo test test-fast test-all test-oldest coverage lint docs clean
 
 demo: $(DEMO_VENV)/installed
 	$(DEMO_VENV)/bin/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not exhaustive"
+	$(PYTEST) -m "not exhaustive"
 
-test-fast: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
+# While working: neither the linters nor the slow tests.
+test-fast: $(VENV)/installed
+	$(PYTEST) -m "not slow and not exhaustive" --hypothesis-profile fast
 
 # With thousands of damaged inputs and a kill at every step: an hour.
 test-all: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(PYTEST) --hypothesis-profile exhaustive
+
+# On the oldest dependencies that pyproject.toml admits; Python 3.10 and 3.11 have wheels of all of them.
+test-oldest: $(OLDEST_VENV)/installed
+	$(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not exhaustive" --hypothesis-profile fast
+
+coverage: $(VENV)/installed
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n $(JOBS) --dist worksteal -m "not exhaustive"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -29,10 +43,17 @@ lint: $(VENV)/installed
 	$(BIN)/codespell
 	$(BIN)/mypy
 
+# The site, in site/; it needs no network to read.
+docs: $(DOCS_VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 $(VENV)/installed: PACKAGES = --editable . --group dev
 $(DEMO_VENV)/installed: PACKAGES = --editable '.[cpu,io]' nilearn
+$(DOCS_VENV)/installed: PACKAGES = --editable . --group docs
+$(OLDEST_VENV)/installed: PACKAGES = --editable . --group dev --constraint tests/oldest.txt
+$(OLDEST_VENV)/installed: tests/oldest.txt
 
-$(VENV)/installed $(DEMO_VENV)/installed: pyproject.toml
+$(VENV)/installed $(DEMO_VENV)/installed $(DOCS_VENV)/installed $(OLDEST_VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "SAMRI needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
@@ -40,4 +61,4 @@ $(VENV)/installed $(DEMO_VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO_VENV) $(DOCS_VENV) $(OLDEST_VENV) .coverage .coverage.* site demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

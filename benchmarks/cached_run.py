@@ -31,6 +31,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from samri.metrics import dice
 from samri_runtime.cache import EmbeddingCache
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,11 +196,6 @@ def run(command: list[str]) -> float:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     return lasted
-
-
-def dice(ours: np.ndarray, theirs: np.ndarray) -> float:
-    both = int(ours.sum() + theirs.sum())
-    return 2 * int((ours & theirs).sum()) / both if both else 1.0
 
 
 def environment() -> dict[str, Any]:

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from peer_graphs import claim, phantom_picture, spread, versions
 
+from samri.metrics import dice
 from samri_export import export_bundle
 from samri_runtime import Predictor
 from samri_runtime.bench import phantom_scene
@@ -183,11 +184,6 @@ def timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def dice(one: Masks, other: Masks) -> float:
-    pixels = int(one.sum() + other.sum())
-    return 2 * int((one & other).sum()) / pixels if pixels else 1.0
 
 
 def as_markdown(report: dict[str, Any]) -> str:

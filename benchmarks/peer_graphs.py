@@ -111,7 +111,7 @@ def spread(seconds: list[float], unit: float = 1.0) -> str:
 def quiet_tracer() -> Iterator[None]:
     """Without what the tracing exporter says of code that isn't ours: that it is traced, by the older exporter."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.filterwarnings(
             "ignore", category=DeprecationWarning, module="torch|segment_anything|samexporter|peer_graphs"
         )

@@ -46,6 +46,7 @@ from peer_graphs import (
     versions,
 )
 
+from samri.contract import sam_decoder_feeds
 from samri.process import usable_cores
 from samri_export import export_bundle
 from samri_runtime import Embedding, Predictor
@@ -160,20 +161,12 @@ def official(folder: Path, features: Masks, shape: tuple[int, int], size: int) -
     settings.intra_op_num_threads = usable_cores()  # Its default, but for a process that may use some cores only.
     session = onnxruntime.InferenceSession(str(folder / "official.onnx"), settings, providers=["CPUExecutionProvider"])
     transform = ResizeLongestSide(size)
-    side = 4 * features.shape[-1]
 
     def ask(boxes: Masks) -> Masks:
         answers = []
         for box in boxes:
             coords = transform.apply_coords(box.reshape(1, 2, 2), shape).astype(np.float32)
-            feeds = {
-                "image_embeddings": features,
-                "point_coords": coords,
-                "point_labels": np.array([[2, 3]], np.float32),
-                "mask_input": np.zeros((1, 1, side, side), np.float32),
-                "has_mask_input": np.zeros(1, np.float32),
-                "orig_im_size": np.array(shape, np.float32),
-            }
+            feeds = sam_decoder_feeds(features, coords, np.array([[2, 3]], np.float32), shape)
             answers.append(session.run(["masks"], feeds)[0][0, 0])
         return np.stack(answers)
 

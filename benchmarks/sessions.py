@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from samri.bundle import Bundle
+from samri.contract import decoder_feeds, encoder_feeds
 from samri.process import usable_cores
 from samri_runtime.machine import current_rss, peak_rss
 from samri_runtime.providers import load_onnxruntime
@@ -156,18 +157,16 @@ def boxes(bundle: Bundle, count: int) -> dict[str, Any]:
     channels, grid, _ = bundle.manifest.embedding_shape
     rng = np.random.default_rng(0)
     corners = np.sort(rng.uniform(0, bundle.manifest.image_size, (count, 2, 2)), axis=1)
-    return {
-        "image_embeddings": 0.3 * rng.standard_normal((1, channels, grid, grid), dtype=np.float32),
-        "point_coords": corners.astype(np.float32),
-        "point_labels": np.tile(np.array([2, 3], np.float32), (count, 1)),
-        "mask_input": np.zeros((count, 1, 4 * grid, 4 * grid), np.float32),
-        "has_mask_input": np.zeros(count, np.float32),
-    }
+    return decoder_feeds(
+        0.3 * rng.standard_normal((1, channels, grid, grid), dtype=np.float32),
+        corners.astype(np.float32),
+        np.tile(np.array([2, 3], np.float32), (count, 1)),
+    )
 
 
 def picture(bundle: Bundle) -> dict[str, Any]:
     size = bundle.manifest.image_size
-    return {"image": np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)}
+    return encoder_feeds(np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32))
 
 
 def timed(call: Callable[[], Any]) -> float:

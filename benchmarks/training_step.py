@@ -29,13 +29,13 @@ from segment_anything.modeling import Sam
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from samri.model import Architecture, PromptDecoder, build_sam
+from samri.model import Architecture, SamDecoder, build_sam
 from samri.model._decoder import embed_points
 from samri.preprocessing import preprocess, profile
 from samri_training.store import EmbeddedSlice, EmbeddingStore, EncoderFacts, ShardWriter, StoreInfo, StorePlan
 from samri_training.train import Settings
 from samri_training.train._processes import Processes
-from samri_training.train._samples import Frame, Request, TrainingBatches
+from samri_training.train._samples import Request, SamplingConfig, TrainingBatches
 from samri_training.train._step import Training
 from tests.support.sams import SMALL, VIT_B, seeded_sam
 
@@ -163,7 +163,9 @@ def spread(seconds: list[float], per: int) -> str:
 def loading_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
     count = len(data.files)
     shape = data.store.info.embedding_shape
-    batches = TrainingBatches(data.store, Frame.of(profile("samri"), data.store.info.image_size, shape, Settings()))
+    batches = TrainingBatches(
+        data.store, SamplingConfig.of(profile("samri"), data.store.info.image_size, shape, Settings())
+    )
     whole = [tuple(range(at, min(at + batch_size, count))) for at in range(0, count, batch_size)]
 
     def ours() -> None:
@@ -188,9 +190,9 @@ def loading_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
 def step_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
     settings = Settings(batch_size=batch_size)
     shape = data.store.info.embedding_shape
-    frame = Frame.of(profile("samri"), data.store.info.image_size, shape, settings)
+    frame = SamplingConfig.of(profile("samri"), data.store.info.image_size, shape, settings)
     batches = TrainingBatches(data.store, frame)
-    training = Training(PromptDecoder(sam), settings, Processes(CPU), 1000)
+    training = Training(SamDecoder(sam), settings, Processes(CPU), 1000)
     optimizer = torch.optim.AdamW(training.parameters.values(), lr=1e-5, weight_decay=0.1)
     shares: list[list[float]] = [[], []]
 
@@ -226,7 +228,7 @@ def step_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
 def whole_model_table(title: str, data: Data, sam: Sam, samples: int, rounds: int, batch_size: int) -> None:
     parameters = sum(each.numel() for part in (sam.image_encoder, sam.mask_decoder) for each in part.parameters())
     settings = Settings(batch_size=batch_size)
-    frame = Frame.of(profile("samri"), data.store.info.image_size, data.store.info.embedding_shape, settings)
+    frame = SamplingConfig.of(profile("samri"), data.store.info.image_size, data.store.info.embedding_shape, settings)
     batches = TrainingBatches(data.store, frame)
 
     def whole_model() -> None:
@@ -243,7 +245,7 @@ def whole_model_table(title: str, data: Data, sam: Sam, samples: int, rounds: in
         for parameter, gradient in kept.items():
             parameter.grad = gradient
 
-    training = Training(PromptDecoder(sam), settings, Processes(CPU), 1000)
+    training = Training(SamDecoder(sam), settings, Processes(CPU), 1000)
     trained = sum(parameter.numel() for parameter in training.parameters.values())
 
     def decoder_only() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from samri.io import read_scan, write_png
+from samri.metrics import dice
 
 # In pixels of the slice as shown, x to the right and y down: the patient's right is on the left.
 AXIAL = {
@@ -124,10 +125,6 @@ def box_around(mask):
     """X1 Y1 X2 Y2, two pixels wider than the mask on every side."""
     rows, columns = np.nonzero(mask)
     return int(columns.min()) - 2, int(rows.min()) - 2, int(columns.max()) + 3, int(rows.max()) + 3
-
-
-def dice(first, second):
-    return 2 * (first & second).sum() / max(first.sum() + second.sum(), 1)
 
 
 if __name__ == "__main__":

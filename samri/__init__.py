@@ -1,9 +1,33 @@
-"""SAMRI's shared core: geometry, preprocessing, prompts and the bundle format, on numpy alone."""
+"""SAMRI: promptable segmentation of MRI. `load_model`, `read_scan` and `segment` are all that most programs need.
+
+The rest of this package is the core that the others share (geometry, preprocessing, prompts, the bundle format), on
+numpy alone. The three functions are imported when first used, so that `import samri` loads nothing heavy.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from samri.errors import SamriError
 
-__all__ = ["SamriError", "__version__"]
+if TYPE_CHECKING:
+    from samri.io import read_scan
+    from samri_runtime.segment import load_model, segment
+
+__all__ = ["SamriError", "__version__", "load_model", "read_scan", "segment"]
 
 __version__ = "0.1.0"
+
+_LAZY = {"load_model": "samri_runtime.segment", "read_scan": "samri.io", "segment": "samri_runtime.segment"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

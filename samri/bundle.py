@@ -10,17 +10,42 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from samri.errors import BundleError
 from samri.hashing import file_sha256
-from samri.manifest import FILE_NAME, BundleFile, Graph, Manifest, Precision, Role
+from samri.manifest import FILE_NAME, BundleFile, Graph, Manifest, Precision, Role, sha256_of_files
 from samri.onnx_wire import external_locations
 from samri.opening import open_regular, read_regular
 
 _MANIFEST_LIMIT = 16_000_000
 _CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".safetensors", ".bin"}
+
+
+class GraphFile:
+    """An ONNX graph on disk, and the SHA-256 of all its bytes, weights beside it included.
+
+    Attributes:
+        path: The ONNX file.
+    """
+
+    def __init__(self, path: str | Path, sha256: Callable[[], str] | None = None) -> None:
+        self.path = Path(path)
+        self._sha256 = sha256
+
+    def sha256(self) -> str:
+        """The SHA-256 that the files really have: a bundle's graph has it from its checks, another is hashed now.
+
+        Raises:
+            BundleError: A file of a bundle's graph was changed, or the graph can't be parsed.
+            OSError: A file can't be read.
+        """
+        if self._sha256 is None:
+            beside = [self.path.parent / location for location in sorted(external_locations(self.path))]
+            digest = sha256_of_files([file_sha256(file) for file in (self.path, *beside)])
+            self._sha256 = lambda: digest
+        return self._sha256()
 
 
 class Bundle:
@@ -48,6 +73,13 @@ class Bundle:
 
         Raises:
             BundleError: No bundle there, or its manifest is damaged, unsafe, too new or not the expected one.
+
+        Example:
+            >>> from samri.bundle import Bundle
+            >>> from samri_runtime import models
+            >>> bundle = Bundle.open(models.find("samri-tiny"))
+            >>> bundle.manifest.name, bundle.manifest.image_size, bundle.manifest.profile.name
+            ('samri-tiny', 256, 'samri')
         """
         file = _manifest_file(Path(path))
         text = read_regular(file, error=BundleError, limit=_MANIFEST_LIMIT)
@@ -78,16 +110,17 @@ class Bundle:
         Raises:
             BundleError: The graph or a file of it is missing, changed, or would open a file outside the bundle.
         """
-        with self.opening(role, precision) as path:
-            return path
+        with self.opening(role, precision) as file:
+            return file.path
 
     @contextlib.contextmanager
-    def opening(self, role: Role, precision: Precision = "fp32") -> Iterator[Path]:
-        """Path of a graph that is opened within the block; use what was opened only once the block has ended.
+    def opening(self, role: Role, precision: Precision = "fp32") -> Iterator[GraphFile]:
+        """A graph that is opened within the block; use what was opened only once the block has ended.
 
         By then all its files were found whole, unchanged and inside the folder. The graph itself is before the block
         begins. The weights beside it, which are plain numbers, are hashed while the block runs: where there is another
-        core, and ONNX Runtime lets Python's threads go on while it opens a graph, that takes no time of its own.
+        core, and ONNX Runtime lets Python's threads go on while it opens a graph, that takes no time of its own. Within
+        the block, `GraphFile.sha256` waits for them.
 
         Raises:
             BundleError: As `graph_path`; if it is for the weights, at the end of the block, in place of an exception of
@@ -96,17 +129,22 @@ class Bundle:
         graph = self.graph(role, precision)
         path = self.folder / graph.file.path
         if graph in self._checked:
-            yield path
+            yield GraphFile(path, lambda: graph.sha256)
             return
         for file in (graph.file, *graph.external_data):
             self._check_place_and_size(file)
         self._check_hash(graph.file)
         self._check_external_data(graph)
         if graph.external_data:
-            with self._hashed_meanwhile(graph.external_data):
-                yield path
+            with self._hashed_meanwhile(graph.external_data) as wait:
+
+                def checked_sha256() -> str:
+                    wait()
+                    return graph.sha256
+
+                yield GraphFile(path, checked_sha256)
         else:
-            yield path
+            yield GraphFile(path, lambda: graph.sha256)
         self._checked.add(graph)
 
     def verify(self) -> None:
@@ -119,20 +157,24 @@ class Bundle:
             self.graph_path(graph.role, graph.precision)
 
     @contextlib.contextmanager
-    def _hashed_meanwhile(self, files: Sequence[BundleFile]) -> Iterator[None]:
+    def _hashed_meanwhile(self, files: Sequence[BundleFile]) -> Iterator[Callable[[], None]]:
+        """Hash files in the background; yields what waits for all of them, as the end of the block does."""
         from concurrent.futures import ThreadPoolExecutor  # Takes longer to import than a small bundle to open.
 
         background = ThreadPoolExecutor(max_workers=1)
-        try:
-            checks = [background.submit(self._check_hash, file) for file in files]
-            try:
-                yield
-            except Exception:
-                for check in checks:
-                    check.result()
-                raise
+        checks = [background.submit(self._check_hash, file) for file in files]
+
+        def wait() -> None:
             for check in checks:
                 check.result()
+
+        try:
+            try:
+                yield wait
+            except Exception:
+                wait()
+                raise
+            wait()
         finally:
             background.shutdown(wait=False, cancel_futures=True)
 

@@ -51,6 +51,16 @@ class SliceView:
         flip_columns: Columns run against their voxel axis.
         plane: Name of the anatomical plane, when one was asked for.
         position: Index in RAS order, when a plane was asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> from samri.geometry import axis_view
+        >>> volume = np.zeros((50, 60, 20))
+        >>> view = axis_view(volume.shape, axis=2, index=7)
+        >>> view.extract(volume).shape, (view.row_axis, view.column_axis)
+        ((50, 60), (0, 1))
+        >>> view.insert(np.ones(view.shape, bool)).sum(axis=(0, 1))[6:9].tolist()
+        [0, 3000, 0]
     """
 
     grid: tuple[int, ...]
@@ -65,7 +75,25 @@ class SliceView:
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the slice as shown."""
-        rows, columns = [n for axis, n in enumerate(self.grid) if axis != self.axis]
+        return self.grid[self.row_axis], self.grid[self.column_axis]
+
+    @property
+    def row_axis(self) -> int:
+        """Axis of the grid that runs down the slice as shown."""
+        return self._display_axes[0]
+
+    @property
+    def column_axis(self) -> int:
+        """Axis of the grid that runs along the slice as shown."""
+        return self._display_axes[1]
+
+    def spacing(self, grid_spacing: Sequence[float]) -> tuple[float, float]:
+        """Distance between rows and between columns as shown, from the distances along the axes of the grid."""
+        return grid_spacing[self.row_axis], grid_spacing[self.column_axis]
+
+    @property
+    def _display_axes(self) -> tuple[int, int]:
+        rows, columns = [axis for axis in range(len(self.grid)) if axis != self.axis]
         return (columns, rows) if self.transpose else (rows, columns)
 
     @property
@@ -107,15 +135,11 @@ class SliceView:
             "index": self.index,
             "plane": self.plane,
             "plane_index": self.position,
-            "rows_from_axis": self._axis_of_rows_and_columns()[0],
-            "columns_from_axis": self._axis_of_rows_and_columns()[1],
+            "rows_from_axis": self.row_axis,
+            "columns_from_axis": self.column_axis,
             "flip_rows": self.flip_rows,
             "flip_columns": self.flip_columns,
         }
-
-    def _axis_of_rows_and_columns(self) -> tuple[int, int]:
-        rows, columns = [axis for axis in range(len(self.grid)) if axis != self.axis]
-        return (columns, rows) if self.transpose else (rows, columns)
 
 
 def whole_view(shape: Sequence[int]) -> SliceView:
@@ -162,6 +186,13 @@ def plane_view(shape: Sequence[int], affine: npt.ArrayLike, plane: Plane, index:
 
     Raises:
         InputError: No such slice, or the affine doesn't span three directions.
+
+    Example:
+        >>> import numpy as np
+        >>> from samri.geometry import plane_view
+        >>> view = plane_view((50, 60, 20), np.diag([1, 1, 3, 1]), "coronal", 12)
+        >>> view.axis, view.index, view.shape, view.spacing((1, 1, 3))
+        (1, 12, (20, 50), (3, 1))
     """
     grid = tuple(shape)
     if len(grid) != 3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -57,6 +57,11 @@ class BundleFile:
         return cls(path, entry.get("bytes", int), digest)
 
 
+def sha256_of_files(digests: Sequence[str]) -> str:
+    """One SHA-256 for several files: of a single one its own, else that of their hexadecimal digests in a row."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Graph:
     """One ONNX graph of a bundle.
@@ -78,9 +83,7 @@ class Graph:
     @property
     def sha256(self) -> str:
         """Of the graph with its weights: its file's, or, with files beside it, that of all their SHA-256s in a row."""
-        if not self.external_data:
-            return self.file.sha256
-        return hashlib.sha256("".join(file.sha256 for file in (self.file, *self.external_data)).encode()).hexdigest()
+        return sha256_of_files([file.sha256 for file in (self.file, *self.external_data)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

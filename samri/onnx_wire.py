@@ -1,7 +1,14 @@
 """Which files beside it an ONNX graph would open, read from the protobuf bytes without the onnx package.
 
 ONNX Runtime opens a graph's external data by the path that the graph itself holds. A bundle may come from anywhere, so
-those paths are read first. Only the fields that can lead to a tensor are followed; everything else is stepped over, so
+those paths are read first, and a bundle whose manifest doesn't list one of them is refused.
+
+ONNX Runtime's own check doesn't replace this. Releases 1.22 and 1.23, the last for Python 3.10, open `../weights`,
+absolute paths and links that leave the folder; 1.24 and later refuse those (tried up to 1.30), but open a hard link, or
+any file of the folder, so that weights which nobody hashed would be used. What a graph refers to stands nowhere but in
+the graph, and reading it with the onnx package would make that, and protobuf, a dependency of every host.
+
+Only the fields that can lead to a tensor are followed; everything else is stepped over, so
 that a graph of hundreds of megabytes is scanned in a moment through a memory map.
 """
 

@@ -80,7 +80,9 @@ class Profile:
         return known
 
 
-_IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""SAM's, of red, green and blue from 0 to 255: those of ImageNet."""
+
 _PROFILES: dict[ProfileName, Profile] = {
     "samri": Profile(
         "samri",
@@ -88,8 +90,9 @@ _PROFILES: dict[ProfileName, Profile] = {
         (0.0, 100.0),
         "longest-side-bilinear",
         "mean-std",
-        **_IMAGENET,
-        upscale="logits-via-padded-square",
+        PIXEL_MEAN,
+        PIXEL_STD,
+        "logits-via-padded-square",
     ),
     "sam": Profile(
         "sam",
@@ -97,8 +100,9 @@ _PROFILES: dict[ProfileName, Profile] = {
         (0.0, 100.0),
         "longest-side-bilinear",
         "mean-std",
-        **_IMAGENET,
-        upscale="logits-via-padded-square",
+        PIXEL_MEAN,
+        PIXEL_STD,
+        "logits-via-padded-square",
     ),
     "medsam": Profile(
         "medsam",
@@ -118,9 +122,22 @@ def profile(name: ProfileName) -> Profile:
     return _PROFILES[name]
 
 
-def says_medsam(*paths: str | Path | None) -> bool:
-    """Whether the file name of a checkpoint tells that it needs the `medsam` profile."""
-    return any("medsam" in Path(path).name.lower() for path in paths if path is not None)
+def unclear_profile(checkpoint: str | Path, *names: str | Path | None, option: str = "--profile ") -> str | None:
+    """Why the profile of a checkpoint must be named, in one line; None where `samri` may be assumed.
+
+    Weights don't tell which preprocessing they were trained with. A name with "medsam" in it is the only hint.
+
+    Args:
+        checkpoint: The file, as the line names it.
+        names: Further paths and names that may hold the hint, such as the base of a decoder-only checkpoint.
+        option: What stands before the profile's name in the way out.
+    """
+    if not any("medsam" in Path(name).name.lower() for name in (checkpoint, *names) if name is not None):
+        return None
+    return (
+        f"{checkpoint} looks like MedSAM, whose preprocessing differs from SAM's, and the weights don't tell: "
+        f"pass {option}medsam (or samri or sam, if it was trained that way)"
+    )
 
 
 def input_shape(shape: tuple[int, int], profile: Profile, image_size: int) -> tuple[int, int]:

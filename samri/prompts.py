@@ -20,6 +20,9 @@ BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = 2, 3
 NO_BOX = -1  # A learned token, once in every prompt that has no box.
 ABSENT = -2  # No token at all: fills up a batch of prompts of different lengths.
 
+PROMPTS_AT_ONCE = 32
+"""More prompts than this are decoded in turns, since each one holds several image-sized arrays."""
+
 
 def _no_points() -> npt.NDArray[np.float64]:
     return np.zeros((0, 2))
@@ -66,10 +69,16 @@ class Prompt:
     def of(
         cls, points: npt.ArrayLike | None = None, labels: npt.ArrayLike | None = None, box: npt.ArrayLike | None = None
     ) -> Prompt:
-        """A prompt from lists or arrays; points without labels belong to the object.
+        """A prompt from lists or arrays; points without labels are foreground.
 
         Raises:
             PromptError: As the class.
+
+        Example:
+            >>> from samri.prompts import Prompt
+            >>> prompt = Prompt.of(points=[[20, 30], [5, 5]], labels=[1, 0], box=[10, 12, 60, 45])
+            >>> prompt.box, prompt.labels
+            (array([10., 12., 60., 45.]), array([1, 0]))
         """
         xy = _no_points() if points is None else finite_numbers(points, "points")
         kinds = np.ones(len(xy) if xy.ndim else 0) if labels is None else finite_numbers(labels, "point labels")

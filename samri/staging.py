@@ -29,7 +29,7 @@ def staged_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if os.path.lexists(path) and not (path.is_symlink() or path.is_file() or path.is_dir()):
         raise OutputError(f"cannot write {path}: it is no regular file: name another output")
-    with _as_output_error(path), _made_folders(path.parent), stage_beside(path.parent, path.name) as stage:
+    with as_output_error(path), _made_folders(path.parent), stage_beside(path.parent, path.name) as stage:
         # The suffix stays, since writers choose their format by it (`.nii.gz`).
         yield stage.new / path.name
         (stage.new / path.name).replace(path)
@@ -51,7 +51,7 @@ def staged_files(folder: str | Path, *, obsolete: Iterable[str] = (), last: str 
         OutputError: The folder can't be written, is a file, holds a folder by the name of a file, or the disk is full.
     """
     folder = Path(folder)
-    with _as_output_error(folder), _made_folders(folder), stage_beside(folder, "files") as stage:
+    with as_output_error(folder), _made_folders(folder), stage_beside(folder, "files") as stage:
         yield stage.new
         names = sorted((file.name for file in stage.new.iterdir()), key=lambda name: (name == last, name))
         stale = [name for name in obsolete if name not in names and not _is_real_folder(folder / name)]
@@ -96,8 +96,8 @@ def staged_folder(
             full; and what `check` raises.
     """
     path = Path(path)
-    with _as_output_error(path):
-        target = path.resolve() if path.is_symlink() else path
+    with as_output_error(path):
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
         clean(target.parent)  # An earlier folder may have to be put back first.
         _refuse_existing(path, overwrite, check)
         with _made_folders(target.parent), stage_beside(target.parent, target.name) as stage:
@@ -144,7 +144,7 @@ def claimed_folder(folder: Path, lock: str, busy: str) -> Iterator[None]:
         OutputError: Another process holds the lock, which is told as `busy`, or the folder can't be written.
     """
     with contextlib.ExitStack() as held:
-        with _as_output_error(folder):
+        with as_output_error(folder):
             held.enter_context(_made_folders(folder))
             held.enter_context(exclusive(folder / lock, busy))
         clean(folder)
@@ -169,11 +169,12 @@ def _made_folders(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
+def as_output_error(path: Path, remedy: str = "") -> Iterator[None]:
+    """Turn an OSError into a one-line OutputError that names `path` and ends with `remedy`."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno is not None else str(error)
-        raise OutputError(f"cannot write {path}: {reason}") from error
+        raise OutputError(f"cannot write {path}: {reason}{remedy}") from error

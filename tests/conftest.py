@@ -9,12 +9,20 @@ from pathlib import Path
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
+import hypothesis
 import pytest
 import torch
 from segment_anything.modeling import Sam
 
 from samri_export import export_bundle
+from samri_runtime.cli import _progress as progress
 from tests.support.sams import SMALL, save_checkpoint, seeded_sam
+from tests.support.sessions import made_once
+
+# `make test-fast` draws a quarter of the examples, `make test-all` ten times as many. See tests/support/examples.py.
+for profile, examples in {"usual": 100, "fast": 25, "exhaustive": 1000}.items():
+    hypothesis.settings.register_profile(profile, max_examples=examples, deadline=None)
+hypothesis.settings.load_profile("usual")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +47,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def quick_stages_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage is named where it takes over two seconds, which on a busy machine any may: in these tests, never."""
+    monkeypatch.setattr(progress, "_SILENT_S", 600.0)
+
+
 @pytest.fixture(scope="session")
 def small_sam() -> Sam:
     """A seeded SAM-shaped model that exports in seconds. Don't change its weights."""
@@ -48,15 +62,15 @@ def small_sam() -> Sam:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_sam: Sam) -> Path:
     """`small_sam` as an ordinary .pth file."""
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small.pth", small_sam)
+    return made_once(tmp_path_factory, "small.pth", lambda path: save_checkpoint(path, small_sam))
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """`checkpoint` as a bundle with the `samri` profile. Don't write into it."""
-    return export_bundle(
-        checkpoint, tmp_path_factory.mktemp("exported") / "small", profile="samri", verify="off"
-    ).folder
+    return made_once(
+        tmp_path_factory, "small", lambda folder: export_bundle(checkpoint, folder, profile="samri", verify="off")
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -11,37 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import nn
 
 from samri import __version__
 from samri.bundle import Bundle, write_manifest
+from samri.contract import GraphSpec, graph_spec
 from samri.errors import BundleError, CheckpointError
 from samri.manifest import Graph, Manifest, Precision, Role, embedding_id
 from samri.model import (
+    Architecture,
     Checkpoint,
+    DecoderImageStage,
+    DecoderPromptStage,
     ImageEncoder,
-    ImageSide,
-    PromptDecoder,
-    PromptSide,
+    SamDecoder,
     encoder_sha256,
+    image_stage_shapes,
     load_checkpoint,
 )
-from samri.preprocessing import ProfileName, says_medsam
+from samri.preprocessing import ProfileName, unclear_profile
 from samri.preprocessing import profile as profile_named
 from samri.staging import staged_folder
 from samri_export._bindings import beyond_bindings
-from samri_export._choices import OFFERED_PRECISIONS, Contract, Level
+from samri_export._choices import OFFERED_PRECISIONS, Contract, Level, check_choices
 from samri_export._compact import ROUNDED_TO, round_weights, staged_checkpoint, stored_in_half
-from samri_export._graph_specs import (
-    OPSET,
-    decoder_spec,
-    encoder_spec,
-    image_side_spec,
-    prompt_side_spec,
-    sam_contract_spec,
-)
-from samri_export._onnx_writing import write_graph
-from samri_export._precisions import Variants, file_name, graph_of, without_unneeded
-from samri_export._real_slices import real_slices
+from samri_export._gate_slices import gate_slices
+from samri_export._lower_precisions import LowerPrecisions, file_name, measured_graph, without_unneeded
+from samri_export._onnx_writing import OPSET, write_graph
 from samri_export._replacing import check_bundle
 from samri_export._report import Report
 from samri_export._sam_contract import SamContractDecoder
@@ -104,21 +100,25 @@ def export_bundle(
         VerificationError: A graph doesn't give the model's results, or no precision that was asked for reaches its bar.
         InputError: A scan can't be read, or a precision needs real slices and there are none.
         OutputError: `output` or `rounded_checkpoint` exists and isn't to be overwritten, or can't be written.
-        ValueError: A precision that isn't offered, a contract that doesn't suit the profile, or a rounded checkpoint of
-            a bundle that isn't compact.
+        ValueError: The options don't go together; see `check_choices`.
     """
     output = Path(output)
     chosen = _chosen_profile(profile, checkpoint, base)
-    _check_request(chosen, contracts, precisions)
+    check_choices(
+        profile=chosen,
+        contracts=contracts,
+        precisions=precisions,
+        verify=verify,
+        verify_images=verify_images,
+        force=force,
+        compact=compact,
+        rounded_checkpoint=rounded_checkpoint,
+    )
     lower = tuple(dict.fromkeys(precision for precision in precisions if precision != "fp32"))
-    if lower and verify == "off" and not force:
-        raise ValueError(f"{lower[0]} is compared with fp32 before it is kept: verify, or force")
-    if rounded_checkpoint is not None and not compact:
-        raise ValueError("only a compact bundle has rounded weights to keep")
     kept = None if rounded_checkpoint is None else Path(rounded_checkpoint)
     progress(f"profile {chosen}" + ("" if profile else " (the default; --profile names another)"))
     scans = [Path(image) for image in verify_images]
-    slices = real_slices(scans, profile_named(chosen)) if lower and verify != "off" else None
+    slices = gate_slices(scans, profile_named(chosen)) if lower and verify != "off" else None
     # First of all, so that a scan or an output that can't be is told before minutes of work.
     own = () if verify == "off" else own_pictures(scans, profile_named(chosen))
     with (
@@ -144,8 +144,10 @@ def export_bundle(
         if compact:
             graphs = [stored_in_half(folder, graph) for graph in graphs]
         report = _verified(source, chosen, folder, graphs, verify, own, progress)
-        variants = Variants(lower, ids, slices, force)
-        added, results = variants.add(folder, graphs, profile_named(chosen), source.architecture.image_size, progress)
+        precisions_to_add = LowerPrecisions(lower, ids, slices, force)
+        added, results = precisions_to_add.add(
+            folder, graphs, profile_named(chosen), source.architecture.image_size, progress
+        )
         report = dataclasses.replace(report, variants=results)
         graphs = [*without_unneeded(folder, graphs, precisions, results), *added]
         for line in report.table():
@@ -158,23 +160,9 @@ def export_bundle(
 
 
 def _chosen_profile(profile: ProfileName | None, checkpoint: str | Path, base: str | Path | None) -> ProfileName:
-    if profile is None and says_medsam(checkpoint, base):
-        raise CheckpointError(
-            f"{checkpoint}: the name says medsam, whose preprocessing differs from SAM's, and the weights don't tell: "
-            "pass --profile medsam, or --profile sam or samri if it was trained that way"
-        )
+    if profile is None and (unclear := unclear_profile(checkpoint, base)) is not None:
+        raise CheckpointError(unclear)
     return profile or "samri"
-
-
-def _check_request(profile: ProfileName, contracts: Sequence[Contract], precisions: Sequence[Precision]) -> None:
-    unknown = [precision for precision in precisions if precision not in OFFERED_PRECISIONS]
-    if unknown or not precisions:
-        raise ValueError(f"precisions are {', '.join(OFFERED_PRECISIONS)}, not {unknown or 'none'}")
-    if contracts and profile_named(profile).resize != "longest-side-bilinear":
-        raise ValueError(
-            "Meta's interface resizes by the longest side, which the medsam profile doesn't: "
-            "leave out --contract, or export with --profile sam for applications that preprocess as SAM does"
-        )
 
 
 def _embedding_ids(source: Checkpoint, profile: ProfileName) -> dict[Precision, str]:
@@ -185,11 +173,21 @@ def _embedding_ids(source: Checkpoint, profile: ProfileName) -> dict[Precision, 
     }
 
 
+def _spec(architecture: Architecture, role: Role) -> GraphSpec:
+    return graph_spec(
+        role,
+        image_size=architecture.image_size,
+        embedding_shape=architecture.embedding_shape,
+        masks=architecture.mask_tokens,
+        image_stage=image_stage_shapes(architecture),
+    )
+
+
 def _write_encoder(source: Checkpoint, folder: Path, identity: str) -> Graph:
     path = folder / file_name("encoder", "fp32")
     encoder = ImageEncoder(source.sam.image_encoder)
-    external = write_graph(encoder, encoder_spec(source.architecture), path, sizes={"images": 1})
-    return graph_of(folder, "encoder", "fp32", path, external, identity)
+    external = write_graph(encoder, _spec(source.architecture, "encoder"), path, sizes={"images": 1})
+    return measured_graph(folder, "encoder", "fp32", path, external, identity)
 
 
 def _copy_encoder(bundle_folder: Path, folder: Path, identity: str) -> Graph:
@@ -210,24 +208,20 @@ def _copy_encoder(bundle_folder: Path, folder: Path, identity: str) -> Graph:
 
 
 def _write_decoders(source: Checkpoint, folder: Path, contracts: Sequence[Contract]) -> list[Graph]:
-    decoder = PromptDecoder(source.sam)
-    path = folder / file_name("decoder", "fp32")
-    external = write_graph(decoder, decoder_spec(source.architecture), path, sizes={"prompts": 2, "points": 3})
-    graphs = [graph_of(folder, "decoder", "fp32", path, external)]
-    sides = (
-        (ImageSide(source.sam), image_side_spec(source.architecture)),
-        (PromptSide(source.sam), prompt_side_spec(source.architecture)),
-    )
-    for side, spec in sides:
-        path = folder / file_name(spec.role, "fp32")
-        external = write_graph(side, spec, path, sizes={"prompts": 2, "points": 3, "masks": 2})
-        graphs.append(graph_of(folder, spec.role, "fp32", path, external))
-    for contract in dict.fromkeys(contracts):
-        role = _CONTRACT_ROLES[contract]
-        module = SamContractDecoder(decoder, single_mask=contract == "sam")
+    decoder = SamDecoder(source.sam)
+    modules: dict[Role, nn.Module] = {
+        "decoder": decoder,
+        "decoder_image": DecoderImageStage(source.sam),
+        "decoder_prompts": DecoderPromptStage(source.sam),
+    }
+    for contract in contracts:
+        modules[_CONTRACT_ROLES[contract]] = SamContractDecoder(decoder, single_mask=contract == "sam")
+    graphs = []
+    for role, module in modules.items():
         path = folder / file_name(role, "fp32")
-        external = write_graph(module, sam_contract_spec(source.architecture, role), path, sizes={"num_points": 3})
-        graphs.append(graph_of(folder, role, "fp32", path, external))
+        sizes = {"prompts": 2, "points": 3, "masks": 2, "num_points": 3}
+        external = write_graph(module, _spec(source.architecture, role), path, sizes=sizes)
+        graphs.append(measured_graph(folder, role, "fp32", path, external))
     return graphs
 
 

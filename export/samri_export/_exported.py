@@ -7,6 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from samri.contract import (
+    Feeds,
+    decoder_feeds,
+    decoder_image_feeds,
+    decoder_prompts_feeds,
+    encoder_feeds,
+    sam_decoder_feeds,
+)
 from samri.manifest import Role
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, preprocess
@@ -39,7 +47,7 @@ class Exported:
     def encode(self, picture: Picture) -> tuple[Floats, Floats]:
         """The model input, (1, 3, S, S), and its embedding, (1, C, G, G)."""
         image = preprocess(picture.pixels, self._profile, self._size, intensity_range=picture.intensity_range)
-        (embedding,) = self._sessions["encoder"].run(["image_embeddings"], {"image": image})
+        (embedding,) = self._sessions["encoder"].run(["image_embeddings"], encoder_feeds(image))
         return image, embedding
 
     def answer(self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None) -> Answer:
@@ -53,51 +61,34 @@ class Exported:
 
         As hosts do, it asks for the single mask and for the candidates in calls of their own.
         """
-        side = self._sessions["decoder_image"]
-        tensors = dict(
-            zip(
-                [each.name for each in side.get_outputs()], side.run(None, {"image_embeddings": embedding}), strict=True
-            )
-        )
-        feeds = self.decoder_feeds(embedding, case, shape, None)
-        prompts = {name: feeds[name] for name in ("point_coords", "point_labels")}
+        image, prompts = self._sessions["decoder_image"], self._sessions["decoder_prompts"]
+        names = [each.name for each in image.get_outputs()]
+        stage = dict(zip(names, image.run(None, decoder_image_feeds(embedding)), strict=True))
+        points = self._points(case, shape)
         answers = [
-            self._sessions["decoder_prompts"].run(
-                ["low_res_masks", "iou_predictions"], {**tensors, **prompts, "wanted_masks": wanted}
-            )
-            for wanted in np.split(np.arange(self._masks, dtype=np.int64), [1])
+            prompts.run(["low_res_masks", "iou_predictions"], decoder_prompts_feeds(stage, *points, indices))
+            for indices in np.split(np.arange(self._masks, dtype=np.int64), [1])
         ]
         low_res, scores = (np.concatenate(parts, axis=1) for parts in zip(*answers, strict=True))
         return Answer(low_res, scores, self._at_size(low_res, shape))
 
-    def decoder_feeds(
-        self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None
-    ) -> dict[str, Floats]:
+    def decoder_feeds(self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None) -> Feeds:
         """The inputs of `decoder.onnx` for all prompts of the batch."""
-        coords, labels = pack(case.prompts)
-        return {
-            "image_embeddings": embedding,
-            "point_coords": to_model_frame(coords, shape, self._profile, self._size),
-            "point_labels": labels,
-            **self._mask_inputs(masks, len(labels), embedding.shape[-1]),
-        }
+        return decoder_feeds(embedding, *self._points(case, shape), masks)
 
     def answer_sam_contract(
         self, role: Role, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None
     ) -> Answer:
         """The one prompt of `case` through a decoder with Meta's interface."""
-        coords, labels = pack(case.prompts)
         at_size, scores, low_res = self._sessions[role].run(
             ["masks", "iou_predictions", "low_res_masks"],
-            {
-                "image_embeddings": embedding,
-                "point_coords": to_model_frame(coords, shape, self._profile, self._size),
-                "point_labels": labels,
-                "orig_im_size": np.array(shape, dtype=np.float32),
-                **self._mask_inputs(masks, 1, embedding.shape[-1]),
-            },
+            sam_decoder_feeds(embedding, *self._points(case, shape), shape, masks),
         )
         return Answer(low_res, scores, at_size)
+
+    def _points(self, case: PromptCase, shape: tuple[int, int]) -> tuple[Floats, Floats]:
+        coords, labels = pack(case.prompts)
+        return to_model_frame(coords, shape, self._profile, self._size), labels
 
     def _at_size(self, low_res: Floats, shape: tuple[int, int]) -> Floats:
         at_size = upscale_logits(low_res, shape, self._profile, self._size)
@@ -105,12 +96,3 @@ class Exported:
             half = np.float32(0.5)
             at_size = half * np.tanh(half * at_size)  # The probability less 0.5.
         return at_size
-
-    @staticmethod
-    def _mask_inputs(masks: Floats | None, prompts: int, grid: int) -> dict[str, Floats]:
-        if masks is None:
-            return {
-                "mask_input": np.zeros((prompts, 1, 4 * grid, 4 * grid), dtype=np.float32),
-                "has_mask_input": np.zeros(prompts, dtype=np.float32),
-            }
-        return {"mask_input": masks, "has_mask_input": np.ones(prompts, dtype=np.float32)}

@@ -28,7 +28,7 @@ _LARGE_WEIGHT = 1 << 20  # Bytes.
 Feeds = Mapping[str, npt.NDArray[np.float32]]
 
 
-def halved(model: onnx.ModelProto, too_large: Collection[str] = ()) -> onnx.ModelProto:
+def to_fp16(model: onnx.ModelProto, too_large: Collection[str] = ()) -> onnx.ModelProto:
     """A copy of a float32 graph in half precision.
 
     Args:

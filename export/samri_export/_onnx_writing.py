@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -19,9 +19,11 @@ from onnx.helper import make_graph, make_model, make_opsetid, make_tensor_value_
 from torch import nn
 
 from samri import __version__
+from samri.contract import GraphSpec, TensorSpec
 from samri.errors import VerificationError
 from samri_export._bindings import beyond_bindings, split_concatenations
-from samri_export._graph_specs import OPSET, GraphSpec, TensorSpec, named_axes
+
+OPSET = 17
 
 IR_VERSION = 8
 """The lowest that opset 17 allows, so that every ONNX Runtime which knows the opset reads the file."""
@@ -106,14 +108,34 @@ def _trace(module: nn.Module, spec: GraphSpec, path: Path, sizes: dict[str, int]
     with torch.no_grad(), _expected_deprecations():
         torch.onnx.export(
             module.eval(),
-            spec.example(sizes),
+            _example(spec, sizes),
             str(path),
             dynamo=False,
             opset_version=OPSET,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_axes=named_axes(spec.inputs + spec.outputs),
+            dynamic_axes=_named_axes(spec.inputs + spec.outputs),
         )
+
+
+def _example(spec: GraphSpec, sizes: dict[str, int]) -> tuple[torch.Tensor, ...]:
+    """Inputs to trace with, named axes having `sizes`. Ones are valid for all of them."""
+    return tuple(
+        torch.ones(
+            [axis if isinstance(axis, int) else sizes[axis] for axis in tensor.axes],
+            dtype=torch.int64 if tensor.integer else torch.float32,
+        )
+        for tensor in spec.inputs
+    )
+
+
+def _named_axes(tensors: Sequence[TensorSpec]) -> dict[str, dict[int, str]]:
+    """The axes of any size, as `torch.onnx.export` takes them."""
+    named = {
+        tensor.name: {index: axis for index, axis in enumerate(tensor.axes) if isinstance(axis, str)}
+        for tensor in tensors
+    }
+    return {name: axes for name, axes in named.items() if axes}
 
 
 @contextlib.contextmanager

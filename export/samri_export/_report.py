@@ -1,4 +1,7 @@
-"""What a verification found, in numbers, in words and as a table."""
+"""What an export's comparisons found, in numbers, in words and as a table.
+
+The fp32 graphs are compared with the model, within `TOLERANCES`; lower precisions with fp32, within `THRESHOLDS`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from samri.manifest import Precision
+from samri.manifest import Precision, Role
+from samri.metrics import dice
 from samri_export._choices import Level
 from samri_export._reference import Answer, Floats
-from samri_export._variant_report import VariantResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +87,131 @@ class CaseResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Threshold:
+    """What a precision has to reach on real slices, against the float32 graphs of the same bundle.
+
+    Attributes:
+        mean_dice: Smallest mean Dice of the masks at the slice's size.
+        low_dice: Smallest Dice that 95 % of the masks have to reach.
+        logits: Largest difference of low-resolution logits: root mean square, as a fraction of their deviation.
+        scores: Largest mean difference of the predicted IoU.
+    """
+
+    mean_dice: float
+    low_dice: float
+    logits: float
+    scores: float
+
+
+THRESHOLDS: dict[Precision, Threshold] = {
+    "fp16": Threshold(mean_dice=0.998, low_dice=0.99, logits=0.01, scores=0.005),
+    "int8": Threshold(mean_dice=0.98, low_dice=0.9, logits=0.15, scores=0.03),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What the comparison on real slices found.
+
+    Attributes:
+        pictures: The slices.
+        masks: How many masks were compared.
+        masks_without_dice: How many of them are almost empty or full in float32, so that Dice says nothing.
+        embedding: Difference of the embeddings, root mean square, as a fraction of their standard deviation.
+        logits: As in `Threshold`.
+        largest_logit: The largest difference of one logit, as a fraction of the range.
+        scores: Mean difference of the predicted IoU.
+        largest_score: The largest.
+        mean_dice: Of the masks that Dice says something about; None if there are none.
+        low_dice: The Dice that 95 % of them reach.
+        smallest_dice: Of them all.
+        overflowing: Tensors that came too near to half precision's end and stayed float32, with their largest values.
+    """
+
+    pictures: tuple[str, ...]
+    masks: int
+    masks_without_dice: int
+    embedding: float
+    logits: float
+    largest_logit: float
+    scores: float
+    largest_score: float
+    mean_dice: float | None
+    low_dice: float | None
+    smallest_dice: float | None
+    overflowing: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionResult:
+    """One lower precision: what it measured, and whether it is in the bundle.
+
+    Attributes:
+        precision: Of the graphs.
+        roles: The graphs that it has; those it lacks are float32's.
+        kept: Whether they are in the bundle.
+        measured: None when verification was off.
+    """
+
+    precision: Precision
+    roles: tuple[Role, ...]
+    kept: bool
+    measured: Measured | None
+
+    def failures(self) -> list[str]:
+        """What lies beyond the bar, in words. Not a number lies beyond any."""
+        found, bar = self.measured, THRESHOLDS[self.precision]
+        if found is None:
+            return [f"{self.precision} wasn't compared with float32 (--verify off)"]
+        failed = []
+        if found.mean_dice is not None and not found.mean_dice >= bar.mean_dice:
+            failed.append(f"mean Dice of the masks is {found.mean_dice:.4f} (at least {bar.mean_dice:g})")
+        if found.low_dice is not None and not found.low_dice >= bar.low_dice:
+            failed.append(f"5 % of the masks have a Dice below {found.low_dice:.4f} (at least {bar.low_dice:g})")
+        if not found.logits <= bar.logits:
+            failed.append(f"logits differ by {found.logits:.3f} of their deviation (at most {bar.logits:g})")
+        if not found.scores <= bar.scores:
+            failed.append(f"scores differ by {found.scores:.4f} (at most {bar.scores:g})")
+        return failed
+
+    def lines(self) -> list[str]:
+        """For the screen."""
+        failed = self.failures()
+        verdict = "kept" if self.kept else "not kept"
+        if self.measured is None:
+            return [f"{self.precision}: {verdict}: {failed[0]}"]
+        found = self.measured
+        dice = "no mask that Dice says something about" if found.mean_dice is None else f"Dice {found.mean_dice:.4f}"
+        lines = [
+            f"{self.precision} against fp32, {len(found.pictures)} real slices, {found.masks} masks: {dice}, "
+            f"embedding {found.embedding:.2%}, logits {found.logits:.2%}, scores {found.scores:.4f}: {verdict}"
+        ]
+        lines += [f"{self.precision} is below its bar: {failure}" for failure in failed]
+        if found.overflowing:
+            lines.append(f"{self.precision}: {len(found.overflowing)} tensors stay float32, being too large for fp16")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values for the manifest."""
+        return {
+            "precision": self.precision,
+            "roles": list(self.roles),
+            "kept": self.kept,
+            "reference": "the float32 graphs, ONNX Runtime, CPUExecutionProvider",
+            "bar": dataclasses.asdict(THRESHOLDS[self.precision]),
+            "measured": None if self.measured is None else dataclasses.asdict(self.measured),
+            "below_bar": self.failures(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """All comparisons of an export: of the float32 graphs with the model, and of lower precisions with those."""
 
     level: Level
     pictures: tuple[PictureResult, ...]
     cases: tuple[CaseResult, ...]
-    variants: tuple[VariantResult, ...] = ()
+    variants: tuple[PrecisionResult, ...] = ()
 
     def failures(self) -> list[str]:
         """What lies beyond its tolerance and where, in words. Not a number lies beyond any."""
@@ -163,7 +284,7 @@ def compare(
 ) -> CaseResult:
     """The differences between two answers to the same prompts."""
     coverage = reference.masks.mean(axis=(2, 3))
-    dice = telling_dice(reference, exported, TOLERANCES[precision].logits)
+    dices = informative_dice(reference, exported, TOLERANCES[precision].logits)
     return CaseResult(
         picture=picture,
         case=case,
@@ -173,14 +294,14 @@ def compare(
         logits=relative_difference(reference.low_res, exported.low_res),
         upscaled=relative_difference(reference.at_size, exported.at_size),
         scores=float(np.abs(reference.scores - exported.scores).max()),
-        dice=float(dice.min()) if dice.size else None,
+        dice=float(dices.min()) if dices.size else None,
         coverage=(float(coverage.min()), float(coverage.max())),
         masks=int(coverage.size),
-        masks_without_dice=int(coverage.size - dice.size),
+        masks_without_dice=int(coverage.size - dices.size),
     )
 
 
-def telling_dice(reference: Answer, other: Answer, tolerance: float = 0.0) -> Floats:
+def informative_dice(reference: Answer, other: Answer, tolerance: float = 0.0) -> Floats:
     """Dice of those masks at the picture's size whose reference is neither almost empty nor almost full: (n,).
 
     Args:
@@ -195,10 +316,7 @@ def telling_dice(reference: Answer, other: Answer, tolerance: float = 0.0) -> Fl
     second = np.where(np.abs(values) <= tolerance * spread, first, other.masks) if tolerance else other.masks
     coverage = first.mean(axis=(2, 3))
     telling = (coverage >= _LEAST_COVERAGE) & (coverage <= 1 - _LEAST_COVERAGE)
-    overlap = (first & second).sum(axis=(2, 3))
-    total = first.sum(axis=(2, 3)) + second.sum(axis=(2, 3))
-    dice: Floats = (2 * overlap[telling] / total[telling]).astype(np.float32)
-    return dice
+    return np.array([dice(*pair) for pair in zip(first[telling], second[telling], strict=True)], np.float32)
 
 
 def relative_difference(reference: Floats, other: Floats) -> float:

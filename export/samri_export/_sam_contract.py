@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 
 
 class SamContractDecoder(nn.Module):
@@ -19,7 +19,7 @@ class SamContractDecoder(nn.Module):
 
     handicap: Tensor
 
-    def __init__(self, decoder: PromptDecoder, *, single_mask: bool) -> None:
+    def __init__(self, decoder: SamDecoder, *, single_mask: bool) -> None:
         super().__init__()
         self.decoder = decoder
         self.single_mask = single_mask

@@ -10,60 +10,91 @@ import click
 
 from samri.bundle import Bundle
 from samri.manifest import Precision
-from samri.preprocessing import ProfileName, says_medsam
-from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level
-from samri_runtime.cli import command, emit, json_option, overwrite_option, precision_option, profile_option, say
-
-_FILE = click.Path(path_type=Path)
+from samri.preprocessing import ProfileName, unclear_profile
+from samri_export._choices import CONTRACTS, LEVELS, OFFERED_PRECISIONS, Contract, Level, check_choices
+from samri_runtime.cli import (
+    GivenPath,
+    OutputFolder,
+    Stages,
+    command,
+    emit,
+    json_option,
+    overwrite_option,
+    precision_option,
+    profile_option,
+)
 
 
 @command("samri-export")
 @click.option(
-    "--checkpoint", "-c", type=_FILE, required=True, help="SAM, SAMRI or MedSAM weights: .pth, .pt, .bin, .safetensors."
+    "--checkpoint",
+    "-c",
+    type=GivenPath(),
+    required=True,
+    metavar="FILE",
+    help="Checkpoint of SAM, SAMRI or MedSAM to export: .pth, .pt, .bin or .safetensors.",
 )
-@click.option("--output", "-o", type=_FILE, required=True, help="Folder to make: the bundle.")
-@click.option("--base", type=_FILE, help="For a decoder-only checkpoint: the full one that it was tuned from.")
+@click.option(
+    "--output", "-o", type=OutputFolder(), required=True, metavar="FOLDER", help="Folder to create: the bundle."
+)
+@click.option(
+    "--base",
+    type=GivenPath(),
+    metavar="FILE",
+    help="Full checkpoint from which a decoder-only --checkpoint was fine-tuned.",
+)
 @profile_option()
-@click.option("--name", help="Name of the model in the manifest. Default: the checkpoint's file name.")
+@click.option("--name", help="Name of the model in the manifest.  [default: the checkpoint's file name]")
 @precision_option(
     "precisions",
     type=click.Choice(OFFERED_PRECISIONS),
     multiple=True,
     default=("fp32",),
-    help="Of the graphs; may be repeated. Lower ones are kept if their masks are fp32's, on real slices.",
+    help="Precision of the graphs. Repeatable. One below fp32 is kept only if its masks match those of fp32 on real "
+    "slices.",
 )
-@click.option("--force", is_flag=True, help="Keep a precision that falls below its bar; the manifest says so.")
+@click.option("--force", is_flag=True, help="Keep a precision whose masks do not match; the manifest records it.")
 @click.option(
     "--contract",
     "contracts",
     type=click.Choice(CONTRACTS),
     multiple=True,
-    help="Add a decoder with Meta's published interface: sam gives one mask, sam-multi all. May be repeated.",
+    help="Add a decoder with Meta's published interface: sam returns one mask, sam-multi all of them. Repeatable.",
 )
-@click.option("--encoder-from", type=_FILE, help="Copy the encoder of this bundle, if it was made of the same weights.")
+@click.option(
+    "--encoder-from",
+    type=GivenPath(),
+    metavar="BUNDLE",
+    help="Bundle whose encoder is copied instead of exporting it again; it must come from the same weights.",
+)
 @click.option(
     "--verify",
     type=click.Choice(LEVELS),
     default="full",
     show_default=True,
-    help="Compare with PyTorch on three pictures, on one (quick leaves out the landscape and the large one), or not.",
+    help="Verification against PyTorch: full on three images, quick on one, or off.",
 )
 @click.option(
-    "--verify-image", "verify_images", type=_FILE, multiple=True, help="Compare on this scan too. May be repeated."
+    "--verify-image",
+    "verify_images",
+    type=GivenPath(),
+    multiple=True,
+    metavar="IMAGE",
+    help="Scan to verify on as well. Repeatable.",
 )
 @click.option(
     "--compact",
     is_flag=True,
-    help="Round the weights to half precision and store them so: half the size, arithmetic as before.",
+    help="Round the weights to half precision and store them so: half the size, the same precision of arithmetic.",
 )
 @click.option(
     "--rounded-checkpoint",
-    type=_FILE,
+    type=GivenPath(),
     metavar="FILE",
-    help="With --compact: keep the rounded weights as this .pth, which the bundle then equals.",
+    help="With --compact: also save the rounded weights, of which the bundle is an exact export, as this .pth or .pt.",
 )
-@overwrite_option("Replace the bundle at the output.")
-@json_option("Print the result as JSON.")
+@overwrite_option("Replace an existing bundle at --output.")
+@json_option("Print a summary as JSON instead of the bundle's path.")
 def main(
     checkpoint: Path,
     output: Path,
@@ -83,47 +114,47 @@ def main(
 ) -> None:
     """Export a checkpoint to a folder of ONNX graphs, verified against PyTorch, for samri-run and other programs.
 
-    Progress and the table of differences go to stderr, the path of the bundle to stdout. Nothing is left behind when
-    the export fails or is stopped.
-    """
-    if profile is None and says_medsam(checkpoint, base):
-        raise click.UsageError(
-            f"{checkpoint.name} says medsam, which preprocesses differently, and weights don't tell: "
-            "pass --profile medsam (or sam or samri, if it was trained that way)"
-        )
-    if profile == "medsam" and contracts:
-        raise click.UsageError(
-            "--contract resizes as SAM does, by the longest side: it doesn't go with --profile medsam"
-        )
-    if verify == "off" and verify_images:
-        raise click.UsageError("--verify-image has nothing to do with --verify off")
-    if rounded_checkpoint is not None and not compact:
-        raise click.UsageError("--rounded-checkpoint goes with --compact: nothing else rounds the weights")
-    if rounded_checkpoint is not None and rounded_checkpoint.suffix not in (".pth", ".pt"):
-        raise click.UsageError(f"--rounded-checkpoint is a .pth or .pt file, not {rounded_checkpoint.name}")
-    if verify == "off" and set(precisions) != {"fp32"} and not force:
-        raise click.UsageError(
-            "a precision below fp32 is compared before it is kept: leave out --verify off, or add --force"
-        )
-    from samri_export import export_bundle
+    Prints the path of the bundle; progress and the table of differences go to stderr. If the export fails or is
+    stopped, nothing is left behind.
 
-    bundle = export_bundle(
-        checkpoint,
-        output,
-        base=base,
-        profile=profile,
-        name=name,
-        contracts=contracts,
-        precisions=tuple(dict.fromkeys(precisions)),
-        encoder_from=encoder_from,
-        verify=verify,
-        verify_images=verify_images,
-        compact=compact,
-        rounded_checkpoint=rounded_checkpoint,
-        force=force,
-        overwrite=overwrite,
-        progress=say,
-    )
+    Example: samri-export -c samri_vitb_bp.pth -o samri-b
+    """
+    if profile is None and (unclear := unclear_profile(checkpoint, base)) is not None:
+        raise click.UsageError(f"{unclear}.")
+    try:
+        check_choices(
+            profile=profile,
+            contracts=contracts,
+            precisions=precisions,
+            verify=verify,
+            verify_images=verify_images,
+            force=force,
+            compact=compact,
+            rounded_checkpoint=rounded_checkpoint,
+        )
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
+    with Stages() as stages:
+        stages.begin("loading PyTorch")
+        from samri_export import export_bundle
+
+        bundle = export_bundle(
+            checkpoint,
+            output,
+            base=base,
+            profile=profile,
+            name=name,
+            contracts=contracts,
+            precisions=tuple(dict.fromkeys(precisions)),
+            encoder_from=encoder_from,
+            verify=verify,
+            verify_images=verify_images,
+            compact=compact,
+            rounded_checkpoint=rounded_checkpoint,
+            force=force,
+            overwrite=overwrite,
+            progress=stages.say,
+        )
     emit(json.dumps(_summary(bundle), indent=2) if as_json else str(output))
 
 

@@ -14,7 +14,7 @@ from segment_anything.modeling import PromptEncoder, Sam
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from samri.model import ImageEncoder, PromptDecoder
+from samri.model import ImageEncoder, SamDecoder
 from samri_tiny.architecture import GRID, IMAGE_SIZE, PATCH, tiny_sam
 
 
@@ -34,7 +34,7 @@ class FrameWindow(nn.Module):
         self._sam = sam
         self._full = ImageEncoder(sam.image_encoder, query_rows=GRID)
         self._encoder = ImageEncoder(tiny_sam(side=side).image_encoder, query_rows=self._grid).to(sam.device)
-        self._decoder = PromptDecoder(sam)
+        self._decoder = SamDecoder(sam)
         self._decoder.prompt_encoder = self._window_prompts()
 
     def encode(self, images: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class FrameWindow(nn.Module):
     def decode(
         self, embeddings: Tensor, coords: Tensor, labels: Tensor, mask_input: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `PromptDecoder`, with `coords` (B, N, 2) in pixels of the window."""
+        """As `SamDecoder`, with `coords` (B, N, 2) in pixels of the window."""
         row, column = self.corner
         placed = torch.stack([coords[..., 0] + column * PATCH, coords[..., 1] + row * PATCH], dim=-1)
         answer: tuple[Tensor, Tensor] = self._decoder(embeddings, placed, labels, mask_input)

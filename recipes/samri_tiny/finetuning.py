@@ -36,7 +36,7 @@ def finetune(
     Returns:
         The checkpoint with the fine-tuned decoder.
     """
-    from samri_training.train._run import train
+    from samri_training.train import train
 
     dataset, store, run = (folder / name for name in ("slices", "store", "run"))
     if not dataset.exists():

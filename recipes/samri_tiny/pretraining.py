@@ -27,7 +27,7 @@ from samri_tiny._rounds import corrected
 from samri_tiny.architecture import tiny_sam
 from samri_tiny.plan import Plan
 from samri_tiny.synthesis import LabelMap
-from samri_training.train._average import MovingAverage
+from samri_training.train._step import MovingAverage
 
 FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 CPU = torch.device("cpu")
@@ -259,5 +259,6 @@ def _dice_by_prompt(first: Tensor, second: Tensor, targets: Tensor, again: Tenso
 
 
 def _dice(logits: Tensor, targets: Tensor) -> Tensor:
+    """`samri.metrics.dice` of each mask of a batch, on its own device: (B, 1, L, L) twice -> (B,)."""
     found, wanted = logits.flatten(1) > 0, targets.flatten(1) > 0.5
     return 2 * (found & wanted).sum(1) / (found.sum(1) + wanted.sum(1)).clamp(min=1)

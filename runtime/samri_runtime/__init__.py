@@ -1,4 +1,4 @@
-"""SAMRI's runtime: a bundle of ONNX graphs, a slice and a prompt in; a mask out. Needs numpy and ONNX Runtime only."""
+"""SAMRI's runtime: masks from a bundle of ONNX graphs, a slice and prompts. Needs numpy and ONNX Runtime only."""
 
 from __future__ import annotations
 

@@ -1,71 +1,93 @@
-"""A bundle's graphs, opened on one provider in one precision: the decoder at once, the encoder when it is needed."""
+"""The graphs of a bundle, open on one provider: the decoder at once, the encoder when first needed.
+
+Also the choice of `--precision auto`: the fastest precision on a provider among those verified against fp32.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from samri.bundle import Bundle
-from samri.manifest import Graph, Precision
-from samri_runtime._decoder import Decoder, FlexibleDecoder, StaticDecoder, needs_static_shapes
-from samri_runtime._graphs import ONE_IMAGE, GraphRole, open_graph
-from samri_runtime._precision import precision_for
-from samri_runtime._prompt_decoder import PromptDecoder
+from samri.contract import GraphRole
+from samri.manifest import Graph, Manifest, Precision
+from samri_runtime._decoders import Decoder, FlexibleDecoder, SplitDecoder, StaticDecoder, needs_static_shapes
+from samri_runtime._graphs import ONE_IMAGE, open_graph
+from samri_runtime.machine import computes_int8_fast
 from samri_runtime.providers import BoundSession, Provider, Session, is_cpu
 
-# Preparing an image costs what the whole decoder loses in two or three prompts (docs/benchmarks.md).
+# `decoder_image` takes as long as the two-graph decoder saves in two or three prompts (docs/benchmarks.md).
 _WORTH_PREPARING = 3
+_HALF_FIRST: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+_FULL_FIRST: tuple[Precision, ...] = ("fp32", "int8", "fp16")
+_INT8_FIRST: tuple[Precision, ...] = ("int8", "fp32", "fp16")
 
-
-@dataclass(frozen=True)
-class Where:
-    """Where graphs run, as it was asked for.
-
-    Attributes:
-        provider: A name, or `auto`.
-        options: Passed to the provider, over SAMRI's defaults.
-        threads: CPU threads of an operator; None for one a core.
-        static_shapes: Pad prompts to a few sizes; None for providers that gain by it.
-        prompts_per_image: How many will be asked of an image, where that is known.
-    """
-
-    provider: Provider
-    options: Mapping[str, str]
-    threads: int | None
-    static_shapes: bool | None
-    prompts_per_image: int | None = None
+# The precisions of each provider, the fastest first; docs/precision.md has the measurements. OpenVINO runs the int8
+# graphs slower than float32 ones, since it expects another quantization format. For CPUs without integer instructions,
+# see below.
+_BY_SPEED: dict[Provider, tuple[Precision, ...]] = {
+    "cpu": _INT8_FIRST,
+    "openvino": _FULL_FIRST,
+    "cuda": _HALF_FIRST,
+    "tensorrt": _HALF_FIRST,
+    "rocm": _HALF_FIRST,
+    "migraphx": _HALF_FIRST,
+    "directml": _HALF_FIRST,
+    "coreml": _HALF_FIRST,
+}
 
 
 class OpenModel:
-    """The opened graphs.
+    """The open graphs of a bundle.
+
+    Args:
+        bundle: The bundle.
+        provider: A name, or `auto`.
+        precision: A name, or `auto`.
+        options: Passed to the provider, over SAMRI's defaults.
+        threads: CPU threads per operator; None for one per core.
+        static_shapes: Pad prompts to a few sizes; None for the providers that gain from it.
+        prompts_per_image: Expected number of prompts per image, where known.
 
     Attributes:
-        where: As it was asked for.
-        precision: That was asked for, or that `auto` took.
-        decoder: Its first graph is opened from the start: it is small and always needed, and shows at once whether the
-            provider keeps its promise.
-        notes: Plain lines on what `auto` took.
+        options: Those that were passed.
+        precision: The one requested, or the one `auto` chose.
+        decoder: Its first graph is opened at once: it is small and always needed, and shows whether the provider works.
+        notes: Messages for the user on what `auto` chose.
 
     Raises:
-        BundleError: The bundle lacks the precision, or a graph of it is damaged.
+        BundleError: The bundle lacks the precision, or one of its graphs is damaged.
         ProviderError: The provider can't be used, and why.
     """
 
-    def __init__(self, bundle: Bundle, where: Where, precision: Precision | Literal["auto"]) -> None:
-        self.where = where
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: Provider,
+        precision: Precision | Literal["auto"],
+        *,
+        options: Mapping[str, str],
+        threads: int | None,
+        static_shapes: bool | None,
+        prompts_per_image: int | None,
+    ) -> None:
+        self.options = options
+        self._provider: Provider = provider
+        self._threads = threads
+        self._static_shapes = static_shapes
+        self._prompts_per_image = prompts_per_image
         self.notes: list[str] = []
         self._bundle = bundle
         if precision != "auto":
             bundle.graph("encoder", precision)
-        # Which precision suits `auto` is known when it is known where the decoder runs; by then it may be another one.
+        # With `auto` for both, the decoder shows where graphs run, which decides the precision; it may be opened twice.
         self.precision: Precision = "fp32" if precision == "auto" else precision
-        if precision == "auto" and where.provider != "auto":
-            self._take_precision_for(where.provider)
+        if precision == "auto" and provider != "auto":
+            self._take_precision_for(provider)
         self.decoder = self._open_decoder()
-        if precision == "auto" and where.provider == "auto":
+        if precision == "auto" and provider == "auto":
             opened = self._precision_with("decoder")
             self._take_precision_for(self.decoder.session.provider)
             if self._precision_with("decoder") != opened:
@@ -74,9 +96,9 @@ class OpenModel:
         self._opening = threading.Lock()
 
     def graphs(self) -> dict[str, Graph]:
-        """Those that may run, by role; where the decoder isn't held in the encoder's precision, fp32 goes with it."""
+        """The graphs that may run, by role. Those of the decoder are fp32 where the bundle has no others to match."""
         roles: tuple[GraphRole, ...] = ("encoder", "decoder")
-        if isinstance(self.decoder, PromptDecoder):
+        if isinstance(self.decoder, SplitDecoder):
             roles = (*roles, "decoder_image", "decoder_prompts")
         return {role: self._bundle.graph(role, self._precision_with(role)) for role in roles}
 
@@ -89,12 +111,12 @@ class OpenModel:
             return self._encoder
 
     def close(self) -> None:
-        """Let go of the sessions; nothing can be asked afterwards."""
+        """Release the sessions; the object is of no use afterwards."""
         self._encoder = None
-        del self.decoder  # It holds a way back here, so it would live until the garbage is collected.
+        del self.decoder  # It refers back to this object: without this, only garbage collection would free it.
 
     def sessions(self) -> list[tuple[str, Session | BoundSession]]:
-        """Those opened so far, by role."""
+        """The sessions opened so far, by role."""
         opened: list[tuple[str, Session | BoundSession | None]] = [
             ("encoder", self._encoder),
             ("decoder", self.decoder.session),
@@ -109,32 +131,32 @@ class OpenModel:
         self.notes += chosen
 
     def _open_decoder(self) -> Decoder:
-        """In two graphs on the CPU, for images that are asked often enough.
+        """The two-graph decoder on the CPU, for images with enough prompts; elsewhere the whole one.
 
-        Elsewhere the image side would travel to a device and back, and the whole decoder is faster.
+        On other devices the output of `decoder_image` would be copied from the device and back, so it is slower there.
         """
-        static, two = self.where.static_shapes, self._pays_to_prepare() and self._holds_two_graphs()
-        if two and not static and is_cpu(self.where.provider):
-            # Opened when a prompt with a mask comes; a damaged one is refused now.
+        static, two = self._static_shapes, self._pays_to_prepare() and self._holds_two_graphs()
+        if two and not static and is_cpu(self._provider):
+            # Opened at the first prompt with a mask, but checked for damage now.
             self._bundle.graph_path("decoder", self._precision_with("decoder"))
             return self._in_two_graphs(partial(self._open, "decoder"))
         session = self._open("decoder")
         if static is None:
-            static = needs_static_shapes(session, self.where.options)
+            static = needs_static_shapes(session, self.options)
         if static:
             return StaticDecoder(session, partial(self._open, "decoder"))
         if two and session.provider == "cpu":  # `auto` found no accelerator that works.
             return self._in_two_graphs(lambda: session)
         return FlexibleDecoder(session)
 
-    def _in_two_graphs(self, open_whole: Callable[[], Session]) -> PromptDecoder:
+    def _in_two_graphs(self, open_whole: Callable[[], Session]) -> SplitDecoder:
         prompts = self._open("decoder_prompts")
-        return PromptDecoder(prompts, self._bundle.manifest.masks, partial(self._open, "decoder_image"), open_whole)
+        return SplitDecoder(prompts, self._bundle.manifest.masks, partial(self._open, "decoder_image"), open_whole)
 
     def _pays_to_prepare(self) -> bool:
-        """Whether an image is asked often enough for the graph that computes its share of the decoder beforehand."""
-        asked = self.where.prompts_per_image
-        return asked is None or asked >= _WORTH_PREPARING
+        """Whether an image gets enough prompts for `decoder_image`, which does its share of the work once per image."""
+        expected = self._prompts_per_image
+        return expected is None or expected >= _WORTH_PREPARING
 
     def _holds_two_graphs(self) -> bool:
         manifest, precision = self._bundle.manifest, self._precision_with("decoder")
@@ -145,8 +167,52 @@ class OpenModel:
             self._bundle,
             role,
             self.precision,
-            self.where.provider,
-            provider_options=self.where.options,
-            threads=self.where.threads,
+            self._provider,
+            provider_options=self.options,
+            threads=self._threads,
             fixed_axes=fixed_axes,
         )
+
+
+def precision_for(manifest: Manifest, provider: Provider) -> tuple[Precision, list[str]]:
+    """The precision to run on a provider, and notes for the user.
+
+    It is the fastest one in the bundle whose masks agreed with fp32 at export. A lower precision that was forced into a
+    bundle is used only when requested by name, or when there is no other.
+
+    Args:
+        manifest: Manifest of the bundle.
+        provider: The provider that runs; not `auto`.
+    """
+    available = manifest.precisions("encoder")
+    slow_int8 = provider == "cpu" and not computes_int8_fast()
+    by_speed = _FULL_FIRST if slow_int8 else _BY_SPEED[provider]
+    order = [precision for precision in by_speed if precision in available]
+    proven = [precision for precision in order if is_proven(manifest, precision)]
+    if not proven:
+        # There is no encoder at all: opening it raises the error.
+        return (order or ["fp32"])[0], []
+    chosen = proven[0]
+    if slow_int8 and chosen == "fp32" and "int8" in proven:
+        return chosen, ["precision fp32: this processor has no integer instructions, so int8 would be no faster"]
+    proof = None if chosen == "fp32" else _proof(manifest, chosen)
+    if proof is None:
+        return chosen, []
+    dice = proof.get("mean_dice")
+    measured = f"mean Dice {dice:.4f} with fp32" if isinstance(dice, float) else "logits close to fp32"
+    return chosen, [f"precision {chosen}, which suits {provider} ({measured}, measured at export)"]
+
+
+def is_proven(manifest: Manifest, precision: Precision) -> bool:
+    """Whether the masks of a precision agreed with fp32 at export; true for fp32 itself."""
+    return precision == "fp32" or _proof(manifest, precision) is not None
+
+
+def _proof(manifest: Manifest, precision: Precision) -> Mapping[str, Any] | None:
+    """The measurements of a precision that passed its thresholds at export, or None."""
+    variants = manifest.verification.get("variants", [])
+    for entry in variants if isinstance(variants, list) else []:
+        if isinstance(entry, dict) and entry.get("precision") == precision and entry.get("below_bar") == []:
+            measured = entry.get("measured")
+            return measured if isinstance(measured, dict) else None
+    return None

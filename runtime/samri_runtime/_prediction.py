@@ -1,4 +1,4 @@
-"""What a predictor answers."""
+"""The masks that a predictor returns."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from samri.prompts import Prompt
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The answer to B prompts: one mask each, or three candidates each with `multimask`.
+    """Masks for B prompts: one each, or three candidates each with `multimask`.
 
-    Masks and logits at the slice's size are computed when they are first asked for.
+    Masks and logits at the size of the slice are computed when first used.
 
     Attributes:
         scores: (B,) float32, or (B, 3): the model's own estimate of the IoU.
-        low_res_logits: (B, L, L) float32, or (B, 3, L, L); one of them can be the next call's `mask_input`.
+        low_res_logits: (B, L, L) float32, or (B, 3, L, L); each can be the `mask_input` of a later call.
         shape: (H, W) of the slice.
-        prompts: What was asked, after clipping.
-        notes: Plain lines on what was clipped.
+        prompts: The prompts, after clipping.
+        notes: Messages for the user, on boxes that were clipped.
         profile: How low-resolution logits become masks.
         image_size: S of the model.
     """
@@ -48,14 +48,14 @@ class Prediction:
         return masks.reshape(*self.low_res_logits.shape[:-2], *self.shape)
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Logits at the slice's size, in the shape of `masks`; a mask is where they are above 0. Don't change them.
+        """Logits at the size of the slice, in the shape of `masks`, which are where they exceed 0. Don't change them.
 
-        They take 4 bytes a pixel and prompt; `each_logits` takes no more for many prompts than for one.
+        They take 4 bytes per pixel and prompt; `each_logits` needs memory for one prompt at a time.
         """
         return self._logits
 
     def each_logits(self) -> Iterator[npt.NDArray[np.float32]]:
-        """The logits of one prompt after the other: (H, W), or (3, H, W)."""
+        """The logits of each prompt in turn: (H, W), or (3, H, W)."""
         return (self._upscaled(low_res) for low_res in self.low_res_logits)
 
     @cached_property

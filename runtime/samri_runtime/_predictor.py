@@ -1,7 +1,9 @@
-"""Encode a slice once, then answer boxes and points on it: the two calls that everything else is made of."""
+"""Encode a slice once, then predict masks from boxes and points: the two calls on which everything else is built."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -18,39 +20,56 @@ from samri.manifest import Graph, Manifest, Precision
 from samri.preprocessing import checked_pixels, preprocess
 from samri.prompts import Prompt, finite_numbers, gather, pack, to_model_frame
 from samri_runtime import models
-from samri_runtime._decoder import ALL, CANDIDATES, SINGLE
+from samri_runtime._decoders import ALL, CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
-from samri_runtime._open_model import OpenModel, Where
+from samri_runtime._open_model import OpenModel
 from samri_runtime._prediction import Prediction
-from samri_runtime._tuned import recall
+from samri_runtime._tuned import load_tuned
 from samri_runtime.cache import EmbeddingCache, arithmetic_of, embedding_key
 from samri_runtime.providers import Provider, load_onnxruntime
 
+_LOG = logging.getLogger("samri")
+
 
 class Predictor:
-    """A bundle, opened on one provider. `encode` and `predict` may be called from several threads.
+    """A bundle, open on one provider. `encode` and `predict` may be called from several threads.
 
-    As a context manager, or by `close`, it gives back the memory of its sessions.
+    Use it as a context manager, or call `close`, to release the memory of its sessions.
 
     Args:
         model: A bundle's folder, or the name of a model that comes with the package (`samri_runtime.models`).
-        provider: Where to run. A name is a promise: it runs there or raises. `auto` takes the fastest that works; with
-            no precision, options or threads asked for either, what `samri-bench --tune` found best here.
-        precision: Of the graphs; `auto` takes what suits the provider, among the precisions that proved to give the
-            masks of fp32 when the bundle was made. Where the decoder isn't held in it, fp32 goes with it.
-        provider_options: Passed to the provider as they are, over SAMRI's defaults.
-        threads: CPU threads an operator may use; None for one a core.
+        provider: Where to run. A named provider is used or an error is raised; `auto` takes the fastest that works.
+        precision: Precision of the graphs. `auto` takes the one that suits the provider, among those whose masks agreed
+            with fp32 when the bundle was exported. The decoder runs in fp32 where the bundle has none in `precision`.
+        provider_options: Passed to the provider unchanged, over SAMRI's defaults.
+        threads: CPU threads per operator; None for one per core.
         expect_sha256: The SHA-256 that the bundle's `manifest.json` must have.
-        cache: Where embeddings are kept on disk: an `EmbeddingCache`, or a folder. None keeps none. With a cached
-            embedding the encoder's graph isn't opened.
+        cache: An `EmbeddingCache`, or a folder for one, to keep embeddings on disk; None keeps none. The encoder graph
+            isn't opened while the cache has every embedding.
         static_shapes: Pad prompts to a few sizes, with tensors bound on the device; None for providers that gain by it.
-        prompts_per_image: How many prompts will be asked of each embedding, if you know: one or two don't pay on the
-            CPU for what makes the next ones faster. Any number may be asked all the same.
+        prompts_per_image: Expected number of prompts per image, if known. With one or two, the CPU skips a preparation
+            that pays from the third prompt on. It doesn't limit the number.
+
+    Attributes:
+        bundle: The bundle.
+        requested_provider: `provider` as it was passed; `providers` has those that run.
+        cache: The embedding cache, or None.
 
     Raises:
-        BundleError: No bundle there, or it is damaged or unsafe.
+        BundleError: There is no bundle, or it is damaged or unsafe.
         ProviderError: The provider can't be used, and why.
         MissingDependencyError: ONNX Runtime isn't installed.
+
+    Example:
+        >>> import numpy as np
+        >>> from samri_runtime import Predictor
+        >>> image = np.zeros((60, 80), np.float32)
+        >>> image[20:40, 30:60] = 1
+        >>> with Predictor("samri-tiny", "cpu") as predictor:
+        ...     embedding = predictor.encode(image)
+        ...     prediction = predictor.predict(embedding, boxes=[[30, 20, 60, 40], [28, 18, 62, 42]])
+        >>> prediction.masks.shape, prediction.scores.shape
+        ((2, 60, 80), (2,))
     """
 
     def __init__(
@@ -67,16 +86,67 @@ class Predictor:
         prompts_per_image: int | None = None,
     ) -> None:
         self.bundle = Bundle.open(models.locate(model), expect_sha256=expect_sha256)
+        _LOG.info("bundle %s (%s, profile %s)", self.bundle.folder, self.manifest.backbone, self.manifest.profile.name)
+        self.requested_provider: Provider = provider
         self._model_notes = list(models.notes_on(model))
-        if (provider, precision, threads) == ("auto", "auto", None) and not provider_options:
-            tuned, notes = recall(self.bundle)
-            self._model_notes += notes
-            if tuned is not None:
-                provider, precision, threads = tuned.provider, tuned.precision, tuned.threads
-                provider_options = tuned.options
-        where = Where(provider, dict(provider_options or {}), threads, static_shapes, prompts_per_image)
-        self._opened: OpenModel | None = OpenModel(self.bundle, where, precision)
+        self._opened: OpenModel | None = OpenModel(
+            self.bundle,
+            provider,
+            precision,
+            options=dict(provider_options or {}),
+            threads=threads,
+            static_shapes=static_shapes,
+            prompts_per_image=prompts_per_image,
+        )
         self.cache = EmbeddingCache(cache) if isinstance(cache, (str, Path)) else cache
+
+    @classmethod
+    def tuned(
+        cls,
+        model: str | Path,
+        provider: Provider = "auto",
+        *,
+        precision: Precision | Literal["auto"] = "auto",
+        provider_options: Mapping[str, str] | None = None,
+        threads: int | None = None,
+        expect_sha256: str | None = None,
+        **others: Any,
+    ) -> Predictor:
+        """A predictor with the settings that `samri-bench --tune` found fastest for this bundle on this machine.
+
+        They count where neither a provider, a precision, options nor threads are passed, and are read from `tuned.json`
+        in the user's configuration folder; `notes` names them. Without any it is `Predictor(model, ...)`.
+
+        Args:
+            model: As for the class.
+            provider: As for the class.
+            precision: As for the class.
+            provider_options: As for the class.
+            threads: As for the class.
+            expect_sha256: As for the class.
+            others: Further arguments of the class.
+
+        Raises:
+            SamriError: As for the class.
+        """
+        requested, notes = provider, list[str]()
+        if (provider, precision, threads) == ("auto", "auto", None) and not provider_options:
+            settings, notes = load_tuned(Bundle.open(models.locate(model), expect_sha256=expect_sha256))
+            if settings is not None:
+                provider, precision, threads = settings.provider, settings.precision, settings.threads
+                provider_options = settings.options
+        predictor = cls(
+            model,
+            provider,
+            precision=precision,
+            provider_options=provider_options,
+            threads=threads,
+            expect_sha256=expect_sha256,
+            **others,
+        )
+        predictor.requested_provider = requested
+        predictor._model_notes += notes
+        return predictor
 
     def __enter__(self) -> Predictor:
         return self
@@ -85,7 +155,7 @@ class Predictor:
         self.close()
 
     def close(self) -> None:
-        """Let go of the sessions and their memory; a call that is under way ends as usual. Again is no error."""
+        """Release the sessions and their memory. Calls in progress finish; closing twice is no error."""
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.close()
@@ -98,58 +168,59 @@ class Predictor:
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says of itself."""
+        """The manifest of the bundle."""
         return self.bundle.manifest
 
     @property
     def precision(self) -> Precision:
-        """The precision that was asked for, or that `auto` took."""
+        """The requested precision, or the one `auto` chose."""
         return self._model.precision
 
     @property
     def graphs(self) -> dict[str, Graph]:
-        """The bundle's graphs that this predictor may run, by role; their precisions may differ.
+        """The graphs that this predictor may run, by role; their precisions may differ.
 
-        `encoder` and `decoder`; on the CPU also `decoder_image` and `decoder_prompts`, for prompts without masks, but
-        not where one or two `prompts_per_image` were announced.
+        `encoder` and `decoder`; on the CPU also `decoder_image` and `decoder_prompts`, for prompts without masks,
+        unless `prompts_per_image` is one or two.
         """
         return self._model.graphs()
 
     @property
     def providers(self) -> dict[str, str]:
-        """The provider that each graph opened so far really runs on."""
+        """The provider that each open graph runs on, by role."""
         return {role: session.provider for role, session in self._model.sessions()}
 
     @property
     def notes(self) -> list[str]:
-        """Plain lines a person should see, such as what `auto` fell back to and why."""
+        """Messages for the user, such as what `auto` fell back to and why."""
         of_sessions = (note for _, session in self._model.sessions() for note in session.notes)
         return list(dict.fromkeys([*self._model_notes, *self._model.notes, *of_sessions]))
 
     def encode(self, image: npt.ArrayLike, intensity_range: tuple[float, float] | None = None) -> Embedding:
-        """Run the encoder on one slice, or read from the cache what it gave before.
+        """Run the encoder on one slice, or read its embedding from the cache.
 
         Args:
-            image: (H, W) grey or (H, W, 3) RGB, any real dtype.
-            intensity_range: Intensities mapped to black and white; None takes what the bundle's profile says.
+            image: (H, W) gray or (H, W, 3) RGB, any real dtype.
+            intensity_range: Intensities mapped to black and white; None for those of the bundle's profile.
 
         Raises:
-            InputError: Not such an image, or NaN or infinite values in it; or the predictor is closed.
+            InputError: The array isn't such an image, or holds NaN or infinite values; or the predictor is closed.
             BundleError: The encoder's file is missing or changed.
+            ProviderError: The provider failed.
         """
         pixels = checked_pixels(image)
         embedding_id, key = self.manifest.embedding_id(self.precision), None
         if self.cache is not None and embedding_id is not None:
-            arithmetic = arithmetic_of(self._model.decoder.session.provider, self._model.where.options)
+            arithmetic = arithmetic_of(self._model.decoder.session.provider, self._model.options)
             key = embedding_key(pixels, intensity_range, embedding_id, arithmetic)
         if self.cache is None or embedding_id is None or key is None:
             return self._run_encoder(pixels, intensity_range)
-        found = self.cache.find(key, embedding_id, (1, *self.manifest.embedding_shape))
-        if found.features is not None:
-            return Embedding(found.features, (pixels.shape[0], pixels.shape[1]), embedding_id, True, found.made)
-        new = self._run_encoder(pixels, intensity_range)
-        kept = self.cache.keep(key, new.features, new.shape, embedding_id, new.made)
-        return replace(new, features=kept.features, notes=(*found.notes, *kept.notes))
+        found, notes = self.cache.find(key, embedding_id, (1, *self.manifest.embedding_shape))
+        if found is not None:
+            _LOG.info("cache hit: %s", self.cache.path_of(key))
+            return replace(found, shape=(pixels.shape[0], pixels.shape[1]))
+        _LOG.info("cache miss: no embedding %s", key)
+        return self.cache.keep(key, replace(self._run_encoder(pixels, intensity_range), notes=notes))
 
     def predict(
         self,
@@ -162,31 +233,32 @@ class Predictor:
         mask_input: npt.ArrayLike | None = None,
         multimask: bool = False,
     ) -> Prediction:
-        """Answer B prompts on one slice, in one pass of the decoder.
+        """Predict the masks of B prompts on one slice.
 
-        All coordinates are (x, y) in pixels of the slice, floats welcome; a box beyond the image is clipped.
+        All coordinates are (x, y) in pixels of the slice and may be fractions; a box is clipped to the image.
 
         Args:
             embedding: From `encode` of a predictor with the same encoder.
-            boxes: (B, 4) or (4,) XYXY. No box at all, `[]`, has an answer without masks.
+            boxes: (B, 4) or (4,) XYXY. An empty list gives a prediction of no masks.
             points: (N, 2) for one prompt, or a sequence of B such arrays, of any lengths. Together with boxes, each
                 prompt has its box and its points.
-            point_labels: Like `points` without the last axis: 1 belongs to the object, 0 doesn't. None: all belong.
+            point_labels: Like `points` without the last axis: 1 is foreground, 0 background. None: all foreground.
             prompts: B `Prompt`s, instead of boxes and points.
-            mask_input: (B, L, L), (B, 1, L, L) or (L, L) low-resolution logits of an earlier answer.
-            multimask: Three candidates a prompt rather than one mask.
+            mask_input: (B, L, L), (B, 1, L, L) or (L, L) low-resolution logits of an earlier prediction.
+            multimask: Three candidates per prompt rather than one mask.
 
         Raises:
-            PromptError: A prompt that makes no sense for this slice.
+            PromptError: A prompt lies outside the slice, or its shape is wrong.
             InputError: The embedding was made by another encoder, or the predictor is closed.
+            ProviderError: The provider failed, or computed NaN or infinite numbers.
         """
         if prompts is not None and not (boxes is None and points is None and point_labels is None):
             raise PromptError("give either prompts, or boxes and points")
         if prompts is None and boxes is None and points is None and point_labels is None:
             raise PromptError("no prompt: give boxes, points or prompts")
         self._check(embedding)
-        asked = gather(boxes, points, point_labels) if prompts is None else _listed(prompts)
-        checked = [prompt.validate(embedding.shape) for prompt in asked]
+        requested = gather(boxes, points, point_labels) if prompts is None else _listed(prompts)
+        checked = [prompt.validate(embedding.shape) for prompt in requested]
         valid = tuple(prompt for prompt, _ in checked)
         coords, labels = pack(valid)
         low_res, scores = self.decode(embedding, coords, labels, mask_input, CANDIDATES if multimask else SINGLE)
@@ -210,14 +282,14 @@ class Predictor:
         mask_input: npt.ArrayLike | None = None,
         wanted: slice = ALL,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """The decoder itself, for prompts that are packed already (`samri.prompts.pack`).
+        """Run the decoder on prompts that are packed already (`samri.prompts.pack`).
 
         Args:
             embedding: From `encode`.
             coords: (B, N, 2) float32 in pixels of the slice.
             labels: (B, N) float32.
             mask_input: As in `predict`.
-            wanted: Which of SAM's masks: the first is its single mask, the others its candidates. Fewer are faster.
+            wanted: Which of SAM's masks: the first is the single mask, the others are the candidates. Fewer are faster.
 
         Returns:
             Logits (B, M, L, L) and scores (B, M), float32.
@@ -234,7 +306,9 @@ class Predictor:
             side = 4 * self.manifest.embedding_shape[1]
             count = len(range(*wanted.indices(self.manifest.masks)))
             return np.zeros((0, count, side, side), np.float32), np.zeros((0, count), np.float32)
+        started = time.perf_counter()
         low_res, scores = self._model.decoder(embedding.features, frame, labels, masks, wanted)
+        _LOG.info("decoded %d prompt(s) in %.3f s", len(labels), time.perf_counter() - started)
         if not (np.isfinite(low_res).all() and np.isfinite(scores).all()):
             raise ProviderError(
                 f"{self._model.decoder.session.provider} computed NaN or infinite logits with {self.bundle.folder}: "
@@ -258,11 +332,14 @@ class Predictor:
 
     def _check(self, embedding: Embedding) -> None:
         if not isinstance(embedding, Embedding):
-            raise InputError(f"an embedding is what encode(...) returns, not a {type(embedding).__name__}")
+            raise InputError(f"embedding must be the result of encode(...), not a {type(embedding).__name__}")
         expected = self.manifest.embedding_id(self.precision)
         shape = (1, *self.manifest.embedding_shape)
         if embedding.features.shape != shape:
-            raise InputError(f"an embedding for {self.bundle.folder} is {shape}, not {embedding.features.shape}")
+            raise InputError(
+                f"embeddings for {self.bundle.folder} have shape {shape}, not {embedding.features.shape}: "
+                "encode the image with this predictor"
+            )
         if embedding.embedding_id != expected:
             raise InputError(
                 f"this embedding was made by another encoder ({embedding.embedding_id}) than that of "
@@ -272,7 +349,9 @@ class Predictor:
     def _run_encoder(self, pixels: npt.NDArray[Any], intensity_range: tuple[float, float] | None) -> Embedding:
         encoder = self._model.encoder()
         model_input = preprocess(pixels, self.manifest.profile, self.manifest.image_size, intensity_range)
+        started = time.perf_counter()
         features = encoder.run({"image": model_input})["image_embeddings"]
+        _LOG.info("encoded a slice of %d x %d in %.3f s", *pixels.shape[:2], time.perf_counter() - started)
         made = {
             "encoder": self.bundle.graph("encoder", self.precision).sha256,
             "provider": self.providers["encoder"],
@@ -287,5 +366,5 @@ class Predictor:
 def _listed(prompts: Sequence[Prompt]) -> list[Prompt]:
     listed = list(prompts) if isinstance(prompts, Iterable) else [prompts]
     if isinstance(prompts, Prompt) or not all(isinstance(prompt, Prompt) for prompt in listed):
-        raise PromptError("prompts are a sequence of Prompt: make each with Prompt.of(points, labels, box)")
+        raise PromptError("prompts must be a sequence of Prompt: make each with Prompt.of(points, labels, box)")
     return listed

@@ -12,7 +12,7 @@ from samri.errors import InputError, PromptError
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import checked_pixels, input_shape
 from samri.prompts import ABSENT, Prompt, finite_numbers, pack
-from samri_runtime._decoder import CANDIDATES, SINGLE
+from samri_runtime._decoders import CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
 from samri_runtime._predictor import Predictor
 
@@ -22,12 +22,21 @@ Masks = npt.NDArray[Any]
 class SamPredictor:
     """`segment_anything.SamPredictor` without PyTorch: same methods, arguments, shapes and order of results.
 
-    It holds one image at a time, as Meta's class does, so give each thread its own; for everything else `Predictor` is
-    the better interface, and both can share one: `SamPredictor(predictor)`.
+    It holds one image at a time, as Meta's class does, so give each thread its own. `Predictor` has no such state;
+    several `SamPredictor(predictor)` can share one.
 
     Args:
         model: A `Predictor`, or what `Predictor` takes: a bundle's folder or a name.
         settings: Passed on to `Predictor` when `model` isn't one.
+
+    Example:
+        >>> import numpy as np
+        >>> from samri_runtime import SamPredictor
+        >>> predictor = SamPredictor("samri-tiny", provider="cpu")
+        >>> predictor.set_image(np.zeros((60, 80, 3), np.uint8))
+        >>> masks, scores, low_res = predictor.predict(box=np.array([10, 10, 40, 30]), multimask_output=True)
+        >>> masks.shape, scores.shape, low_res.shape
+        ((3, 60, 80), (3,), (3, 128, 128))
     """
 
     def __init__(self, model: Predictor | str | Path, **settings: Any) -> None:

@@ -1,7 +1,7 @@
-"""What `samri-bench --tune` found best for a bundle on this machine, kept for later runs.
+"""The settings that `samri-bench --tune` found fastest for a bundle on this machine.
 
-One small JSON file in the user's configuration folder. An entry counts only for the very bundle, machine and ONNX
-Runtime that it was measured with; a stale one is ignored, and said so.
+One small JSON file in the user's configuration folder holds them. An entry counts only for the bundle, machine and ONNX
+Runtime that it was measured with; an outdated one is ignored, with a note.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +24,9 @@ from samri.manifest import PRECISIONS, Precision
 from samri.opening import open_regular, read_json
 from samri.process import usable_cores
 from samri.staging import staged_file
-from samri_runtime.machine import processor
+from samri_runtime.machine import processor, user_folder
 from samri_runtime.providers import PROVIDERS, Provider
-from samri_runtime.providers._session import prove_once
+from samri_runtime.providers._opening import probe_provider
 from samri_runtime.providers._wheels import installed_wheels
 
 _VERSION = 1
@@ -41,10 +40,10 @@ class Tuned:
 
     Attributes:
         provider: Never `auto`.
-        precision: Of the graphs.
-        threads: Of the CPU; None for one a core.
+        precision: Precision of the graphs.
+        threads: CPU threads; None for one per core.
         options: Passed to the provider.
-        mean_dice: Of its masks with those of fp32 on the CPU, when it was measured.
+        mean_dice: Mean Dice of its masks with those of fp32 on the CPU.
     """
 
     provider: Provider
@@ -60,20 +59,12 @@ class Tuned:
 
 
 def tuned_file() -> Path:
-    """Where the settings are kept: `SAMRI_CONFIG_DIR`, else a folder where the system has a user's settings."""
-    if chosen := os.environ.get("SAMRI_CONFIG_DIR"):
-        folder = Path(chosen).expanduser()
-    elif sys.platform == "win32":
-        folder = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "samri"
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Application Support" / "samri"
-    else:
-        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "samri"
-    return folder / "tuned.json"
+    """Where the settings are kept: `tuned.json` in the user's configuration folder (`SAMRI_CONFIG_DIR`)."""
+    return user_folder("config") / "tuned.json"
 
 
-def recall(bundle: Bundle) -> tuple[Tuned | None, list[str]]:
-    """The settings that were measured best for a bundle, and plain lines about them or about why there are none."""
+def load_tuned(bundle: Bundle) -> tuple[Tuned | None, list[str]]:
+    """The fastest settings for a bundle, or None; and notes for the user on them, or on why they are ignored."""
     try:
         path = tuned_file()
         path.stat()
@@ -89,7 +80,7 @@ def recall(bundle: Bundle) -> tuple[Tuned | None, list[str]]:
     tuned = _tuned(entry)
     if tuned is None:
         return None, [
-            f"the settings tuned for {name} in {path} make no sense and were ignored: run samri-bench --tune again"
+            f"the settings tuned for {name} in {path} are invalid and were ignored: run samri-bench --tune again"
         ]
     if entry["wheels"] != _wheels():
         then, now = printable(", ".join(entry["wheels"]), 200), ", ".join(_wheels())
@@ -98,17 +89,17 @@ def recall(bundle: Bundle) -> tuple[Tuned | None, list[str]]:
             "run samri-bench --tune again"
         ]
     try:
-        prove_once(tuned.provider)
+        probe_provider(tuned.provider)
     except ProviderError as error:
         return None, [f"{error}; the settings tuned for {name} were ignored"]
     return tuned, [f"tuned for this machine: {tuned} (samri-bench --tune; {path})"]
 
 
-def check_can_remember() -> None:
-    """Look, before anything is measured, whether what is found can be kept.
+def check_can_save() -> None:
+    """Check before the measurement that its result can be saved.
 
     Raises:
-        OutputError: Its folder can't be made or written, or what lies in its place is a link, a pipe or a folder.
+        OutputError: The folder can't be created or isn't writable, or in place of the file there is a link or a folder.
     """
     with _config_errors():
         path = tuned_file()
@@ -118,16 +109,16 @@ def check_can_remember() -> None:
     _refuse_foreign(path)
 
 
-def remember(bundle: Bundle, tuned: Tuned, *, progress: Callable[[str], None] = lambda line: None) -> Path:
-    """Keep settings for later runs, in place of earlier ones for the same bundle and machine; the file they are in.
+def save_tuned(bundle: Bundle, tuned: Tuned, *, progress: Callable[[str], None] = lambda line: None) -> Path:
+    """Save settings for later runs, replacing earlier ones for the same bundle and machine; returns the file.
 
-    Other entries stay as they are, also those that another process writes at the same time. A damaged file is kept
-    beside under another name, and `progress` is told which.
+    Other entries are preserved, including those that another process writes at the same time. A damaged file is
+    renamed, and `progress` is called with its new name.
 
     Raises:
-        OutputError: It can't be written, or is no file of ours.
+        OutputError: The file can't be written, or isn't one that this program wrote.
     """
-    check_can_remember()
+    check_can_save()
     path = tuned_file()
     entry = {"model": bundle.manifest.name, "wheels": _wheels(), **asdict(tuned)}
     busy = f"another process has been writing {path} for {_PATIENCE_S:g} s: try again"
@@ -146,7 +137,7 @@ def remember(bundle: Bundle, tuned: Tuned, *, progress: Callable[[str], None] = 
 
 
 class _UnusableError(SamriError):
-    """The file of settings can't be used as it is."""
+    """The file of settings is damaged or of another version."""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -165,7 +156,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _set_aside(path: Path) -> Path:
-    """Give a file another name that no file has; only whoever holds the lock does so."""
+    """Rename a file to an unused name; the caller holds the lock."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"tuned.damaged-{number}.json")):
         number += 1
@@ -185,7 +176,7 @@ def _config_errors() -> Iterator[None]:
 
 
 def _tuned(entry: Any) -> Tuned | None:
-    """The settings in an entry, every part of which is as it is written here; else None."""
+    """The settings in an entry, or None if any part of it isn't as `save_tuned` writes it."""
     if not isinstance(entry, dict):
         return None
     provider = next((name for name in PROVIDERS if name == entry.get("provider") and name != "auto"), None)
@@ -208,7 +199,7 @@ def _is_number(value: Any, least: int, most: int) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    """Whether these can be a provider's options: few short texts by name."""
+    """Whether these can be a provider's options: at most 100 short texts by name."""
     return (
         isinstance(value, dict)
         and len(value) <= 100
@@ -217,8 +208,8 @@ def _is_texts(value: Any) -> bool:
 
 
 def _key(bundle: Bundle) -> str:
-    """The bundle and the machine, as a hash that names neither: a home folder may be shared by many machines."""
-    # Not the driver's own list: asking it would start CUDA in a process that may want to fork.
+    """A hash of the bundle and the machine: many machines may share a home folder."""
+    # Not from the driver: querying it would initialize CUDA, after which a process can't fork.
     gpus = sorted(device.name for device in Path("/dev").glob("nvidia[0-9]*"))
     here = [bundle.sha256, platform.system(), processor(), usable_cores(), gpus]
     return hashlib.sha256(json.dumps(here).encode()).hexdigest()[:32]

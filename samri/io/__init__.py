@@ -5,6 +5,7 @@ Both are imported only by the functions that need them: `pip install 'samri[io]'
 
 from __future__ import annotations
 
+from samri.io._label_names import write_label_table
 from samri.io._nifti import nibabel_version
 from samri.io._overlay import PALETTE, draw_overlay, side_by_side
 from samri.io._raster import write_png
@@ -20,6 +21,7 @@ __all__ = [
     "read_scan",
     "scan_name",
     "side_by_side",
+    "write_label_table",
     "write_mask",
     "write_png",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
+from samri.io._label_names import CARET, label_extension
 from samri.io._nifti_header import NiftiGrid, NiftiHeader, read_header
 from samri.io._volume_stream import VolumeStream, check_shape, choose_frame, volume_stream
 from samri.io.optional import require
@@ -62,8 +65,12 @@ def nibabel_version() -> str:
     return str(require("nibabel").__version__)
 
 
-def write_nifti(path: Path, labels: npt.NDArray[Any], grid: NiftiGrid | None) -> None:
+def write_nifti(
+    path: Path, labels: npt.NDArray[Any], grid: NiftiGrid | None, names: Mapping[int, str] | None = None
+) -> None:
     """Write uint8 or uint16 labels with the geometry of `grid`, or with an identity affine where there is none.
+
+    With `names`, label to name, the header gets the extension that holds them.
 
     Raises:
         ValueError: The name doesn't end in .nii or .nii.gz.
@@ -78,7 +85,8 @@ def write_nifti(path: Path, labels: npt.NDArray[Any], grid: NiftiGrid | None) ->
     header.set_data_dtype(labels.dtype)
     header.set_data_shape(labels.shape)
     header.set_slope_inter(1, 0)
-    header["vox_offset"] = header.single_vox_offset
+    extension = _extension(names, header.endianness) if names else bytes(4)
+    header["vox_offset"] = header.sizeof_hdr + len(extension)
     if grid is None:
         header.set_sform(np.eye(4), code=_SFORM_ALIGNED)
     else:
@@ -96,8 +104,16 @@ def write_nifti(path: Path, labels: npt.NDArray[Any], grid: NiftiGrid | None) ->
             packer = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=1)
             stream = cast("IO[bytes]", closing.enter_context(packer))
         stream.write(header.binaryblock)
-        stream.write(bytes(4))  # No extensions.
+        stream.write(extension)
         stream.write(stored.ravel(order="K").view(np.uint8).data)
+
+
+def _extension(names: Mapping[int, str], byte_order: str) -> bytes:
+    """What stands between header and voxels: the mark that extensions follow, and one of them, of whole 16 bytes."""
+    content = label_extension(names)
+    # Voxels begin at a whole number of 16 bytes too. Readers of XML know spaces behind it, but no NUL bytes.
+    content += b" " * (-(len(content) + 8) % 16)
+    return b"\1\0\0\0" + struct.pack(f"{byte_order}ii", len(content) + 8, CARET) + content
 
 
 def _pair(path: Path) -> tuple[Path, Path]:

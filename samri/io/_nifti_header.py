@@ -58,7 +58,7 @@ class NiftiHeader:
         shape: As stored, all axes.
         dtype: Of the voxels.
         offset: Byte of the first voxel, in the file that holds the voxels.
-        scaling: Slope and intercept; None where the voxels are to be taken as they are.
+        scaling: Slope and intercept; (1, 0) where the header's slope is 0 or not finite, which means no scaling.
         affine: (4, 4) float64, voxel indices to millimetres in RAS+.
         grid: The fields that say so.
         notes: What was put right.
@@ -67,7 +67,7 @@ class NiftiHeader:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     offset: int
-    scaling: tuple[float | None, float | None]
+    scaling: tuple[float, float]
     affine: npt.NDArray[np.float64]
     grid: NiftiGrid
     notes: tuple[str, ...]
@@ -101,7 +101,7 @@ def read_header(source: VolumeStream, *, pair: bool) -> NiftiHeader:
             shape,
             header.get_data_dtype(),
             int(header["vox_offset"]),
-            header.get_slope_inter(),
+            _scaling(header),
             affine,
             NiftiGrid(version, header.endianness, {name: np.array(header[name]) for name in _GEOMETRY}),
             tuple(dict.fromkeys([*repaired, *logged, *placed])),
@@ -115,6 +115,11 @@ def read_header(source: VolumeStream, *, pair: bool) -> NiftiHeader:
         OverflowError,
     ) as error:
         raise InputError(f"{path} has a header that makes no sense ({one_line(error)}): export it again") from error
+
+
+def _scaling(header: Any) -> tuple[float, float]:
+    slope, intercept = header.get_slope_inter()
+    return (1.0, 0.0) if slope is None else (slope, intercept)
 
 
 def grid_of(affine: npt.NDArray[np.float64], shape: tuple[int, ...]) -> NiftiGrid:

@@ -67,12 +67,13 @@ def draw_overlay(
     scale = np.array([shape[1] / width, shape[0] / height])
     pen = _pen(shape)
     for label in np.unique(enlarged[enlarged > 0]).tolist():
-        _fill_and_outline(cv2, picture, enlarged == label, _color(label), pen)
+        _fill_and_outline(cv2, picture, enlarged == label, color_of(label), pen)
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 2, 2) * scale
     for number, (first, last) in enumerate(corners, start=1):
-        _draw_box(cv2, picture, first, last, _color(number), pen)
+        _draw_box(cv2, picture, first, last, color_of(number), pen)
         if len(corners) > 1:
-            _write(cv2, picture, str(number), (int(first[0]) + 3 * pen, int(first[1]) + 12 * pen), _color(number), pen)
+            corner = int(first[0]) + 3 * pen, int(first[1]) + 12 * pen
+            _write(cv2, picture, str(number), corner, color_of(number), pen)
     # A whole number is the center of a pixel, half a pixel from its edge.
     centers = (np.asarray(points, dtype=np.float64).reshape(-1, 2) + 0.5) * scale
     for center, positive in zip(centers, point_labels, strict=True):
@@ -97,7 +98,8 @@ def _pen(shape: tuple[int, ...]) -> int:
     return max(1, round(max(shape[:2]) / 400))
 
 
-def _color(label: int) -> Color:
+def color_of(label: int) -> Color:
+    """The color of object `label`, from 1, in pictures and tables."""
     return PALETTE[(label - 1) % len(PALETTE)]
 
 

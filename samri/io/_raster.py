@@ -6,14 +6,27 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
-from samri.io._png_file import GRAY_ALPHA, PNG_START, BrokenFileError, checked_png, png_header, png_size
-from samri.io._raster_files import MOST_PAGES, jpeg_damage, jpeg_size, raster_format, tiff_page
+from samri.io._raster_checks import (
+    GRAY_ALPHA,
+    MOST_PAGES,
+    PNG_START,
+    BrokenFileError,
+    checked_png,
+    jpeg_damage,
+    jpeg_size,
+    png_header,
+    png_size,
+    raster_format,
+    tiff_damage,
+    tiff_page,
+)
+from samri.io._tiff_strips import check_deflate
 from samri.io.optional import require
 from samri.opening import read_regular
 from samri.staging import staged_file
@@ -21,11 +34,13 @@ from samri.stderr import captured_stderr, pass_on
 
 _MOST_PIXELS = 1 << 28
 _MOST_BYTES = 1 << 32  # Of a file; as many pixels take no more without any compression.
-_SILENT = 0  # OpenCV's LOG_LEVEL_SILENT, which not every version names.
+_SILENT, _WARNING = 0, 3  # OpenCV's LOG_LEVEL_SILENT and LOG_LEVEL_WARNING, which not every version names.
 
-# OpenCV's log level belongs to the process: the first of several readers at once lowers it, the last one restores it.
-_quiet_lock = threading.Lock()
-_levels_of_readers: list[int] = []
+# OpenCV's log level belongs to the process: it is the highest that one of several readers at once needs, and the last
+# one restores it.
+_level_lock = threading.Lock()
+_levels_needed: list[int] = []
+_level_before = _WARNING
 
 
 def read_raster(path: Path) -> npt.NDArray[Any]:
@@ -40,13 +55,15 @@ def read_raster(path: Path) -> npt.NDArray[Any]:
     cv2 = require("cv2")
     # Bytes, not a name: OpenCV on Windows opens no name beyond ASCII.
     data = _checked(path, read_regular(path, limit=_MOST_BYTES))
-    with _quiet(cv2), _undamaged(path) if raster_format(data) == "JPEG" else contextlib.nullcontext():
+    kind = raster_format(data)
+    complaints = contextlib.nullcontext() if kind == "PNG" else _undamaged(path, "TIFF" if kind == "TIFF" else "JPEG")
+    with complaints, _log_level(cv2, _WARNING if kind == "TIFF" else _SILENT):
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
         except cv2.error as error:
             raise InputError(f"{path} can't be decoded ({error.err or 'OpenCV'}): save it as a plain PNG") from error
-    if pixels is None or pixels.size == 0:
-        raise InputError(f"{path} is damaged, or of a kind that OpenCV can't decode: save it as a plain PNG")
+        if pixels is None or pixels.size == 0:
+            raise InputError(f"{path} is damaged, or of a kind that OpenCV can't decode: save it as a plain PNG")
     if pixels.ndim == 3 and data.startswith(PNG_START) and png_header(data).color == GRAY_ALPHA:
         pixels = pixels[..., 0]  # OpenCV makes gray with alpha three equal channels in a PNG, and one in a TIFF.
     return np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., ::-1])
@@ -85,6 +102,7 @@ def _checked(path: Path, data: bytes) -> bytes:
                     f"{path} has {count} pages: save the page that is meant as its own file, or a volume as NIfTI"
                 )
             _check_pixels(path, size)
+            check_deflate(data, size)
     except BrokenFileError as error:
         raise InputError(f"{path} is a damaged {kind} file ({error}): copy it again") from error
     return data
@@ -101,29 +119,32 @@ def _check_pixels(path: Path, size: tuple[int, int]) -> None:
 
 
 @contextlib.contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
-    """Refuse what libjpeg only complains of on stderr: it fills the rest of the picture with something, and goes on."""
+def _undamaged(path: Path, kind: Literal["JPEG", "TIFF"]) -> Iterator[None]:
+    """Refuse what libjpeg or libtiff only complains of on stderr: they fill the picture with something, and go on."""
     with captured_stderr() as log:
         yield
-    damage, others = jpeg_damage("".join(log))
+    damage, others = (jpeg_damage if kind == "JPEG" else tiff_damage)("".join(log))
     pass_on(others)
     if damage is not None:
         raise InputError(
-            f"{path} is a damaged JPEG file ({damage}): copy it again, or if it looks right in a viewer, save it as PNG"
+            f"{path} is a damaged {kind} file ({damage}): copy it again, or if it looks right in a viewer, "
+            "save it as PNG"
         )
 
 
 @contextlib.contextmanager
-def _quiet(cv2: Any) -> Iterator[None]:
+def _log_level(cv2: Any, level: int) -> Iterator[None]:
     """OpenCV logs why a picture can't be decoded, in several lines; the error says it in one."""
+    global _level_before
     log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, OpenCV 5.
-    with _quiet_lock:
-        _levels_of_readers.append(_levels_of_readers[0] if _levels_of_readers else log.getLogLevel())
-        log.setLogLevel(_SILENT)
+    with _level_lock:
+        if not _levels_needed:
+            _level_before = log.getLogLevel()
+        _levels_needed.append(level)
+        log.setLogLevel(max(_levels_needed))
     try:
         yield
     finally:
-        with _quiet_lock:
-            level = _levels_of_readers.pop()
-            if not _levels_of_readers:
-                log.setLogLevel(level)
+        with _level_lock:
+            _levels_needed.remove(level)
+            log.setLogLevel(max(_levels_needed, default=_level_before))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +89,12 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
         InputError: The file is missing, damaged, of another kind, or holds something that can't be segmented.
         MissingFrameError: A 4-D file with several frames, and no `frame`.
         MissingDependencyError: nibabel or OpenCV isn't installed.
+
+    Example:
+        >>> import samri
+        >>> scan = samri.read_scan("scan.nii.gz")
+        >>> scan.kind, scan.grid, scan.spacing, scan.voxels.dtype
+        ('nifti', (50, 40, 20), (1.0, 1.0, 2.0), dtype('int16'))
     """
     path = Path(path)
     suffix = known_suffix(path)
@@ -120,7 +127,9 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
     return replace(scan, voxels=voxels, notes=tuple(f"{path.name}: {note}" for note in (*scan.notes, *replaced)))
 
 
-def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], scan: Scan) -> None:
+def write_mask(
+    path: str | os.PathLike[str], mask: npt.NDArray[Any], scan: Scan, names: Mapping[int, str] | None = None
+) -> None:
     """Write a mask or label map as NIfTI in the geometry of `scan`, whatever the format of that.
 
     It gets the scan's grid, affine, sform and qform with their codes, voxel sizes and units, all bit for bit, and the
@@ -131,6 +140,7 @@ def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], scan: Scan)
         path: `.nii.gz` or `.nii`; it appears whole or not at all.
         mask: Bool or integer, in the scan's grid, 0 outside all objects. Stored as uint8, or uint16 above 255.
         scan: What it is a mask of.
+        names: Label to name, for the header's extension (`samri.io._label_names`); none without.
 
     Raises:
         ValueError: The mask isn't in the scan's grid, or isn't labels of 0 to 65535.
@@ -147,7 +157,7 @@ def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], scan: Scan)
     if lowest < 0 or highest > np.iinfo(np.uint16).max:
         raise ValueError(f"labels go from 0 to {np.iinfo(np.uint16).max}, these from {lowest} to {highest}")
     labels = mask.astype(np.uint8 if highest <= np.iinfo(np.uint8).max else np.uint16)
-    write_nifti(path, labels if scan.nifti is not None else labels[np.newaxis], scan.nifti)
+    write_nifti(path, labels if scan.nifti is not None else labels[np.newaxis], scan.nifti, names)
 
 
 def scan_name(path: str | os.PathLike[str]) -> str:

@@ -5,22 +5,22 @@ Needs torch and segment-anything (`pip install 'samri[export]'`); nothing else i
 
 from samri.model._architecture import Architecture, build_sam, infer_architecture
 from samri.model._checkpoint import Checkpoint, encoder_sha256, load_checkpoint, weights_sha256
-from samri.model._decoder import PromptDecoder
+from samri.model._decoder import SamDecoder
 from samri.model._encoder import ImageEncoder
-from samri.model._prompt_side import ImageSide, PromptSide, image_side_shapes
 from samri.model._state_dict import Weights, read_state_dict, read_weights
+from samri.model.split_decoder import DecoderImageStage, DecoderPromptStage, image_stage_shapes
 
 __all__ = [
     "Architecture",
     "Checkpoint",
+    "DecoderImageStage",
+    "DecoderPromptStage",
     "ImageEncoder",
-    "ImageSide",
-    "PromptDecoder",
-    "PromptSide",
+    "SamDecoder",
     "Weights",
     "build_sam",
     "encoder_sha256",
-    "image_side_shapes",
+    "image_stage_shapes",
     "infer_architecture",
     "load_checkpoint",
     "read_state_dict",

@@ -10,9 +10,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from samri.errors import CheckpointError
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
+from samri.preprocessing import PIXEL_MEAN, PIXEL_STD
 
 DECODER_HEADS = 8
 """The only number that leaves no trace in the tensors' shapes; every published SAM has eight."""

@@ -12,10 +12,11 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from samri.errors import CheckpointError
-from samri.model._architecture import PIXEL_MEAN, PIXEL_STD, Architecture, build_sam, infer_architecture
+from samri.model._architecture import Architecture, build_sam, infer_architecture
 from samri.model._pickle_globals import plain_name
 from samri.model._state_dict import StateDict, read_weights
 from samri.model._tensor_names import SECTIONS
+from samri.preprocessing import PIXEL_MEAN, PIXEL_STD
 
 
 @dataclasses.dataclass(frozen=True)

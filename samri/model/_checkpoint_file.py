@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pickle
 import re
 import struct
@@ -17,6 +18,7 @@ from samri.errors import CheckpointError, MissingDependencyError
 from samri.hashing import stream_sha256
 from samri.model._file_kinds import other_kind
 from samri.model._pickle_globals import ARCHIVE_DAMAGE, pickle_globals, plain_name
+from samri.model._shards import index_of, join
 from samri.opening import open_regular
 
 WHERE_TO_GET = (
@@ -68,11 +70,11 @@ class Content:
     """As it was saved; of a safetensors file, a dictionary of tensors."""
     bytes: int
     sha256: str
-    """Of the bytes that were read."""
+    """Of the bytes that were read; of several files, see `samri.model._shards.join`."""
 
 
 def read_content(path: Path) -> Content:
-    """Read a .pth, .pt, .bin or .safetensors file on the CPU.
+    """Read a .pth, .pt, .bin or .safetensors file on the CPU, or all files of a `*.index.json` or of its folder.
 
     A zip archive, as torch has written since 1.6, is compared with the checksums in it, which torch leaves alone. The
     single pickle that it wrote before has none.
@@ -81,10 +83,17 @@ def read_content(path: Path) -> Content:
         CheckpointError: The file is missing, no regular file, damaged, something else, or carries code.
         MissingDependencyError: A safetensors file, and that package isn't installed.
     """
+    index = index_of(path)
+    if index is not None:
+        return Content(*join(index, functools.partial(_read_file, part=True)))
+    return _read_file(path)
+
+
+def _read_file(path: Path, *, part: bool = False) -> Content:
     with _opened(path) as file:
         try:
             head = file.read(_HEAD)
-            kind = other_kind(path, head)
+            kind = other_kind(path, head, part=part)
             if kind is not None:
                 raise CheckpointError(f"{path}: {kind}")
             file.seek(0)

@@ -142,8 +142,8 @@ def _attend(attention: Attention, qkv: Tensor, side: int, query_rows: int) -> Te
 
 def _relative(table: Tensor, side: int) -> Tensor:
     """The (2 * side - 1, d) table as (side, d, side): for query i, the column of key k is the row of distance i - k."""
-    places = torch.arange(side, device=table.device)
-    return table[places[:, None] - places[None, :] + side - 1].transpose(1, 2)
+    positions = torch.arange(side, device=table.device)
+    return table[positions[:, None] - positions[None, :] + side - 1].transpose(1, 2)
 
 
 def _finish_block(block: Block, tokens: Tensor, attended: Tensor) -> Tensor:

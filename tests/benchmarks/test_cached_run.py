@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_benchmark_of_cached_runs_works_on_the_small_model(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "cached_run.py"), "--small", "--rounds", "1"]
     command += ["--encodings", "1", "--json", str(tmp_path / "report.json")]

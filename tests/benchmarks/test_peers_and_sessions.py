@@ -17,7 +17,7 @@ def run(script: str, *arguments: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_peers_answer_with_the_same_masks(tmp_path: Path) -> None:
     table = run("peers.py", "--small", "--rounds", 1, "--json", tmp_path / "peers.json")
     report = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))
@@ -30,7 +30,7 @@ def test_peers_answer_with_the_same_masks(tmp_path: Path) -> None:
     assert table.count("| samri |") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_gpus_candidates_give_the_same_masks_on_the_cpu(tmp_path: Path) -> None:
     table = run("gpu_peers.py", "--small", "--device", "cpu", "--rounds", 1, "--json", tmp_path / "gpu.json")
     report = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def test_a_gpus_candidates_give_the_same_masks_on_the_cpu(tmp_path: Path) -> Non
         assert f"| {name} |" in table
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_encoders_give_the_same_embedding(tmp_path: Path) -> None:
     table = run("encoders.py", "--small", "--rounds", 1, "--images", 2, "--json", tmp_path / "encoders.json")
     report = json.loads((tmp_path / "encoders.json").read_text(encoding="utf-8"))

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from samri.bundle import Bundle, write_manifest
+from samri.bundle import Bundle, GraphFile, write_manifest
 from samri.errors import BundleError
+from samri.hashing import file_sha256
 from samri.manifest import BundleFile, Graph, Manifest, embedding_id
 from samri.preprocessing import profile
 
@@ -173,8 +174,8 @@ def test_changed_weights_are_found_at_the_latest_when_the_graph_has_been_opened(
     bundle = Bundle.open(with_weights_beside)
     for _ in range(2):  # What was found changed isn't taken for checked the second time.
         blocks = []
-        with pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"), bundle.opening("encoder") as path:
-            blocks.append(path)
+        with pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"), bundle.opening("encoder") as file:
+            blocks.append(file.path)
         assert blocks == [with_weights_beside / "encoder.onnx"]
 
 
@@ -197,8 +198,8 @@ def test_all_but_the_weights_hash_is_checked_before_a_graph_is_opened(
     else:
         weights.unlink()
     blocks = []
-    with pytest.raises(BundleError, match=word), Bundle.open(with_weights_beside).opening("encoder") as path:
-        blocks.append(path)
+    with pytest.raises(BundleError, match=word), Bundle.open(with_weights_beside).opening("encoder") as file:
+        blocks.append(file)
     assert not blocks
 
 
@@ -231,8 +232,38 @@ def test_a_failure_to_open_whole_files_stays_what_it_is(with_weights_beside: Pat
     bundle = Bundle.open(with_weights_beside)
     with pytest.raises(RuntimeError, match="no memory left"), bundle.opening("encoder"):
         raise RuntimeError("no memory left")
-    with bundle.opening("encoder") as path:
-        assert path.is_file()
+    with bundle.opening("encoder") as file:
+        assert file.path.is_file()
+        assert file.sha256() == bundle.graph("encoder").sha256
+        assert GraphFile(file.path).sha256() == file.sha256()
+
+
+def test_engines_of_changed_weights_are_never_filed_under_those_of_the_manifest(with_weights_beside: Path) -> None:
+    (with_weights_beside / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
+    named = []
+    with (
+        pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"),
+        Bundle.open(with_weights_beside).opening("encoder") as file,
+    ):
+        named.append(file.sha256())
+    assert not named
+
+
+def test_a_graph_is_hashed_once_however_often_it_is_opened(
+    with_weights_beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("samri.bundle.file_sha256", counted)
+    bundle = Bundle.open(with_weights_beside)
+    for _ in range(3):
+        with bundle.opening("encoder") as file:
+            file.sha256()
+    assert sorted(hashed) == ["encoder.onnx", "encoder.onnx.data"]
 
 
 @pytest.mark.parametrize(

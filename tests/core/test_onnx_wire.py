@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -115,7 +115,6 @@ def test_a_graph_with_its_weights_inside_refers_to_nothing(tmp_path: Path) -> No
     assert external_locations(path) == set()
 
 
-@settings(deadline=None)
 @given(cut=st.integers(1, 400), data=st.data())
 def test_a_cut_file_is_refused_or_gives_what_is_left_of_it(
     tmp_path_factory: pytest.TempPathFactory, cut: int, data: st.DataObject
@@ -129,7 +128,6 @@ def test_a_cut_file_is_refused_or_gives_what_is_left_of_it(
         assert str(path) in str(error)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=0, max_size=200))
 def test_any_bytes_end_in_an_answer_or_a_plain_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.onnx"

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 from samri.geometry import resized_shape
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import profile
+from tests.support.examples import examples
 
 SHAPES = [(300, 200), (200, 300), (64, 64), (700, 1300), (1, 90), (233, 197)]
 
@@ -30,7 +31,7 @@ def test_logits_are_segment_anythings(shape: tuple[int, int], low: int, size: in
     np.testing.assert_allclose(ours, segment_anything_masks(low_res, shape, size), atol=1e-4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 @given(height=st.integers(1, 200), width=st.integers(1, 200))
 def test_any_shape_matches_segment_anything(height: int, width: int) -> None:
     low_res = np.random.default_rng(height * 1000 + width).normal(0, 5, (1, 32, 32)).astype(np.float32)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from segment_anything.utils.transforms import ResizeLongestSide
 from skimage.transform import resize as skimage_resize
@@ -86,7 +86,6 @@ def test_uint8_with_its_own_full_range_passes_unchanged(name: ProfileName) -> No
     assert np.array_equal(to_uint8(image, profile(name), (0, 255)), image)
 
 
-@settings(deadline=None)
 @given(
     low=st.integers(-(2**31), 2**31 - 2),
     spread=st.integers(1, 2**31),

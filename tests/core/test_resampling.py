@@ -9,11 +9,11 @@ from PIL import Image
 from skimage.transform import resize as skimage_resize
 
 from samri.resampling import bilinear_matrix, pillow_bilinear, spline_matrix
+from tests.support.examples import examples
 
 sides = st.integers(1, 300)
 
 
-@settings(deadline=None)
 @given(
     height=sides,
     width=sides,
@@ -39,7 +39,6 @@ def test_large_and_thin_images_shrink_as_in_pillow(shape: tuple[int, int]) -> No
         assert np.array_equal(pillow_bilinear(image, *target), np.asarray(expected))
 
 
-@settings(deadline=None)
 @given(old=sides, new=sides)
 def test_the_bilinear_matrix_is_torchs_interpolate(old: int, new: int) -> None:
     line = np.random.default_rng(old).normal(size=old)
@@ -50,7 +49,7 @@ def test_the_bilinear_matrix_is_torchs_interpolate(old: int, new: int) -> None:
     np.testing.assert_allclose(bilinear_matrix(old, new) @ line, expected.numpy(), atol=2e-5)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=examples(50))
 @given(height=st.integers(2, 120), width=st.integers(2, 120), size=st.integers(2, 150))
 def test_the_spline_matrix_is_scikit_images_antialiased_cubic_resize(height: int, width: int, size: int) -> None:
     image = np.random.default_rng(height).random((height, width))

@@ -54,7 +54,7 @@ def dies_after(step: int, act: Callable[[], None]) -> bool:
                 setattr(os, name, deadly(getattr(os, name)))
             for name in STEPS if sys.version_info < (3, 11) else ():  # There, pathlib keeps functions of its own.
                 setattr(Path, name, deadly(getattr(Path, name)))
-            staging.exchange = deadly(staging.exchange)  # type: ignore[assignment]
+            staging.exchange = deadly(staging.exchange)  # type: ignore[attr-defined]
             act()
         except BaseException:
             os._exit(1)
@@ -88,6 +88,7 @@ def filled(folder: Path, content: dict[str, str]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_file_is_the_old_or_the_new_one_whenever_the_writer_dies(tmp_path: Path) -> None:
     for step in range(1000):
         folder = filled(tmp_path / str(step), OLD)
@@ -100,6 +101,7 @@ def test_a_file_is_the_old_or_the_new_one_whenever_the_writer_dies(tmp_path: Pat
             return
 
 
+@pytest.mark.slow
 def test_files_are_all_old_or_all_new_once_the_next_writer_starts(tmp_path: Path) -> None:
     seen = set()
     for step in range(1000):
@@ -122,6 +124,7 @@ def test_files_are_all_old_or_all_new_once_the_next_writer_starts(tmp_path: Path
     assert seen == {json.dumps(content, sort_keys=True) for content in others}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_a_folder_is_the_old_or_the_new_one_whenever_the_writer_dies(
     tmp_path: Path, exchanges: bool, monkeypatch: pytest.MonkeyPatch
@@ -211,6 +214,7 @@ def test_hidden_folders_of_others_stay_however_old_they_are(tmp_path: Path) -> N
     assert (tmp_path / "elsewhere" / "lock").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_a_person_put_there_after_the_kill_is_not_undone(tmp_path: Path) -> None:
     folder = filled(tmp_path / "out", OLD)
     for step in range(1000):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samri_runtime.cache import _key
-from samri_runtime.run._caching import DEFAULT_MAX_BYTES
+from samri_runtime.cache import DEFAULT_MAX_BYTES, _key
 from tests.support.pages import DOCS, blocks, command_lines, type_in
 from tests.support.scans import brain_like
 

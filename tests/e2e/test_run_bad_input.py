@@ -118,7 +118,7 @@ def test_an_image_that_can_not_be_used_is_refused_in_one_line(bundle, tmp_path, 
         ([*BOX, "--axis", 1, "--plane", "axial"], 2, "not both"),
         ([*BOX, "--frame", 1], 1, "one frame only"),
         ([*BOX, "--provider", "cpu", "--device", "cpu"], 2, "not both"),
-        ([*BOX, "--device", "abacus"], 2, "unknown --device 'abacus'"),
+        ([*BOX, "--device", "abacus"], 2, "unknown device 'abacus'"),
     ],
 )
 def test_a_prompt_or_option_that_makes_no_sense_is_refused_in_one_line(bundle, tmp_path, options, code, words):
@@ -406,7 +406,7 @@ def test_a_picture_without_nibabel_is_refused_with_the_line_that_installs_it(bun
 def test_an_output_folder_without_permission_is_refused_in_one_line(bundle, tmp_path):
     source = save_nifti(tmp_path / "scan.nii.gz", SLICE)
     (tmp_path / "new").mkdir(mode=0o500)
-    refused(bundle, source, tmp_path, *BOX, code=1, words="allows no writing", names=tmp_path / "new" / "out")
+    refused(bundle, source, tmp_path, *BOX, code=1, words="is not writable", names=tmp_path / "new" / "out")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
@@ -462,7 +462,7 @@ def test_a_read_only_disk_is_said_in_one_line(bundle, tmp_path, small_disk):
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f"samri-run: error: cannot write {small_disk / 'out'}: {small_disk} allows no writing: name another --output"
+        f"samri-run: error: cannot write {small_disk / 'out'}: {small_disk} is not writable: name another --output"
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -87,10 +88,10 @@ def test_a_folder_can_be_named_and_the_cache_can_be_left_out(
         assert done.exit_code == 0, done.stderr
         assert FROM_CACHE not in done.stderr
     assert not default.exists()
-    run(model, scan, tmp_path / "out", "--cache-dir", named, "--cache-precision", "fp16", "--cache-size", "5MB")
+    run(model, scan, tmp_path / "out", "--cache-dir", named, "--cache-dtype", "fp16", "--cache-size", "5MB")
     assert len(list((named / "embeddings").iterdir())) == 1
     assert not default.exists()
-    assert FROM_CACHE in run(model, scan, tmp_path / "out", "--cache-dir", named, "--cache-precision", "fp16").stderr
+    assert FROM_CACHE in run(model, scan, tmp_path / "out", "--cache-dir", named, "--cache-dtype", "fp16").stderr
     assert FROM_CACHE not in run(model, scan, tmp_path / "out").stderr
 
 
@@ -105,12 +106,12 @@ def test_a_cache_too_small_for_one_embedding_is_said_in_one_line(model: Path, sc
     [
         ("--no-cache", "--cache-dir", "x"),
         ("--no-cache", "--cache-size", "1GB"),
-        ("--no-cache", "--cache-precision", "fp16"),
+        ("--no-cache", "--cache-dtype", "fp16"),
         ("--cache-size", "much"),
         ("--cache-size", "-1"),
         ("--cache-size", "9" * 400),
         ("--cache-dir", ""),
-        ("--cache-precision", "int8"),
+        ("--cache-dtype", "int8"),
     ],
 )
 def test_options_that_make_no_sense_are_wrong_usage(
@@ -140,3 +141,17 @@ def test_a_damaged_entry_is_told_and_computed_again(model: Path, scan: Path, tmp
     assert FROM_CACHE not in done.stderr
     mask = "scan_seg_.nii.gz"
     assert (tmp_path / "first" / mask).read_bytes() == (tmp_path / "second" / mask).read_bytes()
+
+
+def test_verbose_tells_of_files_provider_cache_and_times(model: Path, scan: Path, tmp_path: Path) -> None:
+    named = tmp_path / "cache"
+    first = run(model, scan, tmp_path / "out", "--cache-dir", named, "--verbose").stderr
+    assert f"samri-run: bundle {model} (" in first
+    assert re.search(rf"samri-run: {re.escape(str(model))}/encoder\.onnx opened on cpu in \d+\.\d\d s", first)
+    assert "samri-run: cache miss: " in first
+    assert re.search(r"samri-run: encoded a slice of \d+ x \d+ in \d", first)
+    assert re.search(r"samri-run: decoded 1 prompt\(s\) in \d", first)
+    again = run(model, scan, tmp_path / "out", "--cache-dir", named, "-v").stderr
+    assert f"samri-run: cache hit: {named}" in again
+    assert "encoder.onnx" not in again
+    assert run(model, scan, tmp_path / "out", "--cache-dir", named, "--quiet").stderr == ""

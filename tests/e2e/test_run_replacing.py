@@ -18,8 +18,8 @@ from samri.errors import InputError, OutputError
 from samri.hashing import hashed_as_read
 from samri.io import read_scan, write_mask
 from samri.ownership import read_sealed, sealed_json
+from samri.privacy import without_folders
 from samri_runtime.run import main
-from samri_runtime.run._notes import without_folders
 from tests.support.files import contents
 from tests.support.scans import brain_like, save_nifti
 
@@ -111,7 +111,7 @@ def test_a_failed_run_leaves_no_folder_and_no_lock(bundle: Path, source: Path, t
 
 def test_one_run_at_a_time_and_a_kill_leaves_nothing(bundle: Path, source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    holds = "import sys, time; from pathlib import Path; from samri_runtime.run._claim import claimed\n"
+    holds = "import sys, time; from pathlib import Path; from samri_runtime._result_files import claimed\n"
     holds += "from samri.staging import staged_files\n"
     holds += "with claimed(Path(sys.argv[1]), Path('scan.nii.gz')), staged_files(sys.argv[1]) as stage:\n"
     holds += " (stage / 'x').write_text(''); print(flush=True); time.sleep(60)\n"
@@ -130,7 +130,7 @@ def test_a_scan_that_is_replaced_during_the_work_keeps_the_hash_of_what_was_read
 ) -> None:
     from samri_runtime.run import _command
 
-    was, real = hashlib.sha256(source.read_bytes()).hexdigest(), _command.segment
+    was, real = hashlib.sha256(source.read_bytes()).hexdigest(), _command.segment  # type: ignore[attr-defined]
 
     def slow(*given: object, **more: object) -> object:
         save_nifti(source, np.zeros((30, 34, 6), np.int16))

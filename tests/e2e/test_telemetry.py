@@ -94,6 +94,7 @@ def scan(tmp_path: Path) -> Path:
     return tmp_path / "scan.nii.gz"
 
 
+@pytest.mark.slow
 def test_runs_of_the_runtimes_commands(home: Home, scan: Path, tmp_path: Path) -> None:
     home.run("samri-run", "-i", scan, "-o", tmp_path / "out", "--slice", 0, "--box", 5, 5, 30, 30)
     home.run("samri-doctor")
@@ -116,7 +117,7 @@ def test_what_imports_onnxruntime_before_us_finds_it_off(home: Home, first: str)
     home.check(imported=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # Seven processes that import PyTorch.
 def test_runs_of_the_training_and_exporting_commands(home: Home, checkpoint: Path, tmp_path: Path) -> None:
     images, labels = tmp_path / "volumes" / "imagesTr", tmp_path / "volumes" / "labelsTr"
     images.mkdir(parents=True)

@@ -251,7 +251,7 @@ def test_wrong_usage_is_one_line(arguments: list[str], words: str, tmp_path: Pat
 
 
 def test_from_python_only_a_compact_bundle_keeps_rounded_weights(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="only a compact bundle"):
+    with pytest.raises(ValueError, match="needs --compact"):
         export_bundle(checkpoint, tmp_path / "out", rounded_checkpoint=tmp_path / "kept.pth")
 
 

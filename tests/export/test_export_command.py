@@ -184,7 +184,7 @@ def test_a_disk_without_room_for_the_graphs_gets_one_line(
 def test_an_interrupted_export_leaves_nothing(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_graph = _export.write_graph
+    write_graph = _export.write_graph  # type: ignore[attr-defined]
 
     def interrupted(module: Any, spec: Any, path: Path, **settings: Any) -> Any:
         if spec.role == "decoder":

@@ -13,7 +13,7 @@ from segment_anything.modeling import Sam
 
 from samri.bundle import Bundle
 from samri.errors import BundleError
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 from samri_export import _onnx_writing, export_bundle
 from samri_runtime import Predictor
 from tests.support.sams import MEDIUM, SMALL, save_checkpoint, seeded_sam, with_other_decoder
@@ -99,7 +99,7 @@ def test_the_decoder_graph_takes_any_number_of_prompts_and_points(
     inputs = {name: value.astype(np.float32) for name, value in inputs.items()}
     logits, scores = run(bundle / "decoder.onnx", **inputs)
     with torch.no_grad():
-        expected = PromptDecoder(small_sam)(*(torch.from_numpy(value) for value in inputs.values()))
+        expected = SamDecoder(small_sam)(*(torch.from_numpy(value) for value in inputs.values()))
     np.testing.assert_allclose(logits, expected[0].numpy(), rtol=0, atol=1e-3)
     np.testing.assert_allclose(scores, expected[1].numpy(), rtol=0, atol=2e-5)
 
@@ -158,6 +158,7 @@ def test_many_weights_lie_beside_their_graph(
     assert all(node.ByteSize() < 2048 for node in kept.node)
 
 
+@pytest.mark.slow
 def test_a_predictor_refuses_damaged_weights_beside_a_graph(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

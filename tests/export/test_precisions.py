@@ -18,11 +18,11 @@ from samri.bundle import Bundle
 from samri.errors import InputError, VerificationError
 from samri.manifest import Precision
 from samri.preprocessing import profile
-from samri_export import OFFERED_PRECISIONS, _precisions, _real_slices, export_bundle
-from samri_export._fp16 import halved, overflowing
-from samri_export._int8 import LARGEST_WEIGHT, linear_layers, quantized
-from samri_export._real_slices import real_slices
-from samri_export._variant_report import BARS, Measured, VariantResult
+from samri_export import OFFERED_PRECISIONS, _gate_slices, _lower_precisions, export_bundle
+from samri_export._fp16 import overflowing, to_fp16
+from samri_export._gate_slices import gate_slices
+from samri_export._int8 import LARGEST_WEIGHT, linear_layers, to_int8
+from samri_export._report import THRESHOLDS, Measured, PrecisionResult
 from samri_export.command import main
 from samri_runtime import Predictor
 from tests.support.parity import picture
@@ -67,7 +67,7 @@ def test_a_layer_in_integers_is_the_rounded_product(with_bias: bool, transposed:
     bias = random.standard_normal(64).astype(np.float32) if with_bias else None
     x = random.standard_normal((50, 96)).astype(np.float32)
     model = one_layer(weights.T.copy() if transposed else weights, bias, **({"transB": 1} if transposed else {}))
-    integers = quantized(model)
+    integers = to_int8(model)
     onnx.checker.check_model(integers, full_check=True)
     assert {"DynamicQuantizeLinear", "MatMulInteger"} <= {node.op_type for node in integers.graph.node}
     # By hand, in float64: columns rounded to 1/64 of their largest weight, x to 255 steps.
@@ -84,7 +84,7 @@ def test_a_layer_in_integers_is_the_rounded_product(with_bias: bool, transposed:
 def test_integer_weights_have_seven_bits_and_a_scale_a_column() -> None:
     weights = np.random.default_rng(1).standard_normal((64, 48)).astype(np.float32)
     weights[:, 5] = 0
-    model = quantized(one_layer(weights, None))
+    model = to_int8(one_layer(weights, None))
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     assert tensors["layer.weight"].dtype == np.int8
     # Two products of neighbours must fit into 16 bits, on CPUs that add them there.
@@ -98,17 +98,7 @@ def test_a_gemm_that_does_more_than_a_layer_is_left_alone(attributes: dict[str, 
     weights = np.ones((64, 64), np.float32)
     model = one_layer(weights, np.ones(64, np.float32), **attributes)
     assert list(linear_layers(model)) == []
-    assert quantized(model).graph.node == model.graph.node
-
-
-@pytest.mark.slow
-def test_layers_can_be_left_out(lower: Bundle) -> None:
-    model = onnx.load(lower.graph_path("encoder"))
-    names = [node.name for node in linear_layers(model)]
-    assert len(names) == 4 * 4 + 1  # Four to a block, and the neck's 1 x 1 convolution.
-    partly = quantized(model, left_out=names[:3])
-    kept = [node for node in partly.graph.node if node.op_type == "MatMulInteger"]
-    assert len(kept) == len(names) - 3
+    assert to_int8(model).graph.node == model.graph.node
 
 
 @pytest.mark.slow
@@ -159,7 +149,7 @@ def test_the_manifest_says_what_was_measured(lower: Bundle) -> None:
 
 @pytest.mark.slow
 def test_what_was_measured_is_what_the_predictor_gives(lower: Bundle) -> None:
-    slices = real_slices([], lower.manifest.profile)
+    slices = gate_slices([], lower.manifest.profile)
     found = []
     for precision in ("fp32", "int8"):
         predictor = Predictor(lower.folder, provider="cpu", precision=precision)  # type: ignore[arg-type]
@@ -202,7 +192,7 @@ def test_numbers_too_large_for_half_precision_are_found_and_stay_float32(tmp_pat
     found = overflowing(tmp_path / "g.onnx", [{"x": x / 8}, {"x": x}])
     assert found == {"large": pytest.approx(1.2e5)}
     assert list(tmp_path.iterdir()) == [tmp_path / "g.onnx"]
-    half = halved(model, found)
+    half = to_fp16(model, found)
     np.testing.assert_allclose(run(half, x=x), x + 1, rtol=1e-3)
     inferred = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(half).graph.value_info}
     types = {node.name: inferred.get(node.output[0], TensorProto.FLOAT) for node in half.graph.node}
@@ -227,7 +217,7 @@ def test_int8_alone_brings_the_float32_decoder_and_no_float32_encoder(tmp_path: 
 
 def harsh(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bar that no integer arithmetic can reach."""
-    monkeypatch.setitem(BARS, "int8", dataclasses.replace(BARS["int8"], logits=1e-9))
+    monkeypatch.setitem(THRESHOLDS, "int8", dataclasses.replace(THRESHOLDS["int8"], logits=1e-9))
 
 
 @pytest.mark.slow
@@ -273,8 +263,8 @@ def test_nothing_is_written_when_no_precision_is_left(
 def test_not_a_number_is_below_every_bar() -> None:
     nan = float("nan")
     measured = Measured(("a",), 4, 0, nan, nan, nan, nan, nan, nan, nan, nan, {})
-    for precision in BARS:
-        assert len(VariantResult(precision, ("encoder",), False, measured).failures()) == 4
+    for precision in THRESHOLDS:
+        assert len(PrecisionResult(precision, ("encoder",), False, measured).failures()) == 4
 
 
 @pytest.mark.slow
@@ -313,9 +303,9 @@ def test_own_scans_take_the_place_of_the_template(tmp_path: Path, checkpoint: Pa
 
 
 def test_without_scans_and_template_there_is_nothing_to_judge_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_real_slices.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_gate_slices.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="--verify-image"):
-        real_slices([], profile("samri"))
+        gate_slices([], profile("samri"))
 
 
 @pytest.mark.slow
@@ -323,7 +313,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, checkpoint: Path, m
     def full(*given: Any) -> Any:
         raise OSError(28, "No space left on device", "encoder.int8.onnx")
 
-    monkeypatch.setattr(_precisions, "write_variant", full)
+    monkeypatch.setattr(_lower_precisions, "write_precision", full)
     with pytest.raises(OSError, match="No space"):
         export_bundle(checkpoint, tmp_path / "out", precisions=("fp32", "int8"), verify="quick")
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,12 @@ assert os.environ["ORT_DISABLE_TELEMETRY"] == "1", os.environ.get("ORT_DISABLE_T
 
 
 @pytest.mark.parametrize(
-    ("module", "lazy"), [("samri_export", True), ("samri_export.command", True), ("samri_export._onnx_writing", False)]
+    ("module", "lazy"),
+    [
+        ("samri_export", True),
+        ("samri_export.command", True),
+        pytest.param("samri_export._onnx_writing", False, marks=pytest.mark.slow),
+    ],
 )
 def test_it_is_off_before_onnxsim_imports_onnxruntime(module: str, lazy: bool, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from samri_export._reference import Answer
-from samri_export._report import TOLERANCES, Report, compare, telling_dice
+from samri_export._report import TOLERANCES, Report, compare, informative_dice
 
 TOLERANCE = TOLERANCES["fp32"].logits
 
@@ -29,7 +29,7 @@ def failures(expected: np.ndarray, given: np.ndarray) -> list[str]:
 def test_a_pixel_within_rounding_of_zero_does_not_fail_an_export() -> None:
     expected, given = small_mask(), small_mask()
     expected[0, 0, 69, 50], given[0, 0, 69, 50] = 1e-6, -1e-6
-    assert telling_dice(answer(expected), answer(given)) < 0.999
+    assert informative_dice(answer(expected), answer(given)) < 0.999
     assert failures(expected, given) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,7 @@ def prompts(ground: Ground, _seeds: Path) -> Case:
 
 def options(ground: Ground, seeds: Path) -> Case:
     """Every command refuses senseless options with one line, whatever their values."""
+    importlib.import_module("monai")  # Else samri-train's first case waits for it.
     seeds.mkdir(parents=True, exist_ok=True)
     scan = save_nifti(seeds / "scan.nii.gz", brain_like((24, 20, 5)), sform=np.eye(4))
 

@@ -139,13 +139,7 @@ def published(ground: Ground, seeds: Path) -> Case:
 
 def prepare(_ground: Ground, seeds: Path) -> Case:
     """`samri-prepare` makes a dataset as a whole, or none."""
-    seeds.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for patient in range(3):
-        labels = np.zeros((16, 14, 3), np.uint8)
-        labels[3:12, 4:11] = 1 + patient % 2
-        save_nifti(seeds / f"p{patient}_img_.nii", rng.integers(0, 900, labels.shape, dtype=np.int16), sform=OBLIQUE)
-        save_nifti(seeds / f"p{patient}_seg_.nii", labels, sform=OBLIQUE)
+    volumes_with_masks(seeds)
 
     def case(rng: np.random.Generator, scratch: Path) -> None:
         folder = Path(shutil.copytree(seeds, scratch / "data"))
@@ -275,4 +269,16 @@ def slices_with_masks(folder: Path, count: int) -> Path:
             folder / f"c{index // 2}_img_{index:03d}.nii.gz", rng.integers(0, 900, shape, dtype=np.int16), sform=OBLIQUE
         )
         save_nifti(folder / f"c{index // 2}_seg_{index:03d}.nii.gz", mask, sform=OBLIQUE)
+    return folder
+
+
+def volumes_with_masks(folder: Path) -> Path:
+    """Three patients' volumes with their label maps, as `samri-prepare` takes them."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for patient in range(3):
+        labels = np.zeros((16, 14, 3), np.uint8)
+        labels[3:12, 4:11] = 1 + patient % 2
+        save_nifti(folder / f"p{patient}_img_.nii", rng.integers(0, 900, labels.shape, dtype=np.int16), sform=OBLIQUE)
+        save_nifti(folder / f"p{patient}_seg_.nii", labels, sform=OBLIQUE)
     return folder

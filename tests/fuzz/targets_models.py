@@ -17,7 +17,7 @@ import torch
 from samri.bundle import Bundle
 from samri.model import load_checkpoint
 from samri_runtime import Predictor
-from samri_runtime._tuned import Tuned, remember, tuned_file
+from samri_runtime._tuned import Tuned, save_tuned, tuned_file
 from samri_runtime.cache import EmbeddingCache
 from tests.fuzz import mutate
 from tests.fuzz.ground import Ground
@@ -137,7 +137,7 @@ def tuned(ground: Ground, _seeds: Path) -> Case:
     """Damaged settings are ignored with one plain note; the mask stays."""
     bundle, image = Bundle.open(ground.bundle), _image()
     expected = _answer(Predictor(ground.bundle, "cpu"), image)
-    remember(bundle, Tuned("cpu", "fp32", 1, {}, 1.0))
+    save_tuned(bundle, Tuned("cpu", "fp32", 1, {}, 1.0))
     text = tuned_file().read_bytes()
 
     def case(rng: np.random.Generator, scratch: Path) -> None:

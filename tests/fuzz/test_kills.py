@@ -21,10 +21,11 @@ from samri.model import load_checkpoint
 from samri_export.command import main as samri_export
 from samri_runtime.run import main as samri_run
 from samri_training.embed import main as samri_embed
+from samri_training.prepare import main as samri_prepare
 from samri_training.store import EmbeddingStore
 from samri_training.train import main as samri_train
 from tests.fuzz.kills import KILLED, in_child, killed_at
-from tests.fuzz.targets_data import slices_with_masks
+from tests.fuzz.targets_data import slices_with_masks, volumes_with_masks
 from tests.fuzz.targets_files import check_run
 from tests.support.scans import OBLIQUE, brain_like, save_nifti
 from tests.support.stores import drawn_slices, write_store
@@ -49,6 +50,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     folder = tmp_path_factory.mktemp("seeds")
     save_nifti(folder / "scan.nii.gz", brain_like((24, 20, 5)), sform=OBLIQUE)
     slices_with_masks(folder / "slices", 4)
+    volumes_with_masks(folder / "volumes")
     sam = load_checkpoint(checkpoint).sam
     write_store(folder / "stores" / "training", sam, drawn_slices(4))
     write_store(folder / "stores" / "validation", sam, drawn_slices(2, seed=9))
@@ -59,6 +61,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
 def scenario(request: pytest.FixtureRequest, seeds: Path, bundle: Path, checkpoint: Path) -> Scenario:
     """By name."""
     made: dict[str, Callable[[], Scenario]] = {
+        "prepare over a dataset": lambda: _prepare(seeds),
         "run": lambda: _run(seeds, bundle),
         "run again": lambda: _run(seeds, bundle, earlier=True),
         "embed": lambda: _embed(seeds, checkpoint),
@@ -69,6 +72,7 @@ def scenario(request: pytest.FixtureRequest, seeds: Path, bundle: Path, checkpoi
     return made[request.param]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["run", "run again", "embed"], indirect=True)
 def test_a_kill_at_some_steps_leaves_old_or_new_and_the_same_command_mends_it(
     scenario: Scenario, tmp_path: Path
@@ -79,7 +83,9 @@ def test_a_kill_at_some_steps_leaves_old_or_new_and_the_same_command_mends_it(
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    "scenario", ["run", "run again", "embed", "export", "export over a bundle", "train"], indirect=True
+    "scenario",
+    ["prepare over a dataset", "run", "run again", "embed", "export", "export over a bundle", "train"],
+    indirect=True,
 )
 def test_a_kill_at_any_step_leaves_old_or_new_and_the_same_command_mends_it(scenario: Scenario, tmp_path: Path) -> None:
     broken: list[str] = []
@@ -136,6 +142,31 @@ def _no_leftovers(folder: Path) -> None:
     odd = (".part", ".journal", ".lock", ".tmp", ".unfinished")
     left = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name[0] == "." or path.suffix in odd]
     assert not left, f"leftovers: {left}"
+
+
+def _prepare(seeds: Path) -> Scenario:
+    def prepare(folder: Path, seed: int) -> int:
+        paths = ["-i", seeds / "volumes", "-o", folder / "data"]
+        return _call(samri_prepare, *paths, "--seed", seed, "--overwrite")
+
+    def seed_of(folder: Path) -> int:
+        return int(json.loads((folder / "data" / "report.json").read_text())["settings"]["division"]["seed"])
+
+    def before(folder: Path) -> None:
+        code, log = in_child(lambda: prepare(folder, 1), folder)
+        assert code == 0, log
+
+    def check(folder: Path) -> None:
+        images, masks = (sorted((folder / "data").rglob(f"*_{role}_*.nii.gz")) for role in ("img", "seg"))
+        assert len(images) == len(masks) == 9, f"{len(images)} images and {len(masks)} masks"
+        assert seed_of(folder) in (1, 2)
+
+    def done(folder: Path) -> None:
+        check(folder)
+        assert seed_of(folder) == 2
+        _no_leftovers(folder)
+
+    return Scenario(lambda folder: prepare(folder, 2), check, done, before)
 
 
 def _run(seeds: Path, bundle: Path, *, earlier: bool = False) -> Scenario:

@@ -104,7 +104,7 @@ def _traced(folder: Path, command: str, options: list[str], trace: Path) -> None
         "SAMRI_CONFIG_DIR": str(folder / "config"),
         "TMPDIR": str(folder / "tmp"),
     }
-    start = ["strace", "-f", "-y", "-qq", "-s", "4096", "-e", f"trace={CALLS}", "-o", str(trace)]
+    start = ["strace", "-f", "-yy", "-qq", "-s", "4096", "-e", f"trace={CALLS}", "-o", str(trace)]
     done = subprocess.run(
         [*start, sys.executable, "-c", program, *options],
         cwd=folder,

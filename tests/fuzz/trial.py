@@ -30,9 +30,9 @@ from click.testing import CliRunner, Result
 
 from samri.errors import SamriError
 
-SECONDS = 20
+SECONDS = 60
 """Longest that one input may take."""
-GRACE = 10
+GRACE = 60
 """And how much longer until a worker that doesn't even answer its alarm is killed."""
 MEMORY = 4_000_000_000
 """Bytes of address space that the inputs may take beside what the worker has at its start."""

@@ -7,6 +7,7 @@ import itertools
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,7 @@ from nibabel.nifti1 import Nifti1Extension
 
 from samri.errors import InputError, OutputError
 from samri.io import MissingFrameError, read_scan, scan_name, write_mask
+from tests.support.examples import examples
 from tests.support.scans import FLIPPED, OBLIQUE, OBLIQUE_FLIPPED, affine, save_nifti
 
 GEOMETRY = [
@@ -82,7 +84,7 @@ def test_a_voxel_lies_at_the_same_millimetres_before_and_after(tmp_path, data_sh
     assert bits(after.header) == bits(before.header)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     angles=st.tuples(*[st.floats(-3.1, 3.1)] * 3),
     zooms=st.tuples(*[st.floats(0.0625, 20, width=32)] * 3),
@@ -148,13 +150,26 @@ def test_a_slope_and_an_intercept_are_applied(tmp_path, frame):
     assert scan.voxels.dtype == np.float64
 
 
+@pytest.mark.parametrize("slope", [0, float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", ["i2", "u1", "f4", "f8"])
+def test_a_slope_that_is_no_scaling_leaves_the_voxels_as_they_are(tmp_path, dtype, slope):
+    voxels = np.arange(60).astype(dtype).reshape(3, 4, 5)
+    nib.save(nib.Nifti1Image(voxels, OBLIQUE), tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    content[112:116] = np.array(slope, "<f4").tobytes()
+    (tmp_path / "scan.nii").write_bytes(content)
+    scan = read_scan(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(scan.voxels, voxels)
+    assert scan.voxels.dtype == voxels.dtype
+
+
 def test_a_mask_of_a_scaled_scan_has_no_scaling(tmp_path):
     image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), OBLIQUE)
     image.header.set_slope_inter(0.25, -7)
     nib.save(image, tmp_path / "scan.nii.gz")
     mask = mask_of(tmp_path / "scan.nii.gz", (1, 2, 3))
-    assert mask.dataobj.slope == 1
-    assert mask.dataobj.inter == 0
+    scaling: Any = mask.dataobj
+    assert (scaling.slope, scaling.inter) == (1, 0)
     raw = gzip.decompress((tmp_path / "mask.nii.gz").read_bytes())
     slope, inter = np.frombuffer(raw[112:120], "<f4")
     assert (slope, inter) == (1, 0) or np.isnan([slope, inter]).all()
@@ -261,7 +276,7 @@ def test_gzip_is_known_by_its_content(tmp_path):
         np.testing.assert_array_equal(read_scan(tmp_path / name).voxels, data)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 @given(data=st.data())
 def test_a_nifti_that_breaks_off_anywhere_is_refused(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cut")
@@ -276,7 +291,7 @@ def test_a_nifti_that_breaks_off_anywhere_is_refused(tmp_path_factory, data):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(data=st.data())
 def test_a_changed_byte_in_a_gzip_never_changes_voxels_unseen(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("flip")
@@ -293,7 +308,7 @@ def test_a_changed_byte_in_a_gzip_never_changes_voxels_unseen(tmp_path_factory, 
         np.testing.assert_array_equal(scan.voxels, voxels)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(position=st.integers(0, 351), value=st.integers(0, 255))
 def test_a_changed_header_byte_is_read_or_refused_in_one_line(tmp_path_factory, position, value):
     path = save_nifti(tmp_path_factory.mktemp("header") / "scan.nii", np.ones((6, 7, 8), np.int16), sform=OBLIQUE)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samri.io import PALETTE, draw_overlay, side_by_side
+from tests.support.examples import examples
 
 
 def has_color(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
@@ -29,7 +30,7 @@ def test_each_object_has_its_own_color_and_the_rest_stays_gray():
     assert (outside == outside[..., :1]).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     shape=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     spacing=st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)),

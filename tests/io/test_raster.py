@@ -7,6 +7,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import nibabel as nib
@@ -19,6 +20,7 @@ from PIL import Image
 
 from samri.errors import InputError, MissingDependencyError
 from samri.io import read_scan, write_mask, write_png
+from tests.support.examples import examples
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
@@ -153,7 +155,7 @@ def encoded(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "JPEG with thumbnail"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(data=st.data())
 def test_a_picture_that_breaks_off_anywhere_is_refused(tmp_path_factory, kind, data):
     path = tmp_path_factory.mktemp("cut") / ("picture." + kind[:3].lower().replace("jpe", "jpg").replace("tif", "tif"))
@@ -172,7 +174,7 @@ def test_a_picture_that_breaks_off_anywhere_is_refused(tmp_path_factory, kind, d
         np.testing.assert_array_equal(scan.voxels, expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(data=st.data())
 def test_a_changed_byte_in_a_png_is_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("flip") / "picture.png"
@@ -183,7 +185,7 @@ def test_a_changed_byte_in_a_png_is_refused(tmp_path_factory, data):
         read_scan(path)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(data=st.data())
 def test_a_changed_byte_in_a_tiff_is_read_or_refused_in_one_line(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("flip") / "picture.tif"
@@ -401,4 +403,70 @@ def test_more_pixels_than_are_read_are_refused_before_decoding(tmp_path, kind):
             for name in ("ImageWidth", "ImageLength"):
                 file.pages[0].tags[name].overwrite(60000)
     with pytest.raises(InputError, match=r"x \d0000 pixels by its header, and more than 268435456"):
+        read_scan(path)
+
+
+def deflated(path: Path, **options: object) -> tuple[bytes, list[tuple[int, int]]]:
+    """A TIFF of several strips or tiles, and where these lie: offset and length."""
+    rng = np.random.default_rng(3)
+    image = (rng.integers(0, 40, (150, 130)) * 5).astype(options.pop("dtype", np.uint8))
+    tifffile.imwrite(path, image, compression="zlib", photometric="minisblack", **options)
+    np.testing.assert_array_equal(read_scan(path).voxels, image)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        return path.read_bytes(), list(zip(page.dataoffsets, page.databytecounts, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rowsperstrip": 16},
+        {"rowsperstrip": 150},
+        {"rowsperstrip": 16, "dtype": np.uint16, "byteorder": ">"},
+        {"tile": (64, 32), "bigtiff": True},
+        {"tile": (256, 256), "predictor": True},
+    ],
+)
+def test_a_changed_byte_in_a_deflated_strip_is_refused(tmp_path, options):
+    path = tmp_path / "picture.tif"
+    whole, strips = deflated(path, **options)
+    rng = np.random.default_rng(4)
+    for offset, length in strips * (1 + 20 // len(strips)):
+        changed = bytearray(whole)
+        changed[offset + rng.integers(2, length)] ^= 1 << rng.integers(8)  # Behind the stream's own header.
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=r"damaged TIFF file \((a strip|it)|of a kind that OpenCV"):
+            read_scan(path)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "tiff_lzw", "packbits", "jpeg"])
+def test_a_strip_that_breaks_off_is_refused_in_one_line(tmp_path, compression, capfd):
+    path = tmp_path / "picture.tif"
+    name = "tiff_adobe_deflate" if compression == "zlib" else compression
+    Image.fromarray(np.kron(GRAY, np.ones((8, 8), np.uint8))).save(path, compression=name)
+    read_scan(path)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tag = file.pages[0].tags["StripByteCounts"]
+        tag.overwrite([length // 2 for length in tag.value] if tag.count > 1 else tag.value[0] // 2)
+    with pytest.raises(InputError) as caught:
+        read_scan(path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_strips_that_overlap_or_unpack_without_end_are_refused_at_once(tmp_path):
+    path = tmp_path / "picture.tif"
+    deflated(path, rowsperstrip=1)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[0].tags
+        tags["StripByteCounts"].overwrite([path.stat().st_size - offset for offset in tags["StripOffsets"].value])
+    with pytest.raises(InputError, match="its strips overlap"):
+        read_scan(path)
+    whole, _ = deflated(path, rowsperstrip=150)
+    bomb = zlib.compress(bytes(300_000_000), 9)
+    path.write_bytes(whole + bomb)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["StripOffsets"].overwrite(len(whole))
+        file.pages[0].tags["StripByteCounts"].overwrite(len(bomb))
+    with pytest.raises(InputError, match="it unpacks to more than its pixels"):
         read_scan(path)

@@ -160,6 +160,7 @@ def test_a_safetensors_file_under_another_name_is_read(sam: Sam, tmp_path: Path)
     assert read.sha256 == file_sha256(tmp_path / "sam.bin")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_mutated_pickle_is_read_or_gets_one_plain_line(seed: int, members: dict[str, bytes], tmp_path: Path) -> None:
     chance = random.Random(seed)

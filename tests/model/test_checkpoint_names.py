@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zipfile
@@ -202,9 +203,8 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "HDF5": ("sam.pth", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
     "Keras": ("sam.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
     "gzip": ("sam.pth", b"\x1f\x8b" + bytes(99), "unpack"),
-    "index": ("model.safetensors.index.json", json.dumps({"weight_map": {"a": "b"}}).encode(), "index of a model"),
     "configuration": ("config.json", b'{"architectures": ["SamModel"]}', "a JSON file"),
-    "part": ("model-00001-of-00002.safetensors", bytes(99), r"part 1 of a model in 2 files: join them"),
+    "part": ("model-00001-of-00002.safetensors", bytes(99), r"part 1 of a model in 2 files: give the \*\.index\.json"),
 }
 
 
@@ -215,6 +215,91 @@ def test_files_of_other_kinds_are_named_with_the_way_out(kind: str, tmp_path: Pa
     with pytest.raises(CheckpointError, match=words) as caught:
         load_checkpoint(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
+
+
+INDEX = "model.safetensors.index.json"
+PARTS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def in_parts(state: State, folder: Path) -> dict[str, str]:
+    """Two files and their index, as transformers' `save_pretrained(..., max_shard_size=...)` lays them out."""
+    places = {name: PARTS[number % 2] for number, name in enumerate(sorted(state))}
+    for part in PARTS:
+        save_file({name: state[name] for name in state if places[name] == part}, folder / part, {"format": "pt"})
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return places
+
+
+def test_a_model_in_several_files_is_joined(state: State, tmp_path: Path) -> None:
+    theirs = hugging_face(state)
+    in_parts(theirs, tmp_path)
+    (tmp_path / "whole").mkdir()
+    save_file(theirs, tmp_path / "whole" / "sam.safetensors")
+    whole = read_weights(tmp_path / "whole" / "sam.safetensors")
+    for given in (tmp_path / INDEX, tmp_path):
+        joined = read_weights(given)
+        assert joined.state.keys() == whole.state.keys()
+        assert all(torch.equal(joined.state[name], whole.state[name]) for name in whole.state)
+    printed = "".join(f"{hashlib.sha256((tmp_path / n).read_bytes()).hexdigest()}  {n}\n" for n in [INDEX, *PARTS])
+    assert joined.sha256 == hashlib.sha256(printed.encode()).hexdigest()
+
+
+def damaged(case: str, folder: Path, places: dict[str, str]) -> None:
+    first = next(iter(places))
+    if case == "missing part":
+        (folder / PARTS[1]).unlink()
+    elif case == "cut part":
+        (folder / PARTS[1]).write_bytes((folder / PARTS[1]).read_bytes()[:-9])
+    elif case == "parts exchanged":
+        (folder / PARTS[0]).write_bytes((folder / PARTS[1]).read_bytes())
+    elif case == "not JSON":
+        (folder / INDEX).write_text("{")
+    else:
+        maps: dict[str, Any] = {
+            "no map": None,
+            "empty map": {},
+            "numbers": {first: 1},
+            "a file elsewhere": {**places, first: "../secret.safetensors"},
+            "itself": {**places, first: INDEX},
+            "a tensor less": {name: place for name, place in places.items() if name != first},
+            "a tensor more": {**places, "other": PARTS[0]},
+            "very many files": {f"{n}": f"{n}.safetensors" for n in range(5000)},
+        }
+        (folder / INDEX).write_text(json.dumps({"weight_map": maps[case]}))
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("missing part", r"no such checkpoint file"),
+        ("cut part", r"not a readable safetensors file"),
+        ("parts exchanged", r"doesn't hold the tensors that model\.safetensors\.index\.json lists"),
+        ("not JSON", "not JSON"),
+        ("no map", "weight_map"),
+        ("empty map", "weight_map"),
+        ("numbers", "weight_map"),
+        ("a file elsewhere", r"names \.\./secret\.safetensors, no file beside it"),
+        ("itself", "no file beside it"),
+        ("a tensor less", "doesn't hold the tensors"),
+        ("a tensor more", "doesn't hold the tensors"),
+        ("very many files", "names 5000 files"),
+    ],
+)
+def test_a_damaged_model_in_several_files_is_one_line(state: State, tmp_path: Path, case: str, words: str) -> None:
+    damaged(case, tmp_path, in_parts(state, tmp_path))
+    with pytest.raises(CheckpointError, match=words) as caught:
+        read_weights(tmp_path / INDEX)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_one_index_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is a folder, and no \*\.index\.json lies in it: give the file"):
+        read_weights(tmp_path)
+    for name in ("a.index.json", "b.index.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds a\.index\.json and b\.index\.json: give the file"):
+        read_weights(tmp_path)
 
 
 def test_an_onnx_graph_is_named_under_any_name(tmp_path: Path) -> None:

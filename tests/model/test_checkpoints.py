@@ -328,7 +328,9 @@ def test_a_name_that_is_too_long_gets_one_plain_line() -> None:
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a folder: give a regular file"):
+    with pytest.raises(
+        CheckpointError, match=r"is a folder, and no \*\.index\.json lies in it: give the file with the weights"
+    ):
         load_checkpoint(tmp_path)
 
 

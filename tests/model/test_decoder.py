@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from samri.model import Architecture, ImageSide, PromptDecoder, PromptSide, image_side_shapes
+from samri.model import Architecture, DecoderImageStage, DecoderPromptStage, SamDecoder, image_stage_shapes
 from samri.model._attention import image_to_token_attention, token_attention, token_to_image_attention
-from samri.model._decoder import embed_points, image_places, image_positions
-from samri.model._pixel_blocks import mask_features, mask_logits, upscaling_matrix
-from samri.model._prompt_side import _ENLARGED, _look_side, _write_side
-from samri.model._written_image import WrittenImage
+from samri.model._decoder import embed_points, image_pe, image_tokens
+from samri.model._mask_convolutions import embed_masks, mask_logits, upscaling_matrix
+from samri.model.split_decoder._factored_tokens import FactoredImageTokens
+from samri.model.split_decoder._stages import _UPSCALING_FACTOR, _image_to_token_inputs, _token_to_image_inputs
+from tests.support.examples import examples
 from tests.support.sams import MEDIUM, SMALL, seeded_sam
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -91,7 +92,7 @@ def test_a_batch_of_unequal_prompts_equals_segment_anything_one_by_one(sam: Sam)
     embedding = embedding_for(sam)
     coords, labels = mixed_batch(sam)
     with torch.no_grad():
-        logits, scores = PromptDecoder(sam)(embedding, coords, labels)
+        logits, scores = SamDecoder(sam)(embedding, coords, labels)
         for b in range(len(labels)):
             expected_logits, expected_scores = reference(sam, embedding, coords[b], labels[b])
             spread = expected_logits.max() - expected_logits.min()
@@ -99,14 +100,14 @@ def test_a_batch_of_unequal_prompts_equals_segment_anything_one_by_one(sam: Sam)
             torch.testing.assert_close(scores[b : b + 1], expected_scores, rtol=0, atol=2e-5)
 
 
-def test_an_image_side_that_is_computed_once_gives_the_same_masks(sam: Sam) -> None:
+def test_an_image_stage_that_is_computed_once_gives_the_same_masks(sam: Sam) -> None:
     embedding = embedding_for(sam)
     coords, labels = mixed_batch(sam)
     with torch.no_grad():
-        side = ImageSide(sam)(embedding)
+        stage = DecoderImageStage(sam)(embedding)
         for count in (1, 2, 5):
             for wanted in ([0], list(range(1, sam.mask_decoder.num_mask_tokens)), [1, 0]):
-                logits, scores = PromptSide(sam)(*side, coords[:count], labels[:count], torch.tensor(wanted))
+                logits, scores = DecoderPromptStage(sam)(*stage, coords[:count], labels[:count], torch.tensor(wanted))
                 for b in range(count):
                     expected_logits, expected_scores = reference(sam, embedding, coords[b], labels[b])
                     spread = expected_logits.max() - expected_logits.min()
@@ -117,44 +118,41 @@ def test_an_image_side_that_is_computed_once_gives_the_same_masks(sam: Sam) -> N
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_image_side_that_is_never_computed_reads_as_segment_anythings(name: str) -> None:
-    """Two prompts of unequal length write into it, layer by layer, with every gain and bias at work."""
+def test_factored_image_tokens_equal_segment_anythings(name: str) -> None:
+    """Two prompts of unequal length update them, layer by layer, with every gain and bias at work."""
     architecture = ARCHITECTURES[name]
     sam = copy.deepcopy(seeded_sam(architecture))
     transformer, width, tokens = sam.mask_decoder.transformer, architecture.decoder_width, 5
-    absent = torch.zeros(2, 1, 1, tokens)
-    absent[1, ..., 3:] = float("-inf")
+    padding_mask = torch.zeros(2, 1, 1, tokens)
+    padding_mask[1, ..., 3:] = float("-inf")
     with torch.no_grad():
         for number, parameter in enumerate(transformer.parameters()):
             if parameter.ndim == 1:
                 parameter += 0.3 * random(*parameter.shape, seed=number)
-        embedding, places = embedding_for(sam), image_places(sam.prompt_encoder).expand(2, -1, -1)
-        side = dict(zip(image_side_shapes(architecture), ImageSide(sam)(embedding), strict=True))
-        assert {key: tuple(value.shape) for key, value in side.items()} == image_side_shapes(architecture)
-        expected, image = image_positions(sam.prompt_encoder, embedding).expand(2, -1, -1), WrittenImage()
+        embedding, pe = embedding_for(sam), image_pe(sam.prompt_encoder).expand(2, -1, -1)
+        stage = dict(zip(image_stage_shapes(architecture), DecoderImageStage(sam)(embedding), strict=True))
+        assert {key: tuple(value.shape) for key, value in stage.items()} == image_stage_shapes(architecture)
+        expected, factored = image_tokens(sam.prompt_encoder, embedding).expand(2, -1, -1), FactoredImageTokens()
 
-        def look(n: int, attention: torch.nn.Module) -> None:
+        def check_attention_to_image(n: int, attention: torch.nn.Module) -> None:
             queries = random(2, tokens, width, seed=100 + n)
-            found = image.look(attention, queries, _look_side(side, n))
-            torch.testing.assert_close(
-                found, attention(q=queries, k=expected + places, v=expected), rtol=1e-4, atol=1e-4
-            )
+            output = factored.token_to_image(attention, queries, _token_to_image_inputs(stage, n))
+            torch.testing.assert_close(output, attention(q=queries, k=expected + pe, v=expected), rtol=1e-4, atol=1e-4)
 
         for n, layer in enumerate(transformer.layers):
-            look(n, layer.cross_attn_token_to_image)
+            check_attention_to_image(n, layer.cross_attn_token_to_image)
             keys, values = random(2, tokens, width, seed=200 + n), random(2, tokens, width, seed=300 + n)
-            write = layer.cross_attn_image_to_token
-            whole = write(q=expected[:1] + places[:1], k=keys[:1], v=values[:1])
-            short = write(q=expected[1:] + places[1:], k=keys[1:, :3], v=values[1:, :3])
+            image_to_token = layer.cross_attn_image_to_token
+            whole = image_to_token(q=expected[:1] + pe[:1], k=keys[:1], v=values[:1])
+            short = image_to_token(q=expected[1:] + pe[1:], k=keys[1:, :3], v=values[1:, :3])
             expected = layer.norm4(expected + torch.cat([whole, short]))
-            image.write(layer, keys, values, absent, _write_side(side, n))
-        look(len(transformer.layers), transformer.final_attn_token_to_image)
+            factored.image_to_token(layer, keys, values, padding_mask, _image_to_token_inputs(stage, n))
+        check_attention_to_image(len(transformer.layers), transformer.final_attn_token_to_image)
         matrix, bias = upscaling_matrix(sam.mask_decoder.output_upscaling[0])
-        expected, found = (
-            expected @ matrix + bias,
-            image.upscaled(_ENLARGED * matrix, _ENLARGED * bias, side["upscaled"]),
-        )
-    torch.testing.assert_close(found / (_ENLARGED * image._scales[-1].transpose(1, 2)), expected, rtol=1e-4, atol=1e-3)
+        expected = expected @ matrix + bias
+        output = factored.projected(_UPSCALING_FACTOR * matrix, _UPSCALING_FACTOR * bias, stage["upscaled"])
+    scale = _UPSCALING_FACTOR * factored._scales[-1].transpose(1, 2)
+    torch.testing.assert_close(output / scale, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [1.0, 0.1, 0.01])
@@ -167,8 +165,8 @@ def test_deviations_may_be_small(small: Sam, size: float) -> None:
             layer.cross_attn_image_to_token.out_proj.bias *= size
         sam.prompt_encoder.no_mask_embed.weight *= size
         embedding = size * embedding_for(sam)
-        expected, _ = PromptDecoder(sam)(embedding, coords, labels)
-        found, _ = PromptSide(sam)(*ImageSide(sam)(embedding), coords, labels, torch.arange(4))
+        expected, _ = SamDecoder(sam)(embedding, coords, labels)
+        found, _ = DecoderPromptStage(sam)(*DecoderImageStage(sam)(embedding), coords, labels, torch.arange(4))
     torch.testing.assert_close(found, expected, rtol=0, atol=float(LOGITS / 4 * (expected.max() - expected.min())))
 
 
@@ -176,8 +174,8 @@ def test_an_image_that_is_alike_in_all_channels_has_no_deviation_of_its_own(smal
     embedding = (5.0 - small.prompt_encoder.no_mask_embed.weight)[:, :, None, None].expand_as(embedding_for(small))
     coords, labels = mixed_batch(small)
     with torch.no_grad():
-        expected, _ = PromptDecoder(small)(embedding, coords, labels)
-        found, _ = PromptSide(small)(*ImageSide(small)(embedding), coords, labels, torch.arange(4))
+        expected, _ = SamDecoder(small)(embedding, coords, labels)
+        found, _ = DecoderPromptStage(small)(*DecoderImageStage(small)(embedding), coords, labels, torch.arange(4))
     torch.testing.assert_close(found, expected, rtol=0, atol=float(LOGITS * (expected.max() - expected.min())))
 
 
@@ -187,7 +185,7 @@ def test_mask_prompts_count_only_where_they_are_given(sam: Sam) -> None:
     masks = 5 * random(5, 1, *sam.prompt_encoder.mask_input_size, seed=2)
     given_masks = torch.tensor([1.0, 0, 1, 0, 0])
     with torch.no_grad():
-        logits, _ = PromptDecoder(sam)(embedding, coords, labels, masks, given_masks)
+        logits, _ = SamDecoder(sam)(embedding, coords, labels, masks, given_masks)
         for b in range(len(labels)):
             mask = masks[b : b + 1] if given_masks[b] else None
             expected, _ = reference(sam, embedding, coords[b], labels[b], mask)
@@ -200,7 +198,7 @@ def test_a_mask_prompt_alone_equals_segment_anything(small: Sam) -> None:
     with torch.no_grad():
         sparse, dense = small.prompt_encoder(points=None, boxes=None, masks=mask)
         expected, _ = small.mask_decoder.predict_masks(embedding, small.prompt_encoder.get_dense_pe(), sparse, dense)
-        logits, _ = PromptDecoder(small)(embedding, torch.zeros(1, 1, 2), torch.full((1, 1), ABSENT), mask)
+        logits, _ = SamDecoder(small)(embedding, torch.zeros(1, 1, 2), torch.full((1, 1), ABSENT), mask)
     torch.testing.assert_close(logits, expected, rtol=0, atol=2e-4)
 
 
@@ -208,13 +206,13 @@ def test_each_prompt_can_have_its_own_image(small: Sam) -> None:
     embeddings = embedding_for(small, images=5)
     coords, labels = mixed_batch(small)
     with torch.no_grad():
-        logits, _ = PromptDecoder(small)(embeddings, coords, labels)
+        logits, _ = SamDecoder(small)(embeddings, coords, labels)
         for b in range(5):
             expected, _ = reference(small, embeddings[b : b + 1], coords[b], labels[b])
             torch.testing.assert_close(logits[b : b + 1], expected, rtol=0, atol=2e-4)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12))
 @given(
     labels=st.lists(st.sampled_from([1.0, 0.0, 2.0, 3.0, -1.0]), min_size=1, max_size=6),
     places=st.lists(st.integers(0, 6), max_size=5),
@@ -235,21 +233,21 @@ def test_absent_tokens_change_nothing_wherever_they_stand(
     plain_prompt = torch.tensor([coords]), torch.tensor([labels])
     padded_prompt = torch.tensor([padded_coords]), torch.tensor([padded_labels])
     with torch.no_grad():
-        plain = PromptDecoder(sam)(embedding, *plain_prompt)
-        whole = PromptDecoder(sam)(embedding, *padded_prompt)
-        prepared = PromptSide(sam)(*ImageSide(sam)(embedding), *padded_prompt, torch.arange(4))
+        plain = SamDecoder(sam)(embedding, *plain_prompt)
+        whole = SamDecoder(sam)(embedding, *padded_prompt)
+        prepared = DecoderPromptStage(sam)(*DecoderImageStage(sam)(embedding), *padded_prompt, torch.arange(4))
     for padded in (whole, prepared):
         torch.testing.assert_close(padded[0], plain[0], rtol=0, atol=2e-4)
         torch.testing.assert_close(padded[1], plain[1], rtol=0, atol=1e-5)
 
 
-def test_places_are_exact_in_mixed_precision(small: Sam) -> None:
+def test_positional_encodings_are_exact_in_mixed_precision(small: Sam) -> None:
     coords, labels = torch.tensor([[[250.3, 17.0], [251.3, 18.0]]]), torch.tensor([[2.0, 3.0]])
     with torch.no_grad():
-        points, places = embed_points(small.prompt_encoder, coords, labels, 256), image_places(small.prompt_encoder)
+        points, pe = embed_points(small.prompt_encoder, coords, labels, 256), image_pe(small.prompt_encoder)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(embed_points(small.prompt_encoder, coords, labels, 256), points)
-            assert torch.equal(image_places(small.prompt_encoder), places)
+            assert torch.equal(image_pe(small.prompt_encoder), pe)
 
 
 def test_gradients_reach_the_parameters_of_the_sam_and_equal_segment_anythings() -> None:
@@ -257,7 +255,7 @@ def test_gradients_reach_the_parameters_of_the_sam_and_equal_segment_anythings()
     embedding = embedding_for(ours)
     coords, labels = mixed_batch(ours)
     target = random(5, 4, 64, 64, seed=11)
-    logits, scores = PromptDecoder(ours)(embedding, coords, labels)
+    logits, scores = SamDecoder(ours)(embedding, coords, labels)
     ((logits * target).mean() + scores.sum()).backward()
     expected = [reference(theirs, embedding, coords[b], labels[b]) for b in range(5)]
     loss = (torch.cat([low for low, _ in expected]) * target).mean() + torch.cat([score for _, score in expected]).sum()
@@ -275,7 +273,7 @@ def test_gradients_reach_the_parameters_of_the_sam_and_equal_segment_anythings()
 
 
 def test_the_decoder_holds_the_parameters_of_the_sam_itself(small: Sam) -> None:
-    own = {id(weight) for weight in PromptDecoder(small).parameters()}
+    own = {id(weight) for weight in SamDecoder(small).parameters()}
     assert own == {id(w) for module in (small.prompt_encoder, small.mask_decoder) for w in module.parameters()}
 
 
@@ -319,4 +317,4 @@ def test_mask_prompts_by_matrices_equal_convolutions(sam: Sam) -> None:
     masks = 3 * random(2, 1, *encoder.mask_input_size).double()
     with torch.no_grad():
         expected = encoder.mask_downscaling(masks).flatten(2).transpose(1, 2)
-        torch.testing.assert_close(mask_features(encoder, masks), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(embed_masks(encoder, masks), expected, rtol=1e-9, atol=1e-9)

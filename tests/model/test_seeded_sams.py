@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samri.model import Architecture, PromptDecoder
+from samri.model import Architecture, SamDecoder
 from tests.support.sams import MEDIUM, SMALL, seeded_sam, with_other_decoder
 
 
@@ -20,7 +20,7 @@ def test_every_mask_covers_a_part_of_its_image_and_changes_with_the_prompt(
     image = torch.nn.functional.interpolate(image, size=(size, size), mode="bilinear")
     corners = torch.tensor([[[0.1, 0.2], [0.5, 0.6]], [[0.4, 0.3], [0.9, 0.8]], [[0.2, 0.5], [0.7, 0.95]]])
     with torch.no_grad():
-        logits, _ = PromptDecoder(sam)(sam.image_encoder(image), size * corners, torch.tensor([[2.0, 3]] * 3))
+        logits, _ = SamDecoder(sam)(sam.image_encoder(image), size * corners, torch.tensor([[2.0, 3]] * 3))
     coverage = (logits > 0).float().mean((2, 3))
     assert coverage.min() > 0.05 and coverage.max() < 0.95
     for first, second in ((0, 1), (0, 2), (1, 2)):

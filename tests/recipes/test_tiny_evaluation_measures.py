@@ -111,7 +111,7 @@ def test_the_ring_grows_with_the_slice() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_middle_is_the_pixel_furthest_from_outside(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    mask = disc((30, 40), *rng.uniform(0, 30, 2), rng.uniform(3, 12)) & (rng.random((30, 40)) < 0.95)
+    mask = disc((30, 40), *rng.uniform(0, 30, 2), rng.uniform(3, 12)) & (rng.random((30, 40)) < 0.95)  # type: ignore[call-arg]
     outside = np.argwhere(~np.pad(mask, 1)) - 1
     depths = {(x, y): np.linalg.norm(outside - (y, x), axis=1).min() for y, x in np.argwhere(mask)}
     x, y = middle(mask)

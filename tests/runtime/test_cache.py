@@ -20,6 +20,7 @@ from safetensors import safe_open
 from samri.errors import InputError, OutputError
 from samri_runtime import Embedding
 from samri_runtime.cache import EmbeddingCache, arithmetic_of, embedding_key
+from tests.support.examples import examples
 
 SHAPE = (1, 4, 3, 3)
 ID = "0123456789abcdef" * 2
@@ -37,12 +38,12 @@ def key_of(number: int) -> str:
 
 def keep(cache: EmbeddingCache, number: int, values: np.ndarray | None = None) -> tuple[str, ...]:
     values = features(number) if values is None else values
-    return cache.keep(key_of(number), values, (5, 7), ID, {"provider": "cpu"}).notes
+    return cache.keep(key_of(number), Embedding(values, (5, 7), ID, made={"provider": "cpu"})).notes
 
 
 def find(cache: EmbeddingCache, number: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    found = cache.find(key_of(number), ID, SHAPE)
-    return found.features, found.notes
+    found, notes = cache.find(key_of(number), ID, SHAPE)
+    return (None if found is None else found.features), notes
 
 
 def files(folder: Path) -> list[Path]:
@@ -62,14 +63,15 @@ def test_what_was_kept_is_found_bit_for_bit(cache: EmbeddingCache) -> None:
     assert values.dtype == np.float32
     assert values.tobytes() == features(1).tobytes()
     assert notes == ()
-    assert cache.find(key_of(1), ID, SHAPE).made == {"provider": "cpu"}
+    found, _ = cache.find(key_of(1), ID, SHAPE)
+    assert found is not None and (found.made, found.shape, found.cached) == ({"provider": "cpu"}, (5, 7), True)
     assert find(cache, 2) == (None, ())
 
 
 def test_half_precision_gives_the_same_rounded_numbers_at_once_and_later(tmp_path: Path) -> None:
     half = EmbeddingCache(tmp_path, precision="fp16")
     rounded = features(1).astype(np.float16).astype(np.float32)
-    kept = half.keep(key_of(1), features(1), (5, 7), ID, {})
+    kept = half.keep(key_of(1), Embedding(features(1), (5, 7), ID))
     np.testing.assert_array_equal(kept.features, rounded)
     np.testing.assert_array_equal(find(half, 1)[0], rounded)
     half_bytes = files(tmp_path)[0].stat().st_size
@@ -84,7 +86,7 @@ def test_what_half_precision_cannot_hold_is_kept_as_it_is_and_nothing_infinite_i
     half = EmbeddingCache(tmp_path, precision="fp16")
     large = features() * np.float32(1e6)
     assert keep(half, 1, large) == ()
-    np.testing.assert_array_equal(EmbeddingCache(tmp_path).find(key_of(1), ID, SHAPE).features, large)
+    np.testing.assert_array_equal(find(EmbeddingCache(tmp_path), 1)[0], large)
     for bad in (np.nan, np.inf, -np.inf):
         values = features()
         values[0, 1, 2, 0] = bad
@@ -175,7 +177,7 @@ def test_coarser_arithmetic_is_kept_apart_and_the_same_arithmetic_is_shared_by_p
     assert len(set(coarse)) == 4
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(st.data())
 def test_any_changed_byte_and_any_missing_end_is_damage(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +197,7 @@ def test_any_changed_byte_and_any_missing_end_is_damage(data: st.DataObject) -> 
         assert "damaged" in note
         assert "\n" not in note
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="no whole embedding"):
+        with pytest.raises(InputError, match="no valid embedding"):
             Embedding.load(path)
 
 
@@ -209,6 +211,19 @@ def test_a_damaged_entry_is_removed_and_written_anew(cache: EmbeddingCache) -> N
     np.testing.assert_array_equal(find(cache, 1)[0], features(1))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"F32"', b'"F64"'), (b'"F32"', b"3"), (b'"F32"', b"[]"), (b'"1.0"', b'"9.0"')]
+)
+def test_an_entry_that_somebody_wrote_by_hand_is_damage(cache: EmbeddingCache, old: bytes, new: bytes) -> None:
+    keep(cache, 1)
+    path = cache.path_of(key_of(1))
+    content = path.read_bytes()[:-32].replace(old, new.ljust(len(old)), 1)
+    path.write_bytes(content + hashlib.sha256(content).digest())
+    values, notes = find(cache, 1)
+    assert values is None
+    assert "damaged" in notes[0]
+
+
 def test_an_entry_under_another_name_or_of_another_encoder_is_not_taken(cache: EmbeddingCache) -> None:
     keep(cache, 1)
     for key, embedding_id, shape in (
@@ -217,13 +232,13 @@ def test_an_entry_under_another_name_or_of_another_encoder_is_not_taken(cache: E
         (key_of(1), ID, (1, 4, 2, 2)),
     ):
         cache.path_of(key).write_bytes(cache.path_of(key_of(1)).read_bytes())
-        found = cache.find(key, embedding_id, shape)
-        assert found.features is None
-        assert "belongs to another" in found.notes[0]
+        found, notes = cache.find(key, embedding_id, shape)
+        assert found is None
+        assert "belongs to another" in notes[0]
         keep(cache, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     st.integers(1, 5),
     st.lists(st.tuples(st.sampled_from(["keep", "find"]), st.integers(0, 7)), min_size=1, max_size=40),
@@ -322,7 +337,7 @@ def test_what_another_user_made_is_neither_read_nor_added_to(tmp_path: Path) -> 
     keep(folder, 1)
     os.chown(entry.path_of(key_of(1)), 1, 1)
     os.chown(folder.folder, 1, 1)
-    for cache, reason in ((entry, "isn't a file of this user's"), (folder, "belongs to another user")):
+    for cache, reason in ((entry, "isn't a regular file of this user"), (folder, "belongs to another user")):
         values, (note,) = find(cache, 1)
         assert values is None
         assert reason in note
@@ -343,7 +358,7 @@ def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:
     assert find(cache, 1)[1] == ()
     path.unlink()
     os.mkfifo(path)
-    assert "isn't a file" in find(cache, 1)[1][0]
+    assert "isn't a regular file" in find(cache, 1)[1][0]
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "embeddings").symlink_to(cache.folder)
     for notes in (find(EmbeddingCache(tmp_path / "linked"), 1)[1], keep(EmbeddingCache(tmp_path / "linked"), 1)):
@@ -366,7 +381,7 @@ def test_a_full_disk_keeps_nothing_half_written(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
     try:
-        kept = cache.keep(key_of(2), features(2), (5, 7), ID, {})
+        kept = cache.keep(key_of(2), Embedding(features(2), (5, 7), ID))
         with pytest.raises(OutputError, match="File too large"):
             Embedding(features(), (5, 7), ID).save(tmp_path / "saved")
     finally:

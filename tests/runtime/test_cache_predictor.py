@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,12 @@ def test_an_image_of_the_same_numbers_is_another_one_where_the_profile_may_treat
 ) -> None:
     predictor = Predictor(bundle, "cpu", cache=tmp_path)
     image = picture((70, 90))
-    variants = [(image, None), (image.astype(np.int16), None), (image, (0.0, 255.0)), (image, (0.0, 200.0))]
+    variants: list[tuple[Any, Any]] = [
+        (image, None),
+        (image.astype(np.int16), None),
+        (image, (0.0, 255.0)),
+        (image, (0.0, 200.0)),
+    ]
     for pixels, window in (*variants, (image.T, None), (np.dstack([image] * 3), None)):
         assert not predictor.encode(pixels, window).cached
         assert predictor.encode(pixels.copy(order="F"), window).cached

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from samri_runtime import Embedding
 from samri_runtime.cache import EmbeddingCache
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
@@ -23,6 +24,7 @@ ID = "f" * 32
 WORKER = """
 import sys
 import numpy as np
+from samri_runtime import Embedding
 from samri_runtime.cache import EmbeddingCache
 
 folder, seed, rounds, room = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -32,10 +34,10 @@ hits = 0
 for turn in range(rounds):
     number = int(rng.integers(8))
     key, expected = f"{number:064x}", np.full((1, 16, 16, 16), number, np.float32)
-    found = cache.find(key, "f" * 32, expected.shape)
-    assert found.notes == (), found.notes
-    if found.features is None:
-        kept = cache.keep(key, expected, (3, 4), "f" * 32, {})
+    found, notes = cache.find(key, "f" * 32, expected.shape)
+    assert notes == (), notes
+    if found is None:
+        kept = cache.keep(key, Embedding(expected, (3, 4), "f" * 32))
         assert kept.notes == (), kept.notes
     else:
         assert np.array_equal(found.features, expected), number
@@ -48,6 +50,7 @@ print(hits)
 DIES_WRITING = """
 import os, signal, sys
 import numpy as np
+from samri_runtime import Embedding
 from samri_runtime.cache import EmbeddingCache, _cache
 
 def half_then_die(descriptor, data):
@@ -55,7 +58,7 @@ def half_then_die(descriptor, data):
     os.kill(os.getpid(), signal.SIGKILL)
 
 _cache._write_all = half_then_die
-EmbeddingCache(sys.argv[1]).keep("1" * 64, np.ones((1, 16, 16, 16), np.float32), (3, 4), "f" * 32, {})
+EmbeddingCache(sys.argv[1]).keep("1" * 64, Embedding(np.ones((1, 16, 16, 16), np.float32), (3, 4), "f" * 32))
 """
 
 
@@ -71,15 +74,15 @@ def start(folder: Path, seed: int, rounds: int, room: int) -> subprocess.Popen[s
 def check_entries(cache: EmbeddingCache) -> int:
     """Every entry is whole and its own; how many there are."""
     found = [cache.find(key_of(number), ID, SHAPE) for number in range(8)]
-    for number, one in enumerate(found):
-        assert one.notes == ()
-        assert one.features is None or np.array_equal(one.features, np.full(SHAPE, number, np.float32))
-    return sum(one.features is not None for one in found)
+    for number, (embedding, notes) in enumerate(found):
+        assert notes == ()
+        assert embedding is None or np.array_equal(embedding.features, np.full(SHAPE, number, np.float32))
+    return sum(embedding is not None for embedding, _ in found)
 
 
 def entry_bytes(folder: Path) -> int:
     probe = EmbeddingCache(folder)
-    probe.keep(key_of(0), np.zeros(SHAPE, np.float32), (3, 4), ID, {})
+    probe.keep(key_of(0), Embedding(np.zeros(SHAPE, np.float32), (3, 4), ID))
     return probe.path_of(key_of(0)).stat().st_size
 
 
@@ -128,13 +131,12 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_what_is_cleaned_up_onc
     (left,) = cache.folder.iterdir()
     assert left.suffix == ".unfinished"
     assert left.stat().st_mode & 0o077 == 0
-    found = cache.find("1" * 64, ID, SHAPE)
-    assert (found.features, found.notes) == (None, ())
+    assert cache.find("1" * 64, ID, SHAPE) == (None, ())
 
-    cache.keep(key_of(1), np.ones(SHAPE, np.float32), (3, 4), ID, {})
+    cache.keep(key_of(1), Embedding(np.ones(SHAPE, np.float32), (3, 4), ID))
     assert left.exists(), "another process may be writing it right now"
     an_hour_ago = time.time() - 3600
     os.utime(left, (an_hour_ago, an_hour_ago))
-    cache.keep(key_of(2), np.full(SHAPE, 2, np.float32), (3, 4), ID, {})
+    cache.keep(key_of(2), Embedding(np.full(SHAPE, 2, np.float32), (3, 4), ID))
     assert not left.exists()
     assert check_entries(cache) == 2

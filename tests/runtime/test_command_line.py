@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import click
@@ -104,3 +106,23 @@ def test_a_message_can_not_steer_the_terminal_and_keeps_its_end() -> None:
 def test_every_command_is_one_of_these() -> None:
     text = "".join(path.read_text("utf-8") for path in Path(__file__).parents[2].glob("*/samri_*/**/*command.py"))
     assert "@click.command" not in text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EMFILE, errno.ENAMETOOLONG])
+def test_what_the_machine_refuses_is_one_line_with_a_way_out(tmp_path: Path, number: int) -> None:
+    @command("samri-full")
+    def full() -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "file"))
+
+    result = CliRunner().invoke(full)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"samri-full: error: {tmp_path / 'file'}: {os.strerror(number)}: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_any_other_failure_of_the_system_is_a_fault_of_the_program() -> None:
+    @command("samri-odd")
+    def odd() -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    assert isinstance(CliRunner().invoke(odd).exception, OSError)

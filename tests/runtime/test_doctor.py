@@ -18,10 +18,10 @@ from onnx.reference import ReferenceEvaluator
 
 from samri.errors import MissingDependencyError, ProviderError
 from samri_runtime.doctor import _diagnosis, main
-from samri_runtime.doctor._placement import read_profile
-from samri_runtime.providers import _failure, _session
+from samri_runtime.doctor._trial import read_profile
+from samri_runtime.machine import NvidiaDriver
+from samri_runtime.providers import _opening, _ort_log
 from samri_runtime.providers._names import PROVIDERS
-from samri_runtime.providers._nvidia import NvidiaDriver
 from samri_runtime.providers._probe_graph import PROBE, probe_feeds, probe_result
 from samri_runtime.providers._wheels import Wheel
 from tests.support import recorded_runtime as recorded
@@ -46,14 +46,14 @@ def as_json(*arguments: str, exit_code: int = 0) -> dict[str, Any]:
 def gpu_wheel_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = RecordedRuntime(OFFERED["onnxruntime-gpu"], [], log=recorded.CUBLAS_MISSING)
     install(monkeypatch, runtime, GPU_WHEEL)
-    monkeypatch.setattr(_failure, "nvidia_driver", lambda: NvidiaDriver("libcuda.so.1", False, None, ()))
+    monkeypatch.setattr(_ort_log, "nvidia_driver", lambda: NvidiaDriver("libcuda.so.1", False, None, ()))
 
 
 def install(monkeypatch: pytest.MonkeyPatch, runtime: RecordedRuntime, wheels: tuple[Wheel, ...]) -> None:
-    for module in (_session, _diagnosis):
+    for module in (_opening, _diagnosis):
         monkeypatch.setattr(module, "load_onnxruntime", lambda: runtime)
         monkeypatch.setattr(module, "installed_wheels", lambda: wheels)
-    _session.prove_once.cache_clear()
+    _opening.probe_provider.cache_clear()
 
 
 def test_the_text_tells_versions_wheels_and_providers() -> None:
@@ -62,7 +62,7 @@ def test_the_text_tells_versions_wheels_and_providers() -> None:
     assert result.stderr == ""
     for words in ("samri ", f"numpy {np.__version__}", "ONNX Runtime ", "wheels: onnxruntime", "cpu       works"):
         assert words in result.stdout
-    assert "Asked for auto: runs on " in result.stdout
+    assert "Requested auto: runs on " in result.stdout
 
 
 def test_the_json_holds_every_provider_and_no_problem() -> None:
@@ -117,7 +117,7 @@ def test_cuda_without_a_gpu_ends_with_1_and_the_reason() -> None:
     *progress, line = result.stderr.splitlines()
     assert line.startswith("samri-doctor: error: cuda can't be used: this machine has no NVIDIA driver")
     assert all(line.startswith("samri-doctor: trying ") for line in progress)
-    assert "Asked for cuda: does not run" in result.stdout
+    assert "Requested cuda: does not run" in result.stdout
     assert "cuda      doesn't work: this machine has no NVIDIA driver" in result.stdout
 
 

@@ -13,10 +13,12 @@ from samri.errors import BundleError, InputError
 from samri.manifest import PRECISIONS, Precision
 from samri_export import export_bundle
 from samri_runtime import Predictor
-from samri_runtime._precision import _BY_SPEED, precision_for
+from samri_runtime._open_model import _BY_SPEED, precision_for
 from samri_runtime.machine import computes_int8_fast
 from samri_runtime.providers import PROVIDERS, Provider
 from tests.support.parity import picture
+
+pytestmark = pytest.mark.slow  # Whole runs.
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def with_proof(lower: Path, folder: Path, below: dict[Precision, list[str]]) -> 
 def test_auto_takes_what_suits_the_provider(
     provider: Provider, expected: Precision, lower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("samri_runtime._precision.computes_int8_fast", lambda: True)
+    monkeypatch.setattr("samri_runtime._open_model.computes_int8_fast", lambda: True)
     manifest = Bundle.open(with_proof(lower, tmp_path / "b", {"fp16": [], "int8": []})).manifest
     chosen, notes = precision_for(manifest, provider)
     assert chosen == expected
@@ -70,9 +72,9 @@ def test_auto_takes_fp32_on_a_cpu_that_computes_integers_no_faster(
     lower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = Bundle.open(with_proof(lower, tmp_path / "b", {"int8": []})).manifest
-    monkeypatch.setattr("samri_runtime._precision.computes_int8_fast", lambda: False)
+    monkeypatch.setattr("samri_runtime._open_model.computes_int8_fast", lambda: False)
     precision, (note,) = precision_for(manifest, "cpu")
-    assert precision == "fp32" and "no instructions for integers" in note
+    assert precision == "fp32" and "no integer instructions" in note
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_auto_never_takes_what_was_not_proven(
 def test_a_predictor_says_which_precision_it_took(
     provider: Provider, lower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("samri_runtime._precision.computes_int8_fast", lambda: True)
+    monkeypatch.setattr("samri_runtime._open_model.computes_int8_fast", lambda: True)
     predictor = Predictor(with_proof(lower, tmp_path / "b", {"int8": []}), provider=provider)
     assert predictor.precision == "int8"
     assert any(note.startswith("precision int8, which suits cpu (mean Dice 0.9912") for note in predictor.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -17,8 +18,10 @@ from segment_anything.modeling import Sam
 
 from samri.errors import BundleError, InputError, PromptError, ProviderError
 from samri.prompts import Prompt
+from samri_export import export_bundle
 from samri_runtime import Embedding, Predictor, SamPredictor
 from tests.support.parity import IMAGE_SHAPES, PROMPT_KINDS, PromptKind, agree, covers_a_part, picture, prompt_of
+from tests.support.sams import VIT_B, save_checkpoint, seeded_sam
 
 
 @pytest.fixture(scope="module")
@@ -252,16 +255,20 @@ def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Path) -> None:
         Predictor(bundle, precision="int8")
 
 
-@pytest.mark.slow
-def test_vit_b_gives_segment_anythings_masks(tmp_path: Path) -> None:
-    from samri_export import export_bundle
-    from tests.support.sams import VIT_B, save_checkpoint, seeded_sam
-
-    sam = seeded_sam(VIT_B)
+@pytest.mark.parametrize(
+    ("global_blocks", "backbone"),
+    [
+        # Every tensor at ViT-B's size, in a third of its blocks: windows and the whole frame by turns.
+        pytest.param((1, 3), "vit_768x4_p16_s1024", marks=pytest.mark.slow, id="four blocks"),
+        pytest.param(VIT_B.global_blocks, "vit_b", marks=pytest.mark.exhaustive, id="all blocks"),
+    ],
+)
+def test_vit_b_gives_segment_anythings_masks(global_blocks: tuple[int, ...], backbone: str, tmp_path: Path) -> None:
+    sam = seeded_sam(dataclasses.replace(VIT_B, encoder_depth=global_blocks[-1] + 1, global_blocks=global_blocks))
     save_checkpoint(tmp_path / "vit_b.pth", sam)
     export_bundle(tmp_path / "vit_b.pth", tmp_path / "vit_b", profile="sam", verify="off")
     predictor = Predictor(tmp_path / "vit_b", provider="cpu")
-    assert predictor.manifest.backbone == "vit_b"
+    assert predictor.manifest.backbone == backbone
     reference = segment_anything.SamPredictor(sam)
     shape = (300, 220)
     image = np.repeat(picture(shape)[:, :, None], 3, axis=2)

@@ -11,9 +11,8 @@ import pytest
 
 from samri.errors import BundleError
 from samri_runtime import Predictor, models
-from samri_runtime._decoder import ALL, CANDIDATES, SINGLE, FlexibleDecoder
+from samri_runtime._decoders import ALL, CANDIDATES, SINGLE, FlexibleDecoder, SplitDecoder
 from samri_runtime._graphs import open_graph
-from samri_runtime._prompt_decoder import PromptDecoder
 from samri_runtime.providers import is_cpu, open_session
 from tests.support.parity import picture
 
@@ -32,9 +31,9 @@ class Counted:
 
 
 @pytest.fixture
-def sides(bundle: Path) -> tuple[PromptDecoder, Counted, Counted]:
+def split_decoder(bundle: Path) -> tuple[SplitDecoder, Counted, Counted]:
     image, prompts = Counted(bundle / "decoder_image.onnx"), Counted(bundle / "decoder_prompts.onnx")
-    decoder = PromptDecoder(
+    decoder = SplitDecoder(
         prompts,  # type: ignore[arg-type]
         4,
         lambda: image,  # type: ignore[arg-type, return-value]
@@ -43,7 +42,7 @@ def sides(bundle: Path) -> tuple[PromptDecoder, Counted, Counted]:
     return decoder, image, prompts
 
 
-def asked(prompts: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], ...]:
+def asked(prompts: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     random = np.random.default_rng(seed)
     coords = random.uniform(0, 128, (prompts, 3, 2)).astype(np.float32)
     return coords, np.tile(np.array([[1, 2, 3]], np.float32), (prompts, 1))
@@ -54,21 +53,21 @@ def features(seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 5, 40])
-def test_two_graphs_answer_as_the_whole_decoder_does(prompts: int, bundle: Path, sides: Any) -> None:
+def test_two_graphs_answer_as_the_whole_decoder_does(prompts: int, bundle: Path, split_decoder: Any) -> None:
     whole = FlexibleDecoder(open_session(bundle / "decoder.onnx", "cpu"))
     embedding, (coords, labels) = features(), asked(prompts)
-    for wanted, count in ((SINGLE, 1), (CANDIDATES, 3), (ALL, 4)):
+    for requested, count in ((SINGLE, 1), (CANDIDATES, 3), (ALL, 4)):
         for given, expected in zip(
-            sides[0](embedding, coords, labels, None, wanted),
-            whole(embedding, coords, labels, None, wanted),
+            split_decoder[0](embedding, coords, labels, None, requested),
+            whole(embedding, coords, labels, None, requested),
             strict=True,
         ):
             assert given.shape[:2] == (prompts, count)
             np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * max(1.0, float(np.ptp(expected))))
 
 
-def test_the_image_side_runs_once_an_image(sides: Any) -> None:
-    decoder, image, prompts = sides
+def test_the_image_stage_runs_once_per_image(split_decoder: Any) -> None:
+    decoder, image, prompts = split_decoder
     first, second = features(1), features(2)
     answers = [decoder(first, *asked(2, seed), None, ALL)[0] for seed in range(3)]
     assert (image.runs, prompts.runs) == (1, 3)
@@ -78,8 +77,8 @@ def test_the_image_side_runs_once_an_image(sides: Any) -> None:
     np.testing.assert_array_equal(decoder(first, *asked(2), None, ALL)[0], answers[0])
 
 
-def test_an_image_side_of_another_model_is_refused(bundle: Path) -> None:
-    decoder = PromptDecoder(
+def test_an_image_stage_of_another_model_is_refused(bundle: Path) -> None:
+    decoder = SplitDecoder(
         open_session(bundle / "decoder_prompts.onnx", "cpu"),
         4,
         lambda: open_session(models.locate("samri-tiny") / "decoder_image.onnx", "cpu"),
@@ -90,8 +89,8 @@ def test_an_image_side_of_another_model_is_refused(bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_array_at_the_place_of_a_dead_one_is_another_image(sides: Any) -> None:
-    decoder, image, _ = sides
+def test_an_array_at_the_place_of_a_dead_one_is_another_image(split_decoder: Any) -> None:
+    decoder, image, _ = split_decoder
     for seed in range(4):
         embedding = features(seed)
         decoder(embedding, *asked(1), None, ALL)
@@ -100,16 +99,16 @@ def test_an_array_at_the_place_of_a_dead_one_is_another_image(sides: Any) -> Non
     assert image.runs == 4
 
 
-def test_prompts_with_masks_go_to_the_whole_decoder(sides: Any) -> None:
-    decoder, image, prompts = sides
+def test_prompts_with_masks_go_to_the_whole_decoder(split_decoder: Any) -> None:
+    decoder, image, prompts = split_decoder
     masks = np.random.default_rng(3).standard_normal((2, 1, 64, 64)).astype(np.float32)
     with_masks = decoder(features(), *asked(2), masks, ALL)[0]
     assert (image.runs, prompts.runs) == (0, 0)
     assert np.abs(with_masks - decoder(features(), *asked(2), None, ALL)[0]).max() > 0.1
 
 
-def test_prompts_of_many_points_go_to_the_whole_decoder(sides: Any) -> None:
-    decoder, image, prompts = sides
+def test_prompts_of_many_points_go_to_the_whole_decoder(split_decoder: Any) -> None:
+    decoder, image, prompts = split_decoder
     for points in (16, 17):
         labels = np.ones((2, points), np.float32)
         coords = np.random.default_rng(4).uniform(0, 128, (2, points, 2)).astype(np.float32)
@@ -117,8 +116,8 @@ def test_prompts_of_many_points_go_to_the_whole_decoder(sides: Any) -> None:
         assert answer.shape == (2, 4, 64, 64) and (image.runs, prompts.runs) == (1, 1)
 
 
-def test_threads_that_ask_of_different_images_get_their_own_answers(sides: Any) -> None:
-    decoder = sides[0]
+def test_threads_that_ask_of_different_images_get_their_own_answers(split_decoder: Any) -> None:
+    decoder = split_decoder[0]
     embeddings = [features(seed) for seed in range(4)]
     alone = [decoder(embedding, *asked(1), None, ALL)[0] for embedding in embeddings]
     with ThreadPoolExecutor(4) as pool:
@@ -148,7 +147,7 @@ def test_auto_tries_accelerators_with_the_graph_that_they_would_run(
     roles = spied_roles(monkeypatch)
     monkeypatch.setattr("samri_runtime._open_model.is_cpu", lambda provider: cpu_is_all)
     predictor = Predictor(bundle, precision="fp32")
-    assert isinstance(predictor._model.decoder, PromptDecoder)
+    assert isinstance(predictor._model.decoder, SplitDecoder)
     assert roles == opened
 
 
@@ -157,7 +156,7 @@ def test_only_a_wheel_without_accelerators_makes_auto_the_cpu(
     offered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = SimpleNamespace(get_available_providers=lambda: offered)
-    monkeypatch.setattr("samri_runtime.providers._session.load_onnxruntime", lambda: wheel)
+    monkeypatch.setattr("samri_runtime.providers._opening.load_onnxruntime", lambda: wheel)
     assert is_cpu("auto") == (offered == ["CPUExecutionProvider"])
     assert is_cpu("cpu") and not is_cpu("cuda")
 
@@ -173,7 +172,7 @@ def test_a_prompt_without_a_mask_opens_no_whole_decoder(bundle: Path, monkeypatc
     assert "decoder" in roles
 
 
-@pytest.mark.parametrize(("prompts", "decoder"), [(1, FlexibleDecoder), (2, FlexibleDecoder), (3, PromptDecoder)])
+@pytest.mark.parametrize(("prompts", "decoder"), [(1, FlexibleDecoder), (2, FlexibleDecoder), (3, SplitDecoder)])
 def test_an_image_that_is_asked_little_is_not_prepared(prompts: int, decoder: type, bundle: Path) -> None:
     predictor = Predictor(bundle, provider="cpu", precision="fp32", prompts_per_image=prompts)
     assert isinstance(predictor._model.decoder, decoder)
@@ -185,7 +184,7 @@ def test_an_image_that_is_asked_little_is_not_prepared(prompts: int, decoder: ty
 
 def test_a_predictor_on_the_cpu_uses_them(bundle: Path) -> None:
     predictor = Predictor(bundle, provider="cpu")
-    assert isinstance(predictor._model.decoder, PromptDecoder)
+    assert isinstance(predictor._model.decoder, SplitDecoder)
     embedding = predictor.encode(picture((100, 80)))
     first = predictor.predict(embedding, boxes=[[10, 10, 60, 70]])
     refined = predictor.predict(embedding, boxes=[[10, 10, 60, 70]], mask_input=first.low_res_logits)

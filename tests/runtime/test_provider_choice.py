@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from samri.errors import ProviderError
-from samri_runtime.providers import _failure, _session
-from samri_runtime.providers._names import EXECUTION_PROVIDERS, EXTRAS, PROVIDERS, Provider, not_offered
-from samri_runtime.providers._nvidia import NvidiaDriver
+from samri_runtime.machine import NvidiaDriver
+from samri_runtime.providers import Session, _opening, _ort_log
+from samri_runtime.providers._names import EXECUTION_PROVIDERS, PROVIDERS, Provider
+from samri_runtime.providers._opening import open_session
 from samri_runtime.providers._probe_graph import PROBE
-from samri_runtime.providers._session import Session, open_session
-from samri_runtime.providers._wheels import Wheel
+from samri_runtime.providers._wheels import EXTRAS, Wheel, not_offered
 from tests.support import recorded_runtime as recorded
 from tests.support.recorded_runtime import (
     CPU,
@@ -42,10 +42,10 @@ class Machine:
 
     def has(self, runtime: RecordedRuntime, wheels: tuple[Wheel, ...] = (), driver: NvidiaDriver = ONE_GPU) -> None:
         self.runtime = runtime
-        self._monkeypatch.setattr(_session, "load_onnxruntime", lambda: runtime)
-        self._monkeypatch.setattr(_session, "installed_wheels", lambda: wheels)
-        self._monkeypatch.setattr(_failure, "nvidia_driver", lambda: driver)
-        _session.prove_once.cache_clear()
+        self._monkeypatch.setattr(_opening, "load_onnxruntime", lambda: runtime)
+        self._monkeypatch.setattr(_opening, "installed_wheels", lambda: wheels)
+        self._monkeypatch.setattr(_ort_log, "nvidia_driver", lambda: driver)
+        _opening.probe_provider.cache_clear()
 
     def open(self, provider: Provider) -> Session:
         return open_session(self.graph, provider)

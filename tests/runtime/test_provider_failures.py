@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from samri_runtime.providers._failure import failure_reason, missing_library
-from samri_runtime.providers._nvidia import nvidia_driver
-from samri_runtime.providers._ort_log import captured_log, one_line, split_log
+from samri_runtime.machine import nvidia_driver
+from samri_runtime.providers._ort_log import captured_log, failure_reason, missing_library, one_line, split_log
 from tests.support import recorded_runtime as recorded
 
 DRIVER_TOO_OLD = (
@@ -112,7 +111,7 @@ def test_rocm_that_is_not_installed_is_named() -> None:
 
 
 def test_a_failure_without_a_word_says_so() -> None:
-    assert failure_reason(recorded.DIRECTML, []) == "ONNX Runtime left it out without a reason"
+    assert failure_reason(recorded.DIRECTML, []) == "ONNX Runtime gave no reason"
 
 
 def test_the_driver_answers_with_or_without_hardware() -> None:

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from samri.bundle import GraphFile
 from samri.errors import ProviderError
-from samri_runtime.providers._options import engine_folder, parse_provider_options, user_cache_folder, with_defaults
+from samri_runtime.machine import user_folder
+from samri_runtime.providers._options import engine_folder, parse_provider_options, with_defaults
 from samri_runtime.providers._probe_graph import PROBE
 from tests.support.recorded_runtime import COREML, CPU, CUDA, MIGRAPHX, OPENVINO, TENSORRT
 
@@ -36,7 +38,7 @@ def graph(tmp_path: Path) -> Path:
 def options(
     provider: str, graph: Path | None, threads: int | None = None, version: tuple[int, ...] = (1, 31), **own: str
 ):
-    return with_defaults(provider, graph, own, threads=threads, version=version)
+    return with_defaults(provider, GraphFile(graph) if graph else None, own, threads=threads, version=version)
 
 
 @given(st.dictionaries(st.text("abc_.XYZ", min_size=1), st.text("abc=/ {}:").map(str.strip)))
@@ -83,9 +85,9 @@ def test_graphs_that_differ_in_one_weight_share_no_engine(cache: Path, graph: Pa
     changed = bytearray(PROBE)
     changed[PROBE.index(b"kernel") + 30] ^= 1
     other.write_bytes(changed)
-    assert engine_folder(other) != engine_folder(graph)
+    assert engine_folder(GraphFile(other)) != engine_folder(GraphFile(graph))
     other.write_bytes(PROBE)
-    assert engine_folder(other) == engine_folder(graph)
+    assert engine_folder(GraphFile(other)) == engine_folder(GraphFile(graph))
 
 
 def test_graphs_that_differ_in_external_weights_share_no_engine(cache: Path, tmp_path: Path) -> None:
@@ -97,11 +99,11 @@ def test_graphs_that_differ_in_external_weights_share_no_engine(cache: Path, tmp
     )
     path = tmp_path / "external.onnx"
     onnx.save(model, path, save_as_external_data=True, location="external.data", size_threshold=0)
-    before = engine_folder(path)
+    before = engine_folder(GraphFile(path))
     data = bytearray((tmp_path / "external.data").read_bytes())
     data[0] ^= 1
     (tmp_path / "external.data").write_bytes(data)
-    assert engine_folder(path) != before
+    assert engine_folder(GraphFile(path)) != before
 
 
 def test_a_cache_that_cannot_be_written_means_no_cache(
@@ -125,7 +127,7 @@ def test_the_cache_is_where_the_system_has_caches(monkeypatch: pytest.MonkeyPatc
         places["darwin"] = tmp_path / "Library" / "Caches" / "samri"
     for system, folder in places.items():
         monkeypatch.setattr(sys, "platform", system)
-        assert user_cache_folder() == folder
+        assert user_folder("cache") == folder
 
 
 def test_openvino_computes_in_full_precision_on_the_threads_asked_for(graph: Path) -> None:

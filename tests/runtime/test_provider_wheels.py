@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from samri.errors import ProviderError
-from samri_runtime.providers import _plugins
-from samri_runtime.providers._plugins import plugin_device as choose_device
+from samri_runtime.providers import _wheels
 from samri_runtime.providers._wheels import Wheel, conflict_line, conflicting, replace_line, wheels_on
+from samri_runtime.providers._wheels import plugin_device as choose_device
 from tests.support.recorded_runtime import OPENVINO, plugin_device
 
 RUNTIME_FILES = ("onnxruntime/__init__.py", "onnxruntime/capi/__init__.py")
@@ -149,7 +149,7 @@ def test_a_plugins_device_is_chosen_by_openvinos_device_type() -> None:
 
 
 def test_a_plugin_without_a_device_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_plugins, "_register", lambda *_: None)
+    monkeypatch.setattr(_wheels, "_register", lambda *_: None)
     wheels = (Wheel("onnxruntime", "1.32.0", True), PLUGIN)
     with pytest.raises(ProviderError) as caught:
         choose_device(PluginRuntime(), "openvino", wheels, {})

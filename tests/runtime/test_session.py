@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,8 +18,9 @@ from onnx.reference import ReferenceEvaluator
 
 from samri import process
 from samri.errors import BundleError, ProviderError
+from samri_runtime.providers import Session
 from samri_runtime.providers._names import PROVIDERS
-from samri_runtime.providers._session import Session, open_probe, open_session
+from samri_runtime.providers._opening import open_probe, open_session
 
 
 def model() -> onnx.ModelProto:
@@ -140,7 +142,7 @@ def test_options_without_a_named_provider_are_an_error(graph: Path) -> None:
         open_session(graph, "auto", provider_options={"device_id": "0"})
 
 
-def settings_of(session: Session) -> object:
+def settings_of(session: Session) -> Any:
     return session._session.get_session_options()
 
 
@@ -181,7 +183,7 @@ def test_nothing_is_printed_by_sessions_that_work_or_fail(graph: Path, tmp_path:
 
 def test_onnx_runtimes_telemetry_is_off(graph: Path, tmp_path: Path) -> None:
     # Where it is on, it keeps a device id and a database under HOME and a session file in the temporary folder.
-    code = f"from samri_runtime.providers._session import open_session; open_session({str(graph)!r}, 'cpu')"
+    code = f"from samri_runtime.providers import open_session; open_session({str(graph)!r}, 'cpu')"
     folders = dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME"), str(tmp_path))
     ours = {name: value for name, value in os.environ.items() if name not in TELEMETRY_OFF}
     subprocess.run([sys.executable, "-c", code], env={**ours, **folders}, check=True)

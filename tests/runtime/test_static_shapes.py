@@ -22,7 +22,7 @@ from samri.errors import BundleError
 from samri.manifest import BundleFile, Graph, Manifest
 from samri.prompts import Prompt
 from samri_runtime import Predictor
-from samri_runtime._decoder import needs_static_shapes, static_size
+from samri_runtime._decoders import needs_static_shapes, static_size
 from samri_runtime.providers import Provider, Session, open_session
 from tests.support.parity import PROMPT_KINDS, agree, picture, prompt_of
 

@@ -9,13 +9,26 @@ from pathlib import Path
 from click.testing import Result
 
 from samri_export.command import main as samri_export
+from samri_runtime.doctor import main as samri_doctor
 from samri_runtime.run import main as samri_run
+from samri_training.embed import main as samri_embed
+from samri_training.evaluate import main as samri_evaluate
+from samri_training.prepare import main as samri_prepare
+from samri_training.train import main as samri_train
 from tests.support.commands import call
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
-_COMMANDS = {"samri-run": samri_run, "samri-export": samri_export}
+_COMMANDS = {
+    "samri-run": samri_run,
+    "samri-doctor": samri_doctor,
+    "samri-export": samri_export,
+    "samri-prepare": samri_prepare,
+    "samri-embed": samri_embed,
+    "samri-train": samri_train,
+    "samri-evaluate": samri_evaluate,
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:

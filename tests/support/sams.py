@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from segment_anything.modeling import Sam
 
-from samri.model import Architecture, PromptDecoder, build_sam, infer_architecture
+from samri.model import Architecture, SamDecoder, build_sam, infer_architecture
 
 SMALL = Architecture(
     image_size=128,
@@ -120,7 +120,7 @@ def _centre_masks(sam: Sam) -> None:
     coords, labels = _scattered_prompts(sam.image_encoder.img_size)
     biases = [mlp.layers[-1].bias for mlp in sam.mask_decoder.output_hypernetworks_mlps]
     with torch.enable_grad():
-        logits, _ = PromptDecoder(sam)(sam.image_encoder.neck[3](noise), coords, labels)
+        logits, _ = SamDecoder(sam)(sam.image_encoder.neck[3](noise), coords, labels)
         means = logits.mean((0, 2, 3))
         slopes = torch.autograd.grad(means.sum(), biases)
     for bias, mean, slope in zip(biases, means.detach(), slopes, strict=True):

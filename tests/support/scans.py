@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -41,7 +42,7 @@ def save_nifti(
     qform: np.ndarray | None = None,
     qform_code: int = 1,
     units: tuple[str, str] = ("mm", "sec"),
-    image_class: type = nib.Nifti1Image,
+    image_class: Any = nib.Nifti1Image,
     big_endian: bool = False,
 ) -> Path:
     """Write `data` with exactly these forms and codes; a form left out has code 0."""

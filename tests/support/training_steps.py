@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from samri.errors import InputError, SamriError
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 from samri.preprocessing import profile
 from samri_training.train import Settings
 from samri_training.train._processes import Processes, joined_processes
-from samri_training.train._samples import Frame, Requests, TrainingBatches
+from samri_training.train._samples import Requests, SamplingConfig, TrainingBatches
 from samri_training.train._step import Training
 from tests.support.sams import seeded_sam
 from tests.support.training_reference import doubled
@@ -63,8 +63,8 @@ def run(output: Path, batch_size: int, fault: str, processes: Processes) -> None
     )
     sam = doubled(seeded_sam())
     requests = Requests(range(SAMPLES), settings, processes.rank, processes.count)
-    training = Training(PromptDecoder(sam), settings, processes, requests.steps * EPOCHS)
-    batches = TrainingBatches(MemorySlices(fault), Frame.of(profile("samri"), 128, (64, 16, 16), settings))
+    training = Training(SamDecoder(sam), settings, processes, requests.steps * EPOCHS)
+    batches = TrainingBatches(MemorySlices(fault), SamplingConfig.of(profile("samri"), 128, (64, 16, 16), settings))
     gradients, reports = None, []
     try:
         for epoch in range(1, EPOCHS + 1):

@@ -20,11 +20,11 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from samri.errors import InputError, OutputError
+from samri_runtime.cli import Progress, duration
 from samri_training.embed import Share, TorchEncoder, checkpoint_facts, embed, find_sources, main
 from samri_training.embed._division import parse_share, share_from
-from samri_training.embed._progress import Progress, duration
 from samri_training.store import EmbeddingStore, EncoderFacts
-from tests.support.commands import call
+from tests.support.commands import call, start
 from tests.support.files import contents
 from tests.support.sams import SMALL, save_checkpoint, seeded_sam, with_other_decoder
 from tests.support.slices import embed_slices, write_slices
@@ -72,7 +72,7 @@ def segment_anything_embedding(sam: Sam, image: np.ndarray) -> np.ndarray:
 def test_embeddings_are_those_of_segment_anything(
     tmp_path: Path, data: Path, checkpoint: Path, sam: Sam, precision: str, tolerance: float
 ) -> None:
-    result = embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--precision", precision)
+    result = embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--store-dtype", precision)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [str(tmp_path / "store")]
     store = EmbeddingStore.open(tmp_path / "store")
@@ -92,8 +92,8 @@ def test_a_bundle_makes_the_store_that_its_checkpoint_makes(
     tmp_path: Path, data: Path, checkpoint: Path, bundle: Path
 ) -> None:
     by_torch, by_onnx = tmp_path / "torch", tmp_path / "onnx"
-    assert embed_slices(data, by_torch, "--checkpoint", checkpoint, "--precision", "fp32").exit_code == 0
-    result = embed_slices(data, by_onnx, "--model", bundle, "--precision", "fp32")
+    assert embed_slices(data, by_torch, "--checkpoint", checkpoint, "--store-dtype", "fp32").exit_code == 0
+    result = embed_slices(data, by_onnx, "--model", bundle, "--store-dtype", "fp32")
     assert result.exit_code == 0, result.output
     first, second = EmbeddingStore.open(by_torch), EmbeddingStore.open(by_onnx)
     assert first.info == second.info
@@ -137,7 +137,7 @@ def test_slices_in_and_out_of_splits_are_not_guessed_about(tmp_path: Path, check
 
 @pytest.mark.slow
 def test_half_precision_encoding_is_another_encoder(tmp_path: Path, data: Path, checkpoint: Path) -> None:
-    result = embed_slices(data, tmp_path / "half", "--checkpoint", checkpoint, "--encoder-precision", "fp16")
+    result = embed_slices(data, tmp_path / "half", "--checkpoint", checkpoint, "--precision", "fp16")
     assert result.exit_code == 0, result.output
     half = EmbeddingStore.open(tmp_path / "half")
     full = TorchEncoder(checkpoint, "samri", "cpu")
@@ -156,7 +156,7 @@ def test_any_number_of_parts_makes_the_same_store(
     tmp_path: Path, data: Path, checkpoint: Path, whole: dict[str, bytes], parts: int
 ) -> None:
     for part in reversed(range(parts)):
-        result = embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--shard", f"{part}/{parts}")
+        result = embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--part", f"{part}/{parts}")
         assert result.exit_code == 0, result.output
         assert ("still missing" in result.stderr) == (part > 0)
     assert contents(tmp_path / "store") == whole
@@ -210,32 +210,36 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_killed_with_sigkill_goes_on_to_the_same_bytes(tmp_path: Path, checkpoint: Path) -> None:
     data = write_slices(tmp_path / "data", 30)
-    arguments = ("--batch-size", 2, "--shard-size", 8)
-    ended = subprocess.run(
-        [sys.executable, *command(data, tmp_path / "whole", checkpoint, *arguments)], env=environment()
+    arguments = (
+        "--data-dir",
+        data,
+        "--checkpoint",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--batch-size",
+        2,
+        "--shard-size",
+        8,
     )
-    assert ended.returncode == 0
+    assert call(main, *arguments, "--save-dir", tmp_path / "whole").exit_code == 0
     folder = tmp_path / "killed"
     kills = 0
     for batches in (1, 6, 11):
-        process = subprocess.Popen(
-            [sys.executable, *command(data, folder, checkpoint, *arguments)],
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None:
+        process = start(main, *arguments, "--save-dir", folder)
+        while process.is_alive():
             finished = 4 * len(list(folder.glob("*.safetensors")))
             if finished + sum(journal_lines(path) - 1 for path in folder.glob("*.journal")) >= batches:
                 process.kill()
                 break
             time.sleep(0.001)
-        kills += process.wait() == -signal.SIGKILL
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
     assert kills
-    ended = subprocess.run([sys.executable, *command(data, folder, checkpoint, *arguments)], env=environment())
-    assert ended.returncode == 0
+    assert call(main, *arguments, "--save-dir", folder).exit_code == 0
     assert contents(folder) == contents(tmp_path / "whole")
 
 
@@ -287,7 +291,7 @@ def test_one_process_alone_does_everything() -> None:
 
 def test_some_tasks_of_an_array_repeated_have_to_be_named() -> None:
     array = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "7"}
-    with pytest.raises(InputError, match="--shard i/n"):
+    with pytest.raises(InputError, match="--part i/n"):
         share_from({"SLURM_ARRAY_TASK_ID": "7", **array})
     with pytest.raises(InputError, match="RANK"):
         share_from({"RANK": "x"})
@@ -299,7 +303,7 @@ def test_some_tasks_of_an_array_repeated_have_to_be_named() -> None:
 def test_a_part_that_is_none_is_a_usage_error(text: str) -> None:
     with pytest.raises(ValueError, match="part"):
         parse_share(text)
-    result = call(main, "--data-dir", "x", "--save-dir", "y", "--checkpoint", "z", "--shard", text)
+    result = call(main, "--data-dir", "x", "--save-dir", "y", "--checkpoint", "z", "--part", text)
     assert result.exit_code == 2
 
 
@@ -307,7 +311,7 @@ def test_a_part_that_is_none_is_a_usage_error(text: str) -> None:
 
 
 def test_a_store_of_another_encoder_is_not_added_to(tmp_path: Path, data: Path, checkpoint: Path) -> None:
-    embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--shard", "0/2")
+    embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--part", "0/2")
     before = contents(tmp_path / "store")
     other = save_checkpoint(tmp_path / "other.pth", seeded_sam(SMALL, seed=1))
     refused(embed_slices(data, tmp_path / "store", "--checkpoint", other), "another encoder", "small.pth", "other.pth")
@@ -316,7 +320,11 @@ def test_a_store_of_another_encoder_is_not_added_to(tmp_path: Path, data: Path, 
         "preprocessing",
         "medsam",
     )
-    refused(embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--precision", "fp32"), "holds fp16")
+    refused(
+        embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint, "--store-dtype", "fp32"),
+        "holds fp16",
+        "--store-dtype fp16",
+    )
     assert contents(tmp_path / "store") == before
 
 
@@ -368,9 +376,11 @@ def test_too_small_a_disk_is_noticed_before_the_work(tmp_path: Path, data: Path)
         ([], "--checkpoint"),
         (["--checkpoint", "a.pth", "--model", "b"], "--checkpoint"),
         (["--model", "b", "--profile", "sam"], "--profile"),
-        (["--model", "b", "--device", "npu"], "--device"),
-        (["--model", "b", "--device", "cpu:1"], "--device"),
-        (["--checkpoint", "a.pth", "--encoder-precision", "int8"], "int8"),
+        (["--model", "b", "--device", "npu"], "npu"),
+        (["--model", "b", "--device", "cpu:1"], "cpu:1"),
+        (["--model", "b", "--device", "cpu", "--provider", "cpu"], "--device is for --checkpoint"),
+        (["--checkpoint", "a.pth", "--provider", "cpu"], "--provider is for --model"),
+        (["--checkpoint", "a.pth", "--precision", "int8"], "int8"),
         (["--checkpoint", "medsam_vit_b.pth"], "--profile medsam"),
     ],
 )
@@ -398,13 +408,12 @@ def test_missing_things_are_named(tmp_path: Path, data: Path, checkpoint: Path) 
     refused(embed_slices(tmp_path / "empty", tmp_path / "s", "--checkpoint", checkpoint), "holds no slices")
     refused(call(main, "--save-dir", tmp_path / "empty", "--verify"), "holds no embedding store")
     (tmp_path / "file").write_text("")
-    result = call(main, "--data-dir", data, "--save-dir", tmp_path / "file", "--checkpoint", checkpoint)
-    assert result.exit_code == 2
+    refused(call(main, "--data-dir", data, "--save-dir", tmp_path / "file", "--checkpoint", checkpoint), "file")
 
 
 def test_progress_tells_rate_and_time_left() -> None:
-    with Progress(100, 40) as progress:
-        assert progress.line() == "40 of 100 slices, 0 a second, an unknown time left"
+    with Progress(100, "slice", 40) as progress:
+        assert progress.line() == "40 of 100 slices, 0 per second, unknown time left"
         progress.skip(10)
         progress.advance(25)
         assert progress.line().startswith("75 of 100 slices, ")

@@ -18,6 +18,8 @@ from tests.support.commands import call
 from tests.support.files import contents
 from tests.support.slices import embed_slices, write_slices
 
+pytestmark = pytest.mark.slow  # Whole runs.
+
 
 def correct(file: Path) -> None:
     """As a person does who mends a label map: the same name, other voxels."""
@@ -69,10 +71,10 @@ def test_a_store_with_corrected_slices_in_another_part_is_not_called_finished(tm
     embed_slices(data, folder, "--checkpoint", checkpoint)
     for index in (0, 5):
         correct(next(data.glob(f"*_seg_00{index}.nii.gz")))
-    result = embed_slices(data, folder, "--checkpoint", checkpoint, "--shard", "0/2")
+    result = embed_slices(data, folder, "--checkpoint", checkpoint, "--part", "0/2")
     assert "1 shard(s) still missing" in result.stderr
     assert not (folder / "index.json").exists()
-    assert "still missing" not in embed_slices(data, folder, "--checkpoint", checkpoint, "--shard", "1/2").stderr
+    assert "still missing" not in embed_slices(data, folder, "--checkpoint", checkpoint, "--part", "1/2").stderr
     embed_slices(data, tmp_path / "new", "--checkpoint", checkpoint)
     assert contents(folder) == contents(tmp_path / "new")
 

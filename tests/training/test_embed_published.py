@@ -76,7 +76,7 @@ def test_archives_become_a_store_without_the_encoder_running(
         tmp_path / "s",
         "--checkpoint",
         checkpoint,
-        "--precision",
+        "--store-dtype",
         "fp32",
     )
     assert result.exit_code == 0, result.output

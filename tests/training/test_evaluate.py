@@ -325,6 +325,14 @@ def test_a_bundle_and_its_checkpoint_give_the_same_results(
     assert dice["onnx"] == pytest.approx(dice["torch"], abs=1e-3)
     assert abs(dice["tuned"] - dice["torch"]) > 3e-3
     assert numbers["models"][0]["ran_on"]["decoder"] == "cpu"
+    assert [model.get("folder", model.get("file")) for model in numbers["models"]] == [
+        bundle.name,
+        *(checkpoint.name for checkpoint in checkpoints),
+    ]
+    assert numbers["source"]["folder"] == few.name
+    for name in ("summary.json", "report.md", "cases.csv"):
+        text = (tmp_path / "out" / name).read_text("utf-8")
+        assert not any(str(folder.parent) in text for folder in (bundle, few, *checkpoints))
     assert not list((tmp_path / "out").glob("*.png"))
 
 
@@ -370,7 +378,7 @@ def test_a_published_cache_is_taken_for_the_first_models(
 ) -> None:
     encoder = ImageEncoder(small_sam.image_encoder)
     (tmp_path / "cache").mkdir()
-    for sample in SliceFolder(few):
+    for sample in SliceFolder(few):  # type: ignore[attr-defined]
         assert sample.image is not None
         with torch.inference_mode():
             features = encoder(torch.from_numpy(preprocess(sample.image, profile("samri"), 128))).numpy()

@@ -39,7 +39,10 @@ def blobs(seed: int) -> tuple[Mask, Mask, tuple[float, float]]:
 @pytest.mark.parametrize("seed", range(25))
 def test_every_metric_is_monais(seed: int) -> None:
     import torch
-    from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.meandice import compute_dice
+    from monai.metrics.meaniou import compute_iou
+    from monai.metrics.surface_distance import compute_average_surface_distance
 
     prediction, truth, spacing = blobs(seed)
     pair = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, truth)]

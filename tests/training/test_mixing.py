@@ -10,11 +10,13 @@ from click.testing import CliRunner
 from segment_anything.modeling import Sam
 
 from samri.errors import InputError
-from samri_training.mixing import refuse_mixed_splits, refuse_shared_cases
+from samri_training.embedding_folders import refuse_mixed_splits, refuse_shared_cases
 from samri_training.slices import split_named
 from samri_training.store import EmbeddingStore
 from samri_training.train import main
 from tests.support.stores import drawn_slices, write_store
+
+pytestmark = pytest.mark.slow  # Whole runs.
 
 
 @pytest.mark.parametrize(
@@ -97,8 +99,8 @@ def test_a_store_of_another_image_size_than_the_checkpoint_is_refused(
 def test_the_hint_for_many_tiny_structures(tmp_path: Path, small_sam: Sam) -> None:
     from samri.preprocessing import profile
     from samri_training.train import Settings
-    from samri_training.train._hint import fine_structure_hint
-    from samri_training.train._samples import Frame
+    from samri_training.train._data import fine_structure_hint
+    from samri_training.train._samples import SamplingConfig
 
     slices = drawn_slices(2)
     ordinary = EmbeddingStore.open(write_store(tmp_path / "ordinary", small_sam, slices))
@@ -111,9 +113,9 @@ def test_the_hint_for_many_tiny_structures(tmp_path: Path, small_sam: Sam) -> No
         tiny.append(dataclasses.replace(each, mask=mask))
     fine = EmbeddingStore.open(write_store(tmp_path / "fine", small_sam, tiny))
     settings = Settings()
-    frame = Frame.of(profile("samri"), 128, (64, 16, 16), settings)
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), settings)
     assert fine_structure_hint(ordinary, range(2), frame, settings) is None
     hint = fine_structure_hint(fine, range(2), frame, settings)
-    assert hint is not None and "--targets coverage --loss balanced" in hint and "20 connected parts" in hint
+    assert hint is not None and "--targets coverage --loss balanced" in hint and "20 connected components" in hint
     chosen = Settings(targets="coverage", loss="balanced")
     assert fine_structure_hint(fine, range(2), frame, chosen) is None

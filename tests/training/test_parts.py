@@ -24,6 +24,8 @@ from samri_training.train._data import TrainingData, open_data
 from tests.support.sams import save_checkpoint
 from tests.support.stores import drawn_slices, write_store
 
+pytestmark = pytest.mark.slow  # Whole runs.
+
 
 def write_dataset(folder: Path, patients: int, scans: int = 2, slices: int = 2) -> Path:
     """As `samri-prepare` leaves it: several scans of each patient, who stands in the sidecar only."""
@@ -80,7 +82,7 @@ def test_scans_of_one_patient_stay_together_from_slices_to_training(tmp_path: Pa
     patients = {f"patient{index}" for index in range(5)}
     for source in (SliceFolder(data), EmbeddedSlices(store)):
         assert {sample.case for sample in source} == patients
-    by_name = {pair.name: pair.case for pair in SliceFolder(data)}
+    by_name = {pair.name: pair.case for pair in SliceFolder(data)}  # type: ignore[attr-defined]
     assert dict(store.names()) == by_name
 
     parts = opened(checkpoint, tmp_path / "store", val_fraction=0.4)

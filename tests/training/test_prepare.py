@@ -12,18 +12,19 @@ import time
 from pathlib import Path
 
 import nibabel as nib
+import nilearn
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine
-from nilearn import datasets
 
 from samri.preprocessing import percentile_range
 from samri_training.prepare import Cut, main, prepare, prepare_arrays
-from samri_training.prepare._tally import LabelTally
+from samri_training.prepare._cut import LabelTally
 from samri_training.slices import find_slices
+from tests.support.examples import examples
 from tests.support.files import contents
 
 OBLIQUE = np.array([[0.7, 0.1, -0.3, -80], [-0.1, 0.9, 0.2, 12], [0.2, -0.1, 3.9, 40], [0, 0, 0, 1.0]])
@@ -71,7 +72,7 @@ def refused(tmp_path: Path, *arguments: object) -> str:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     angles=st.tuples(*[st.floats(-3.1, 3.1)] * 3),
     zooms=st.tuples(*[st.floats(0.25, 8)] * 3),
@@ -295,9 +296,31 @@ def test_a_mask_that_cannot_be_used_stops_the_run_or_is_left_out(tmp_path, label
     code, out, _ = run("-i", tmp_path / "in", "-o", tmp_path / "out", "--skip-bad", "--json")
     assert code == 0
     (left_out,) = json.loads(out)["left_out"]
-    assert left_out["what"] == f"{tmp_path}/in/p2_seg_.nii.gz"
+    assert left_out["what"] == "p2_seg_.nii.gz"
     assert words in left_out["why"]
     assert {pair.case for pair in find_slices(tmp_path / "out")} == {"p0", "p1", "p3"}
+
+
+def test_no_report_names_the_folders_above(tmp_path):
+    source = tmp_path / "Anna Smith" / "in"
+    dataset(source)
+    save(source / "p2_seg_.nii.gz", np.zeros((12, 14, 6), np.uint8))
+    (source / "p3_img_.nii.gz").rename(source / "p4_img_.nii.gz")
+    splits = tmp_path / "Anna Smith" / "splits"
+    splits.mkdir()
+    (splits / "train.txt").write_text("p0\n")
+    options = ("--splits", splits, "--skip-bad")
+    code, out, _ = run("-i", source, "-o", tmp_path / "out", *options)
+    assert code == 0
+    assert all(name in out for name in ("p1_img_.nii.gz", "p3_seg_.nii.gz", "p4_img_.nii.gz"))
+    records = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".json", ".txt")]
+    assert {"report.json", "report.txt", "slices.json"} <= {path.name for path in records}
+    for text in (out, *(path.read_text("utf-8") for path in records)):
+        assert "Smith" not in text
+        assert str(tmp_path) not in text
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert report["source"] == "in"
+    assert report["settings"]["division"] == {"by": "files", "files": "splits"}
 
 
 def test_all_bad_pairs_are_named_at_once(tmp_path):
@@ -370,10 +393,10 @@ def test_nothing_but_its_own_output_is_ever_replaced(tmp_path):
     ("arguments", "words"),
     [
         (("--plane", "axial", "--axis", 1), "--plane or --axis, not both"),
-        (("--split", 0, 0, 0), "--split needs a share above 0"),
-        (("--split", 1, 0, 0, "--splits", "x"), "--split or --splits, not both"),
+        (("--ratios", 0, 0, 0), "--ratios needs a number above 0"),
+        (("--split", 1, 0, 0, "--splits", "x"), "--ratios or --split-files, not both"),
         (("--pattern", "a.nii", "{case}.nii"), "--pattern: a pattern needs a placeholder"),
-        (("--patient", "("), "is no regular expression"),
+        (("--patient", "("), "is not a regular expression"),
         (("--patient", "p"), "needs a group in parentheses"),
         (("--frame", "last"), "neither an index from 0 nor 'all'"),
         (("--min-pixel", 5), "No such option"),
@@ -393,7 +416,7 @@ def test_the_documentation_names_options_that_exist():
 
 @pytest.mark.slow
 def test_a_real_head_becomes_slices_of_its_tissue(tmp_path):
-    head = Path(datasets.__file__).parent / "data"
+    head = Path(nilearn.__file__).parent / "datasets" / "data"
     (image,) = head.glob("mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
     (matter,) = head.glob("mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz")
     gray_matter = nib.load(matter)
@@ -416,9 +439,9 @@ def test_a_real_head_becomes_slices_of_its_tissue(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_leaves_no_dataset_and_no_processes(tmp_path, kind):
-    for n in range(60):
-        save(tmp_path / f"in/p{n}_img_.nii.gz", volume((32, 32, 400), seed=n) % 999)
-        save(tmp_path / f"in/p{n}_seg_.nii.gz", np.ones((32, 32, 400), np.uint8))
+    for n in range(20):
+        save(tmp_path / f"in/p{n}_img_.nii", volume((32, 32, 400), seed=n) % 999)
+        save(tmp_path / f"in/p{n}_seg_.nii", np.ones((32, 32, 400), np.uint8))
     code = "from samri_training.prepare import main; main()"
     arguments = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--num-workers", "2"]
     process = subprocess.Popen(

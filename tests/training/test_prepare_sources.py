@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from samri.errors import InputError
 from samri_training.prepare._patients import divide, keep_given, read_split_files
-from samri_training.prepare._pattern import check_pattern
-from samri_training.prepare._sources import SourcePair, find_sources
+from samri_training.prepare._sources import SourcePair, check_pattern, find_sources
+from tests.support.examples import examples
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -149,7 +149,7 @@ def test_the_patient_is_found_by_an_expression(tmp_path):
         find_sources(tmp_path, patient=r"^(sub\d+)")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     count=st.integers(1, 60),
     shares=st.tuples(*[st.floats(0, 10, width=16)] * 3).filter(lambda shares: sum(shares) > 0.01),
@@ -178,7 +178,7 @@ def test_another_seed_divides_otherwise():
 
 
 def test_one_patient_cannot_be_divided():
-    with pytest.raises(InputError, match=r"one patient \(anna\), too few to divide .*--split 1 0 0"):
+    with pytest.raises(InputError, match=r"one patient \(anna\), too few to divide .*--ratios 1 0 0"):
         divide(["anna"], (0.8, 0.1, 0.1), 0)
     assert divide(["anna"], (1, 0, 0), 0) == {"anna": "training"}
 

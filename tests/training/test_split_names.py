@@ -11,7 +11,7 @@ from segment_anything.modeling import Sam
 
 from samri.errors import InputError
 from samri_training.embed import find_sources
-from samri_training.parts import parts_by_split, parts_of
+from samri_training.embedding_folders import folders_by_split, folders_of_split
 from samri_training.prepare import prepare
 from samri_training.prepare._sources import find_sources as find_pairs
 from samri_training.slices import Split, split_named
@@ -68,12 +68,12 @@ def test_a_pattern_keeps_splits_apart_as_well(tmp_path: Path) -> None:
 def test_stores_and_caches_in_folders_of_the_usual_names_are_kept_apart(tmp_path: Path, small_sam: Sam) -> None:
     for name in ("Embedding_train", "val", "test"):
         write_store(tmp_path / name, small_sam, drawn_slices(2))
-    assert {split: [part.name for part in parts] for split, parts in parts_by_split(tmp_path).items()} == {
+    assert {split: [part.name for part in parts] for split, parts in folders_by_split(tmp_path).items()} == {
         "training": ["Embedding_train"],
         "validation": ["val"],
         "testing": ["test"],
     }
-    assert parts_of(tmp_path / "val", "training") == [tmp_path / "val"]
+    assert folders_of_split(tmp_path / "val", "training") == [tmp_path / "val"]
     write_store(tmp_path / "more", small_sam, drawn_slices(2))
     with pytest.raises(InputError, match="training or train"):
-        parts_by_split(tmp_path)
+        folders_by_split(tmp_path)

@@ -28,7 +28,7 @@ from samri_training.store import (
     require_encoder,
 )
 from samri_training.store._manifest import read_manifests, write_index
-from samri_training.store._masks import pack_mask, unpack_mask
+from samri_training.store._shard_file import pack_mask, unpack_mask
 
 SHAPE = (4, 6, 6)
 FACTS = EncoderFacts("e" * 32, "samri", 96, SHAPE, "vit_tiny", "fp32", "tiny.pth", "c" * 64)
@@ -310,7 +310,7 @@ def test_stores_of_two_encoders_are_not_mixed(folder: Path, other: EmbeddingStor
     ("change", "word"),
     [
         ({"info": StoreInfo.of(dataclasses.replace(FACTS, embedding_id="f" * 32), "fp16", "slices")}, "can't be mixed"),
-        ({"info": StoreInfo.of(FACTS, "fp32", "slices")}, "--precision"),
+        ({"info": StoreInfo.of(FACTS, "fp32", "slices")}, "--store-dtype"),
         ({"slices": 9}, "9"),
         ({"slices_sha256": "0" * 64}, "other names"),
         ({"slices_per_shard": 4}, "--shard-size 3"),

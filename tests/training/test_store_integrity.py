@@ -209,6 +209,7 @@ def test_no_link_is_followed_when_a_store_is_written(tmp_path: Path, name: str, 
     assert theirs.read_text() == "a colleague's"
 
 
+@pytest.mark.slow
 def test_a_killed_rename_anywhere_is_made_up_for(tmp_path: Path) -> None:
     """The process ends, without any handler, at its n-th rename or removal; the next one makes the same bytes."""
     whole = contents(write_store(tmp_path / "whole"))

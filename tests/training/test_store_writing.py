@@ -218,7 +218,7 @@ def test_an_embedding_too_large_for_half_precision_is_refused_by_name(tmp_path: 
     large.features[0, 0, 0] = 1e5
     with (
         ShardWriter(tmp_path, INFO, Shard(0, 0, COUNT), BATCH) as writer,
-        pytest.raises(InputError, match=r"a_img_1 holds NaN or infinite values as fp16.*--precision fp32"),
+        pytest.raises(InputError, match=r"a_img_1 holds NaN or infinite values as fp16.*--store-dtype fp32"),
     ):
         writer.append([large])
 

@@ -14,9 +14,11 @@ from segment_anything.modeling import Sam
 from samri.preprocessing import profile
 from samri_training.store import EmbeddingStore
 from samri_training.train import Settings, train
-from samri_training.train._samples import Frame, Request, TrainingBatches
+from samri_training.train._samples import Request, SamplingConfig, TrainingBatches
 from samri_training.train._validation import ValidationBatches, asked_with
 from tests.support.stores import drawn_slices, write_store
+
+pytestmark = pytest.mark.slow  # Whole runs.
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_validation_asks_as_training_does_and_the_same_in_every_epoch(stores: Pa
     store = EmbeddingStore.open(stores / "validation")
 
     def corners(asked: Settings) -> torch.Tensor:
-        frame = Frame.of(profile("samri"), 128, (64, 16, 16), asked)
+        frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), asked)
         return ValidationBatches(store, range(2), frame)[[0, 1]].prompts.coords
 
     tight = corners(Settings(jitter=False))
@@ -70,7 +72,7 @@ def test_a_slice_gives_as_many_labels_as_asked(stores: Path) -> None:
     store = EmbeddingStore.open(stores / "training")
 
     def batch(labels: Any, index: int = 0) -> Any:
-        frame = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(labels_per_slice=labels))
+        frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(labels_per_slice=labels))
         return TrainingBatches(store, frame)[Request(1, (index, 1))]
 
     one, both = batch(1), batch("all")
@@ -79,7 +81,7 @@ def test_a_slice_gives_as_many_labels_as_asked(stores: Path) -> None:
     assert len(both.features) == 2
     # The first of a slice's labels is the one that it would have given alone.
     assert torch.equal(both.coords[0], one.coords[0]) and torch.equal(both.targets[0], one.targets[0])
-    parts = list(both.parts(3))
+    parts = list(both.chunks(3))
     assert [len(part.features) for part in parts] == [3, 1]
     assert torch.equal(parts[1].features[0], both.features[1])
     assert batch(5).rows.tolist() == [0, 0, 1, 1]

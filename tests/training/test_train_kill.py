@@ -4,9 +4,8 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,12 @@ import torch
 from segment_anything.modeling import Sam
 
 from samri.model import load_checkpoint
-from samri_training.train import Settings, train
-from samri_training.train._lock import LOCK
+from samri_training.train import Settings, main, train
+from samri_training.train._starting import LOCK
+from tests.support.commands import call, start
 from tests.support.stores import drawn_slices, write_store
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-pytestmark = pytest.mark.slow
-
-PROGRAM = "import torch; torch.set_num_threads(1); from samri_training.train import main; main()"
-
-
-def start(*options: object) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "training")}
-    command = [sys.executable, "-c", PROGRAM, *map(str, options)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def finish(*options: object) -> None:
-    process = start(*options)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
 
 def test_a_run_killed_at_any_epoch_and_resumed_ends_with_the_same_weights(
@@ -42,23 +27,23 @@ def test_a_run_killed_at_any_epoch_and_resumed_ends_with_the_same_weights(
 ) -> None:
     write_store(tmp_path / "store" / "training", small_sam, drawn_slices(12))
     write_store(tmp_path / "store" / "validation", small_sam, drawn_slices(3, seed=2))
-    options = ["--embedding-dir", tmp_path / "store", "--checkpoint", checkpoint, "--epochs", 30, "--batch-size", 4]
+    options = ["--embedding-dir", tmp_path / "store", "--checkpoint", checkpoint, "--epochs", 16, "--batch-size", 4]
     options += ["--lr", "1e-3", "--prompts", "alternate", "--scheduler", "cosine", "--ema", 0.9, "--device", "cpu"]
-    finish(*options, "--save-dir", tmp_path / "whole")
+    assert call(main, *options, "--save-dir", tmp_path / "whole").exit_code == 0
 
     killed = tmp_path / "killed"
     restarts = 0
-    process = start(*options, "--save-dir", killed)
-    for epoch in (2, 11, 19):
+    process = start(main, *options, "--save-dir", killed)
+    for epoch in (1, 4, 7):
         _wait_for(killed, epoch, process)
         # Not at an epoch's end but somewhere in the next ones.
         time.sleep(0.03 * epoch % 0.1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        restarts += process.returncode == -signal.SIGKILL
-        process = start("--resume", killed)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+        process.kill()
+        process.join()
+        restarts += process.exitcode == -signal.SIGKILL
+        process = start(main, "--resume", killed)
+    process.join(300)
+    assert process.exitcode == 0
     assert restarts == 3
 
     for name in ("last.pth", "best.pth"):
@@ -66,7 +51,6 @@ def test_a_run_killed_at_any_epoch_and_resumed_ends_with_the_same_weights(
         assert all(torch.equal(one[key], two[key]) for key in one), name
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_run_that_dies_at_any_rename_is_resumed_to_the_same_weights(
     tmp_path: Path, checkpoint: Path, small_sam: Sam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,12 +111,12 @@ def _dies_at_rename(deadly: int, settings: Settings) -> int:
         os._exit(status)
 
 
-def _wait_for(folder: Path, epoch: int, process: subprocess.Popen[str]) -> None:
+def _wait_for(folder: Path, epoch: int, process: BaseProcess) -> None:
     """Until `logs.json` has that epoch; it appears as a whole."""
     logs = folder / "logs.json"
     for _ in range(6000):
         if logs.exists() and json.loads(logs.read_text())["epochs"][-1]["epoch"] >= epoch:
             return
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert process.is_alive()
         time.sleep(0.01)
     raise AssertionError(f"epoch {epoch} did not come")

@@ -17,10 +17,12 @@ from samri.errors import CheckpointError, OutputError, SamriError
 from samri.locking import exclusive
 from samri_training.train import Settings, train
 from samri_training.train._last import read_last, restore
-from samri_training.train._lock import LOCK
 from samri_training.train._processes import Processes
+from samri_training.train._starting import LOCK
 from samri_training.train._step import Training
 from tests.support.stores import drawn_slices, write_store
+
+pytestmark = pytest.mark.slow  # Whole runs.
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 def test_every_damaged_entry_is_one_line_about_the_file(
     begun: Path, checkpoint: Path, small_sam: Sam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from samri.model import PromptDecoder
+    from samri.model import SamDecoder
 
     path = begun / "last.pth"
     whole = torch.load(path, weights_only=True)
@@ -74,7 +76,7 @@ def test_every_damaged_entry_is_one_line_about_the_file(
     monkeypatch.setattr("samri_training.train._last.read_state_dict", lambda path: {})  # Has tests of its own.
     monkeypatch.setattr("samri_training.train._last.torch.load", lambda *args, **options: read["path"])
     settings = read_last(path).settings
-    training = Training(PromptDecoder(copy.deepcopy(small_sam)), settings, Processes(torch.device("cpu")), 1)
+    training = Training(SamDecoder(copy.deepcopy(small_sam)), settings, Processes(torch.device("cpu")), 1)
     restore(training, read_last(path))
 
     rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from samri.errors import InputError
 from samri.model import build_sam, load_checkpoint
 from samri_training.store import EmbeddingStore
 from samri_training.train import Settings, main, train
-from samri_training.train._history import best_entry
+from samri_training.train._records import best_entry
 from tests.support.sams import SMALL, save_checkpoint, seeded_sam
 from tests.support.stores import drawn_slices, write_store
 
@@ -132,7 +132,7 @@ def test_a_resumed_run_goes_on_with_the_same_curve_bit_for_bit(run_train: RunTra
     stop_after(2, lambda: run_train(*options))
     result = run_train("--resume", tmp_path / "run", bare=True)
     assert result.exit_code == 0, result.stderr
-    assert "going on after epoch 2" in result.stderr
+    assert "after epoch 2" in result.stderr
     for name in ("best.pth", "last.pth"):
         assert torch.equal(weights(tmp_path / "run" / name), weights(whole / name))
     assert without_time(logs(tmp_path / "run")["epochs"]) == without_time(logs(whole)["epochs"])
@@ -142,7 +142,7 @@ def stop_after(epoch: int, action: Callable[[], object]) -> None:
     """Run `action` until that epoch is on disk, then interrupt it, as Ctrl-C would."""
     from samri_training.train import _run
 
-    save_last = _run.save_last
+    save_last = _run.save_last  # type: ignore[attr-defined]
 
     def save_and_stop(*arguments: Any) -> None:
         save_last(*arguments)
@@ -160,7 +160,7 @@ def test_a_run_is_found_with_or_without_its_slash_and_after_a_move(
 ) -> None:
     result = run_train("--resume", f"{begun}{slash}", bare=True)
     assert result.exit_code == 0, result.stderr
-    assert "going on after epoch 1" in result.stderr
+    assert "after epoch 1" in result.stderr
     assert result.stdout.strip() == str(begun / "best.pth")
 
 
@@ -484,6 +484,15 @@ def test_validation_dice_is_that_of_the_predictor(stores: Path, checkpoint: Path
             mask = predictor.predict(embedding, boxes=[box]).masks[0]
             dice.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
     assert outcome.start_dice == pytest.approx(np.mean(dice), abs=2e-3)  # The store is float16.
+
+
+@pytest.mark.parametrize(("options", "amp"), [(("--amp", "--no-amp"), "off"), (("--no-amp", "--amp"), "bf16")])
+def test_the_last_of_amp_and_no_amp_counts(
+    run_train: RunTrain, tmp_path: Path, options: tuple[str, ...], amp: str
+) -> None:
+    result = run_train("--epochs", 1, "--val-every", 0, *options)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["settings"]["amp"] == amp
 
 
 def test_the_library_raises_what_the_command_prints(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from segment_anything.modeling import Sam
 from samri.preprocessing import profile
 from samri_training.store import EmbeddingStore
 from samri_training.train import Settings
-from samri_training.train._samples import Batch, Frame, Request, Requests, TrainingBatches, loader
+from samri_training.train._samples import Batch, Request, Requests, SamplingConfig, TrainingBatches, loader
+from samri_training.train._validation import ValidationBatches
 from tests.support.stores import DrawnSlice, drawn_slices, write_store
 
-FRAME = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed"))
+FRAME = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed"))
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +38,12 @@ def test_a_sample_does_not_depend_on_its_company(store: EmbeddingStore) -> None:
 def test_prompts_differ_from_epoch_to_epoch_and_seed_to_seed(store: EmbeddingStore) -> None:
     first = TrainingBatches(store, FRAME)[Request(1, (0, 1, 2))]
     assert not same(first, TrainingBatches(store, FRAME)[Request(2, (0, 1, 2))])
-    other = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed", seed=1))
+    other = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="mixed", seed=1))
     assert not same(first, TrainingBatches(store, other)[Request(1, (0, 1, 2))])
 
 
 def test_a_box_is_scaled_as_inference_scales_it(store: EmbeddingStore) -> None:
-    frame = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
     batch = TrainingBatches(store, frame)[Request(1, (1,))]
     mask = store[1].mask  # 120 x 80 -> 128 x 85
     corners = []
@@ -55,7 +56,7 @@ def test_a_box_is_scaled_as_inference_scales_it(store: EmbeddingStore) -> None:
 
 
 def test_the_target_lies_in_its_own_box(store: EmbeddingStore) -> None:
-    frame = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
     for index in range(len(store)):
         batch = TrainingBatches(store, frame)[Request(1, (index,))]
         rows, columns = np.nonzero(batch.targets[0, 0].numpy())
@@ -65,7 +66,7 @@ def test_the_target_lies_in_its_own_box(store: EmbeddingStore) -> None:
 
 
 def test_alternating_prompts_give_each_slice_a_box_and_then_a_point(store: EmbeddingStore) -> None:
-    frame = Frame.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="alternate"))
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(prompts="alternate"))
     one, two = (TrainingBatches(store, frame)[Request(epoch, (0, 1))].labels.tolist() for epoch in (1, 2))
     assert one == [[1, -1], [2, 3]]
     assert two == [[2, 3], [1, -1]]
@@ -175,3 +176,37 @@ def test_loading_processes_make_the_same_batches(store: EmbeddingStore) -> None:
 def test_drawn_slices_hold_two_labels() -> None:
     slices: list[DrawnSlice] = drawn_slices(4)
     assert all(set(np.unique(each.mask)) == {0, 1, 2} for each in slices)
+
+
+class TwoKnees:
+    """One slice with a label in two places, and a speck of it."""
+
+    def __init__(self) -> None:
+        self.features = np.zeros((64, 16, 16), np.float32)
+        self.mask = np.zeros((128, 128), np.uint16)
+        self.mask[10:40, 5:35] = self.mask[60:110, 80:120] = 4
+        self.mask[120:123, 2:5] = 4
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> TwoKnees:
+        return self
+
+
+def boxes(coords: torch.Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row.flatten().tolist()) for row in coords}
+
+
+def test_connected_parts_are_asked_about_one_by_one() -> None:
+    settings = Settings(jitter=False, connected_parts=20, labels_per_slice="all")
+    frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), settings)
+    knees = {(5.0, 10.0, 35.0, 40.0), (80.0, 60.0, 120.0, 110.0)}
+    training = TrainingBatches(TwoKnees(), frame)[Request(1, (0,))]
+    assert boxes(training.coords) == knees
+    validation = ValidationBatches(TwoKnees(), [0], frame)[[0]]
+    assert boxes(validation.prompts.coords) == knees
+    areas = {int((validation.maps[0] == wanted).sum()) for wanted in validation.wanted}
+    assert areas == {30 * 30, 50 * 40}
+    whole = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
+    assert boxes(TrainingBatches(TwoKnees(), whole)[Request(1, (0,))].coords) == {(2.0, 10.0, 120.0, 123.0)}

@@ -8,8 +8,8 @@ import pytest
 
 from samri.errors import InputError
 from samri_training.train import Settings, main
-from samri_training.train._schedule import learning_rate
 from samri_training.train._settings import CURVE, SHIPPED, described, read_config
+from samri_training.train._step import learning_rate
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -47,6 +47,12 @@ def test_a_requeued_job_resumes_with_the_options_that_are_given(tmp_path: Path) 
     assert words[-5:] == ["samri_training.train", "--resume", str(tmp_path), "--epochs", "80"]
 
 
+@pytest.mark.parametrize("options", [("--no-amp",), ("--amp", "off"), ("--amp=fp16",)])
+def test_the_users_amp_replaces_the_scripts(tmp_path: Path, options: tuple[str, ...]) -> None:
+    words = asked(tmp_path, "train_nodes.sh", "stores", "sam.pth", tmp_path / "run", *options)
+    assert [word for word in words if word.startswith(("--amp", "--no-amp")) or word == "off"] == list(options)
+
+
 @pytest.mark.parametrize("script", ["embed_nodes.sh", "train_nodes.sh"])
 def test_srun_is_told_how_many_cores_a_task_has(tmp_path: Path, script: str) -> None:
     words = asked(tmp_path, script, "one", "two", "three")

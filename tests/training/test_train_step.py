@@ -9,12 +9,12 @@ from monai.losses.dice import DiceFocalLoss
 from segment_anything.modeling import Sam
 
 from samri.errors import SamriError
-from samri.model import PromptDecoder
+from samri.model import SamDecoder
 from samri_training.train import Settings
 from samri_training.train._loss import mask_losses, true_iou
 from samri_training.train._processes import Processes
 from samri_training.train._samples import Batch
-from samri_training.train._step import MAX_BAD_STEPS, StepReport, Training, TrainingError
+from samri_training.train._step import MAX_BAD_STEPS, StepResult, Training, TrainingError
 from tests.support.sams import seeded_sam
 from tests.support.training_reference import doubled, random_batch, reference_loss
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def training(sam: Sam, **settings: object) -> Training:
-    return Training(PromptDecoder(sam), Settings(**settings), Processes(CPU), total_steps=100)  # type: ignore[arg-type]
+    return Training(SamDecoder(sam), Settings(**settings), Processes(CPU), total_steps=100)  # type: ignore[arg-type]
 
 
 def weights(of: Training) -> torch.Tensor:
@@ -190,11 +190,11 @@ def test_bfloat16_gives_nearly_the_same_step() -> None:
 def test_float16s_scale_comes_down_when_gradients_overflow_and_is_no_bad_step() -> None:
     ours = training(seeded_sam(), amp="fp16", bad_steps="stop")
     before = ours.loss_scale.scale
-    overflow = StepReport(loss=1.0, samples=2, grad_norm=float("inf"), moved=False, bad=False, overflow=True)
+    overflow = StepResult(loss=1.0, samples=2, grad_norm=float("inf"), moved=False, bad=False, overflow=True)
     ours.loss_scale.learn(overflow)
     assert ours.loss_scale.scale == before / 2
     for _ in range(2000):
-        ours.loss_scale.learn(StepReport(1.0, 2, 1.0, True, False, False))
+        ours.loss_scale.learn(StepResult(1.0, 2, 1.0, True, False, False))
     assert ours.loss_scale.scale == before
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from samri.preprocessing import profile
-from samri_training.train._targets import low_res_target
+from samri_training.train._targets import connected_parts, low_res_target
 
 SAMRI = profile("samri")
 
@@ -93,3 +94,25 @@ def test_a_line_thinner_than_half_a_low_resolution_pixel_vanishes() -> None:
 
 def test_an_empty_mask_gives_an_empty_target() -> None:
     assert not low_res_target(np.zeros((10, 10), dtype=bool), SAMRI, 128, 64, "area").any()
+
+
+@pytest.mark.parametrize("smallest", [1, 4, 9])
+def test_connected_parts_are_opencvs(smallest: int) -> None:
+    rng = np.random.default_rng(smallest)
+    coarse = rng.integers(0, 3, (20, 24))
+    mask = np.kron(coarse, np.ones((2, 2), np.int64)).astype(np.uint16) * 7
+    wanted = []
+    for label in (7, 14):
+        count, found = cv2.connectedComponents((mask == label).astype(np.uint8), connectivity=4)
+        wanted += [found == number for number in range(1, count) if (found == number).sum() >= smallest]
+    parts = connected_parts(mask, smallest)
+    assert parts.max() == len(wanted) > 4
+    assert {(parts == number).tobytes() for number in range(1, len(wanted) + 1)} == {part.tobytes() for part in wanted}
+
+
+def test_no_part_is_left_of_an_empty_map_or_of_specks() -> None:
+    mask = np.zeros((6, 7), np.uint16)
+    assert not connected_parts(mask, 1).any()
+    mask[2, 3] = mask[4, 4] = 3
+    assert not connected_parts(mask, 2).any()
+    assert connected_parts(mask, 0).max() == 2

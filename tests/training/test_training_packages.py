@@ -42,7 +42,8 @@ def test_a_missing_package_is_one_line_before_any_work(program: str, options: li
     done = run_without(package, program, *options)
     assert done.returncode == 1
     assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
+    *stages, line = done.stderr.strip().splitlines()
+    assert all(": loading " in stage for stage in stages)  # Said where that takes over two seconds.
     assert f" needs {package} (" in line
     assert line.endswith("pip install 'samri[train]'")
 

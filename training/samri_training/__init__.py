@@ -1,4 +1,4 @@
-"""SAMRI's training: slices and masks in, a fine-tuned decoder and the proof of its gain out."""
+"""SAMRI's training: from volumes and masks to slices, embeddings, a fine-tuned decoder and its evaluation."""
 
 from __future__ import annotations
 

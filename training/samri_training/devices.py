@@ -1,4 +1,4 @@
-"""The torch device that a person named, if it can be used."""
+"""PyTorch devices by name: which are known, which can be used here, and what bf16 costs on this processor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def has_bf16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
 
 
 def torch_device(name: str, local_rank: int = 0) -> torch.device:
-    """The torch device of a process; `auto` takes the best there is.
+    """The torch device of a process; `auto` takes a GPU where there is one.
 
     PyTorch's threads are limited to what a container's quota leaves, which PyTorch doesn't look at.
 

@@ -1,4 +1,4 @@
-"""Packages of the `train` extra that a command needs: asked for before the work begins, not after."""
+"""Packages of the `train` extra: a command imports what it needs before the work begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 from samri.errors import MissingDependencyError
 
 # What a whole run needs, the pictures at its end included.
-_TRAINING = ("torch", "monai", "segment_anything", "scipy", "yaml", "tqdm", "matplotlib")
+_TRAINING = ("torch", "monai", "segment_anything", "scipy", "yaml", "matplotlib")
 
 
 def require_training_packages() -> None:

@@ -1,4 +1,4 @@
-"""Prompts sampled from masks, for training and for evaluation: the box or point that a person might have given.
+"""Prompts sampled from masks, for training and for evaluation: the box or point that a user might give.
 
 Everything is (x, y) in pixels of the slice itself, as at inference, never on a coarser grid. All randomness comes from
 the generator that is passed in; one keyed by seed, epoch and sample does not depend on ranks or workers.
@@ -21,7 +21,7 @@ JITTER_FRAME = 256  # The published jitter is in pixels of an image whose longes
 JITTER = 10.0
 JITTER_MIN_EXTENT = 20.0  # Only longer extents are jittered, so that no box can lose its area.
 
-POINT_RANGE = (0.45, 0.55)  # Of the mask's pixels in raster order.
+POINT_RANGE = (0.45, 0.55)  # Fractions of the mask's pixels in raster order.
 
 
 def sample_prompt(

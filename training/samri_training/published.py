@@ -1,10 +1,10 @@
-"""Caches of embeddings as published tools write them: one file a slice, read as they are.
+"""Published caches: embeddings as the original SAMRI tools write them, one file per slice.
 
     <case>_img_<k>.npz            img (1, C, G, G) float32, mask (1, H, W) labels, ori_size (H, W)
     <case>_img_<k>.npy or .pt     the embedding alone, with <case>_seg_<k>.nii.gz (or .npy, .png ...) beside it
 
 A name without `_img_` finds its mask as NAME_seg or NAME_mask. Pickled objects are refused, in every one of them.
-These files don't say which encoder made them: whoever reads them has to know, and a wrong guess can't be noticed.
+These files don't record their encoder. The reader has to know it, and a wrong guess can't be detected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +28,7 @@ from samri.errors import InputError
 from samri.io import Scan, read_scan
 from samri.opening import open_regular
 from samri_training.slices import SPLITS, label_map, one_slice, slice_spacing, split_named, split_of
-from samri_training.store import Embeddings, EmbeddingStore, EncoderFacts, StoredDtype, StoredSlice, StoreInfo
+from samri_training.store import EmbeddedSlice, Embeddings, EmbeddingStore, EncoderFacts, StoredDtype, StoreInfo
 
 KIND = "published cache"
 SUFFIXES = (".npz", ".npy", ".pt", ".pth")
@@ -34,8 +37,11 @@ _MASK_ENDS = ("_seg", "_mask")
 # No embedding or mask is larger; a compressed file may claim any size.
 _LARGEST_ARRAY = 1 << 30
 _LARGEST_MASK = 1 << 28  # Pixels.
-# What torch's restricted unpickler and its zip reader were seen to raise on damaged files.
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
+# What the readers of archives and arrays, and torch's restricted unpickler, were seen to raise on damaged files.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, pickle.UnpicklingError),
+    *(RuntimeError, EOFError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError),
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class CachedSlice:
     file: Path
     mask: Path | None
 
-    def read(self, embedding_shape: tuple[int, int, int]) -> StoredSlice:
+    def read(self, embedding_shape: tuple[int, int, int]) -> EmbeddedSlice:
         """Read the embedding, in the number format of its file, and its label map.
 
         Raises:
@@ -77,7 +83,7 @@ class CachedSlice:
         if not mask.any():
             raise InputError(f"{self.mask or self.file} has an empty mask: every pixel is 0; remove the slice")
         spacing = (1.0, 1.0) if scan.nifti is None else slice_spacing(scan, view)
-        return StoredSlice(self.name, self.case, features, mask, spacing)
+        return EmbeddedSlice(self.name, self.case, features, mask, spacing)
 
 
 class PublishedCache:
@@ -110,7 +116,7 @@ class PublishedCache:
         """(name, case) of every slice, in order; no file is read."""
         return ((cached.name, cached.case) for cached in self.slices)
 
-    def __getitem__(self, index: int) -> StoredSlice:
+    def __getitem__(self, index: int) -> EmbeddedSlice:
         """Slice `index`, in the order of the names.
 
         Raises:
@@ -209,7 +215,7 @@ def _arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
         return _read_pt(file)
     except InputError:
         raise
-    except (OSError, MemoryError, zipfile.BadZipFile, *_UNREADABLE) as error:
+    except (OSError, MemoryError, *_UNREADABLE) as error:
         raise InputError(
             f"{file} can't be read as an embedding: it is cut off, or carries objects; copy it again"
         ) from error

@@ -7,16 +7,14 @@ It asks a bundle through `samri_runtime.Predictor`, as users do.
 
 from __future__ import annotations
 
-from samri_tiny.evaluate._answers import Answer, ask_all, corrective_point
+from samri_tiny.evaluate._answers import Answer, Results, TestSet, ask_all, corrective_point, evaluate_set
 from samri_tiny.evaluate._baselines import filled_ellipse, otsu_in_box, otsu_threshold
-from samri_tiny.evaluate._cases import Case, TestSlice, cases_of, digest
+from samri_tiny.evaluate._cases import Case, TestSlice, cases_of, contrast_to_noise, digest
 from samri_tiny.evaluate._command import main
-from samri_tiny.evaluate._contrast import contrast_to_noise
-from samri_tiny.evaluate._gipl import read_gipl
-from samri_tiny.evaluate._sets import Results, TestSet, evaluate_set
 from samri_tiny.evaluate._slices import (
     dataset_slices,
     mricrop_slices,
+    read_gipl,
     synthetic_slices,
     template_slices,
 )

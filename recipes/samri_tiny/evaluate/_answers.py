@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from samri.errors import InputError
+from samri.metrics import dice
 from samri.postprocessing import upscale_logits
 from samri.prompts import Prompt, pack
 from samri_runtime import Embedding, Prediction, Predictor
 from samri_tiny.evaluate._baselines import filled_ellipse, otsu_in_box
-from samri_tiny.evaluate._cases import Case, Mask, TestSlice, middle
+from samri_tiny.evaluate._cases import Case, Mask, TestSlice, cases_of, digest, middle
 
 Way = Literal["box", "tight box", "refined", "point", "best of three"]
 """How a case is asked for:
@@ -72,11 +74,6 @@ def ask_all(test: TestSlice, cases: Sequence[Case], predictors: Mapping[str, Pre
             embeddings[encoder] = embedding
         answers += _model(name, predictor, embedding, cases)
     return answers
-
-
-def dice(found: Mask, truth: Mask) -> float:
-    """2 |A and B| / (|A| + |B|) of masks of which the truth isn't empty."""
-    return 2 * float(np.count_nonzero(found & truth)) / float(np.count_nonzero(found) + np.count_nonzero(truth))
 
 
 def corrective_point(found: Mask, truth: Mask) -> tuple[npt.NDArray[np.float64], int] | None:
@@ -163,3 +160,77 @@ def _answer(case: Case, by: str, masks: Mapping[Way, Mask], score: float | None)
     by_way = {way: dice(mask, case.truth) for way, mask in masks.items()}
     overlap = by_way["box"] / (2 - by_way["box"])  # IoU of a Dice.
     return Answer(case, by, by_way, np.packbits(masks["box"]), score, overlap)
+
+
+Kind = Literal["drawn", "real"]
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Slices that are reported together.
+
+    Attributes:
+        name: In files, and in the frozen list.
+        title: Of its part of the report.
+        about: What the slices are, in one sentence.
+        kind: Drawn slices are reported by visibility, size and subject; real ones by structure.
+        published: Its cases are in the frozen list.
+        trivial: Structures that a box nearly gives: reported without a margin, and in no mean.
+    """
+
+    __test__ = False  # Not one of pytest's.
+
+    name: str
+    title: str
+    about: str
+    kind: Kind
+    published: bool = False
+    trivial: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Results:
+    """What came of one set.
+
+    Attributes:
+        of: The set.
+        answers: Of all cases, in order: of each slice the baselines', then each model's.
+        images: Slice, by subject and name, for pictures; those with cases only.
+        slices: How many were looked at.
+        digests: Slice to `digest`; those with cases only.
+    """
+
+    of: TestSet
+    answers: list[Answer] = field(default_factory=list)
+    images: dict[tuple[str, str], TestSlice] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    slices: int = 0
+
+
+def evaluate_set(
+    of: TestSet,
+    slices: Iterable[TestSlice],
+    predictors: Mapping[str, Predictor],
+    seed: int,
+    on_slice: Callable[[], object] = lambda: None,
+) -> Results:
+    """Put every case of every slice to the baselines and to all models.
+
+    Raises:
+        InputError: There is not one case.
+    """
+    answers: list[Answer] = []
+    images: dict[tuple[str, str], TestSlice] = {}
+    digests: dict[str, str] = {}
+    count = 0
+    for test in slices:
+        count += 1
+        cases = cases_of(test, seed)
+        if cases:
+            answers += ask_all(test, cases, predictors)
+            images[test.subject, test.name] = test
+            digests[test.name] = digest(cases)
+        on_slice()
+    if not answers:
+        raise InputError(f"{of.title}: none of {count} slices has a structure above 100 pixels")
+    return Results(of, answers, images, digests, count)

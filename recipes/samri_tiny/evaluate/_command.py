@@ -10,14 +10,13 @@ import click
 
 from samri.staging import staged_folder
 from samri_runtime import Predictor
-from samri_runtime.cli import command, emit, say
+from samri_runtime.cli import Progress, command, emit, say
 from samri_runtime.providers import Provider
-from samri_tiny.evaluate._answers import Baseline
+from samri_tiny.evaluate._answers import Baseline, TestSet, evaluate_set
 from samri_tiny.evaluate._card import check_card, write_figures
 from samri_tiny.evaluate._cases import TestSlice
 from samri_tiny.evaluate._files import tables, write_files
 from samri_tiny.evaluate._frozen import PUBLISHED, compared, read_list, write_list
-from samri_tiny.evaluate._sets import TestSet, evaluate_set
 from samri_tiny.evaluate._slices import (
     dataset_slices,
     mricrop_slices,
@@ -114,7 +113,7 @@ def main(
     names = _named(models)
     if not (label_maps or template or mricrop or slices):
         raise click.UsageError("nothing to measure on: give --label-maps, --template, --mricrop or --slices.")
-    require_packages("measuring", "scipy", "tqdm", *([] if no_pictures else ["matplotlib"]))
+    require_packages("measuring", "scipy", *([] if no_pictures else ["matplotlib"]))
     if model_card is not None:
         check_card(model_card)
     known = read_list(frozen or PUBLISHED)
@@ -122,8 +121,8 @@ def main(
         predictors = {name: Predictor(path, provider, threads=threads) for name, path in names.items()}
         results, lists = [], {}
         for of, of_slices in _sets(label_maps, template, mricrop, slices, seed, QUICK if quick else 1):
-            with _progress(of.name) as bar:
-                found = evaluate_set(of, of_slices, predictors, seed, on_slice=bar.update)
+            with Progress(0, "slice") as progress:
+                found = evaluate_set(of, of_slices, predictors, seed, on_slice=progress.advance)
             results.append(found)
             lists[of.name] = compared(of.name, found.digests, seed, known)
         text = f"{tables(results, lists)}\n{measured_on(predictors)}\n"
@@ -203,10 +202,3 @@ def _provenance(
         "quick": quick,
         "cases": dict(lists),
     }
-
-
-def _progress(name: str) -> Any:
-    """A progress bar on stderr, if that is a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(unit="slice", desc=name, disable=None)

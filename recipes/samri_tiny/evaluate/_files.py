@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from samri import __version__
-from samri_tiny.evaluate._answers import WAYS
-from samri_tiny.evaluate._cases import JITTER, JITTER_SHARE, MIN_AREA
-from samri_tiny.evaluate._contrast import FRAME, RING, VISIBLE
+from samri_tiny.evaluate._answers import BASELINES, WAYS, Results
+from samri_tiny.evaluate._cases import FRAME, JITTER, JITTER_SHARE, MIN_AREA, RING, VISIBLE
 from samri_tiny.evaluate._pictures import write_contact_sheet
-from samri_tiny.evaluate._sets import Results
-from samri_tiny.evaluate._summary import Group, drawn_groups, real_groups, selected, tests
-from samri_tiny.evaluate._tables import comparison_table, group_table
+from samri_tiny.evaluate._summary import Group, Test, drawn_groups, real_groups, selected, tests
+from samri_training.evaluate import SIGNIFICANT, markdown_table, p_text, plain_name
 
 CASES, NUMBERS, TABLES = "cases.csv", "results.json", "tables.md"
 
@@ -134,3 +132,56 @@ def _numbers(results: Results) -> dict[str, Any]:
         "tests": [asdict(test) for test in compared],
         "digests": results.digests,
     }
+
+
+def group_table(groups: Sequence[Group]) -> str:
+    """One row for each group and model: mean Dice of every way of asking, the baselines, margins over the better."""
+    several = len({group.model for group in groups}) > 1
+    heads = [
+        "structures",
+        *(["model"] if several else []),
+        "cases",
+        "box",
+        *BASELINES,
+        "margin",
+        "tight box",
+        "its margin",
+        *WAYS[2:],
+        "score error",
+    ]
+    rows = [
+        [
+            plain_name(group.name),
+            *([plain_name(group.model)] if several else []),
+            str(group.cases),
+            f"**{group.dice['box']:.3f}**",
+            *(f"{group.baselines[baseline]['box']:.3f}" for baseline in BASELINES),
+            "" if group.trivial else f"{group.margin('box'):+.3f}",
+            f"{group.dice['tight box']:.3f}",
+            "" if group.trivial else f"{group.margin('tight box'):+.3f}",
+            *(f"{group.dice[way]:.3f}" for way in WAYS[2:]),
+            f"{group.score_error:.3f}",
+        ]
+        for group in groups
+    ]
+    return markdown_table(heads, rows, left=1 + several)
+
+
+def comparison_table(found: Sequence[Test]) -> str:
+    """One row for each pair that was compared."""
+    rows = [
+        [
+            f"{plain_name(test.first)} → {plain_name(test.second)}",
+            test.way,
+            str(test.comparison.cases),
+            f"{test.comparison.mean_difference:+.3f}",
+            f"{test.comparison.effect_size:+.2f}",
+            _p(test.p_holm),
+        ]
+        for test in found
+    ]
+    return markdown_table(["compared", "asked by", "slices", "difference", "effect r", "p"], rows, left=2)
+
+
+def _p(p: float) -> str:
+    return f"**{p_text(p)}**" if p < SIGNIFICANT else p_text(p)

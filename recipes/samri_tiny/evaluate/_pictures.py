@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from samri_tiny.evaluate._answers import BASELINES, Answer
-from samri_tiny.evaluate._sets import Results
+from samri_tiny.evaluate._answers import BASELINES, Answer, Results
 from samri_tiny.evaluate._summary import models_of, selected
 
 _COLUMNS = 6

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,10 @@ import numpy.typing as npt
 from samri.errors import InputError, MissingDependencyError
 from samri.geometry import PLANES, Plane, nearest_ras_axes, plane_view
 from samri.io import read_scan
-from samri_tiny.evaluate._cases import Mask, TestSlice
-from samri_tiny.evaluate._contrast import FRAME
-from samri_tiny.evaluate._gipl import read_gipl
+from samri_tiny.evaluate._cases import FRAME, Mask, TestSlice
 from samri_tiny.synthesis import draw_slice, hold_out, read_label_maps
 from samri_training.evaluate import SliceFolder, prompt_generator
-from samri_training.slices._layout import image_files
+from samri_training.slices import image_files
 
 # The labels of ITK-SNAP's crop come without names: these are what they look like.
 MRICROP_NAMES = {
@@ -109,8 +110,9 @@ def dataset_slices(folder: Path) -> Iterator[TestSlice]:
     Raises:
         InputError: No slices there, or one of them can't be used.
     """
-    for sample in SliceFolder(folder):
-        assert sample.image is not None  # A folder's slices have their image.
+    source = SliceFolder(folder)
+    for index in range(len(source)):
+        sample = source[index]
         labels = [int(label) for label in np.unique(sample.mask) if label]
         structures = {f"label {label}": sample.mask == label for label in labels}
         yield TestSlice(sample.name, sample.case, sample.image, structures)
@@ -133,3 +135,38 @@ def _planes(
             cut = {name: mask for name, mask in shown.items() if mask.any()}
             if cut:
                 yield TestSlice(f"{plane} {index}", subject, view.extract(image), cut)
+
+
+_HEADER_BYTES = 256
+_MAGIC = (0xEFFFE9B0, 0x2AE389B8)
+# The format's number of a voxel's type. Source: ITK's itkGiplImageIO.cxx.
+_TYPES = {7: ">i1", 8: ">u1", 15: ">i2", 16: ">u2", 31: ">u4", 32: ">i4", 64: ">f4", 65: ">f8"}
+
+
+def read_gipl(path: Path) -> tuple[npt.NDArray[Any], tuple[float, float, float]]:
+    """Voxels (I, J, K) of a 3-D `.gipl` or `.gipl.gz`, in native byte order, and the distance between them in mm.
+
+    The format keeps no directions: i, j and k run as ITK takes them to, to the left, posterior and superior.
+
+    Raises:
+        InputError: The file is missing, damaged, or not such an image.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: check the path") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if len(data) < _HEADER_BYTES or struct.unpack_from(">I", data, 252)[0] not in _MAGIC:
+        raise InputError(f"{path} is not a GIPL image")
+    *shape, frames = struct.unpack_from(">4H", data, 0)
+    (kind,) = struct.unpack_from(">H", data, 8)
+    spacing = struct.unpack_from(">3f", data, 10)
+    if kind not in _TYPES or frames > 1:
+        raise InputError(f"{path}: voxels of GIPL type {kind} in {frames} frame(s) can't be read: convert it to NIfTI")
+    dtype = np.dtype(_TYPES[kind])
+    if len(data) - _HEADER_BYTES != int(np.prod(shape)) * dtype.itemsize:
+        raise InputError(f"{path} is damaged: {len(data) - _HEADER_BYTES} bytes of voxels don't fill {tuple(shape)}")
+    # The first axis runs fastest.
+    voxels = np.frombuffer(data, dtype, offset=_HEADER_BYTES).reshape(shape[::-1]).transpose(2, 1, 0)
+    return voxels.astype(dtype.newbyteorder("=")), (spacing[0], spacing[1], spacing[2])

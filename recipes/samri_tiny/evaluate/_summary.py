@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from samri_tiny.evaluate._answers import BASELINES, BOXES, WAYS, Answer, Way
-from samri_tiny.evaluate._contrast import VISIBLE
-from samri_training.evaluate import Comparison, case_means, compare, holm
+from samri_tiny.evaluate._cases import VISIBLE
+from samri_training.evaluate import Comparison, case_means, compare_family
 
 Unit = Literal["connected", "whole"]
 """What a case is: one connected part, or all of a structure in its slice in one box."""
@@ -158,19 +158,17 @@ def tests(answers: Sequence[Answer]) -> list[Test]:
         (way, baseline, model) for way in BOXES for model in models for baseline in BASELINES
     ]
     pairs += [(way, first, second) for way in WAYS for first, second in combinations(models, 2)]
-    found = [(way, first, second, _compare(answers, way, first, second)) for way, first, second in pairs]
-    corrected = holm([comparison.p for *_, comparison in found])
-    return [Test(*each, p) for each, p in zip(found, corrected, strict=True)]
+    compared = compare_family(
+        {each: (_by_slice(answers, each[0], each[1]), _by_slice(answers, each[0], each[2])) for each in pairs}
+    )
+    return [Test(*each, comparison, p) for each, (comparison, p) in compared.items()]
 
 
 def _mean(answers: Sequence[Answer], way: Way) -> float:
     return float(np.mean([answer.dice[way] for answer in answers]))
 
 
-def _compare(answers: Sequence[Answer], way: Way, first: str, second: str) -> Comparison:
-    def by_slice(name: str) -> dict[str, float]:
-        own = [answer for answer in answers if answer.by == name]
-        slices = [f"{answer.case.subject}\n{answer.case.slice}" for answer in own]
-        return case_means(slices, [answer.dice[way] for answer in own])
-
-    return compare(by_slice(first), by_slice(second))
+def _by_slice(answers: Sequence[Answer], way: Way, name: str) -> dict[str, float]:
+    own = [answer for answer in answers if answer.by == name]
+    slices = [f"{answer.case.subject}\n{answer.case.slice}" for answer in own]
+    return case_means(slices, [answer.dice[way] for answer in own])

@@ -1,20 +1,27 @@
-"""What is measured: one way to run a bundle's graphs."""
+"""What is measured: a case (provider, precision, threads) and a scene (a slice and boxes on it)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from samri.errors import ProviderError
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import InputError, ProviderError
+from samri.geometry import axis_view, whole_view
 from samri.manifest import Manifest, Precision
 from samri.process import usable_cores
 from samri_runtime.providers import Provider, load_onnxruntime
 from samri_runtime.providers._names import auto_candidates
-from samri_runtime.providers._plugins import plugin_providers
-from samri_runtime.providers._session import open_probe
-from samri_runtime.providers._wheels import installed_wheels
+from samri_runtime.providers._opening import open_probe
+from samri_runtime.providers._wheels import installed_wheels, plugin_providers
+
+_SIDE = 256
+_GRID = 4
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,12 @@ class Case:
     """A provider, a precision and a number of threads.
 
     Attributes:
-        provider: By name; never `auto`, whose choice would be hidden.
-        precision: Of the graphs.
-        threads: Of the CPU; None for one a core.
+        provider: A named one; never `auto`, whose choice would be hidden.
+        precision: Precision of the graphs.
+        threads: CPU threads; None for one per core.
         options: Passed to the provider.
         static_shapes: As for `Predictor`.
-        name: For tables, where the options need one.
+        name: For tables, in place of the options.
     """
 
     provider: Provider
@@ -43,7 +50,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Provider, and what else was asked for besides precision and threads."""
+        """The provider, and settings other than precision and threads."""
         static = {None: "", True: " static", False: " free shapes"}[self.static_shapes]
         given = "".join(f" {key}={value}" for key, value in self.options.items())
         return f"{self.provider}{static}{' ' + self.name if self.name else given}"
@@ -65,12 +72,12 @@ class Case:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Case:
-        """What `to_json` gave."""
+        """The case from the values of `to_json`."""
         return cls(**values)
 
 
 REFERENCE = Case("cpu")
-"""What all others are compared with: fp32 on the CPU."""
+"""The case that all others are compared with: fp32 on the CPU."""
 
 
 def cases(
@@ -88,15 +95,15 @@ def cases(
 
 
 def accelerator_cases(precisions: Sequence[Precision]) -> list[Case]:
-    """For `--gpu`: the accelerators that work here, each as it is and with what makes it faster still."""
+    """For `--gpu`: the accelerators that work here, with default settings and with faster ones."""
     providers = usable_providers()
-    if "cuda" in providers and _works("tensorrt"):  # `auto` never takes it: it compiles for minutes.
+    if "cuda" in providers and _works("tensorrt"):  # Not among the candidates of `auto`, since it compiles for minutes.
         providers.append("tensorrt")
     return [case for provider in providers for case in _variants(provider, precisions)]
 
 
 def usable_providers() -> list[Provider]:
-    """The providers of the installed wheels that compute a tiny graph rightly; the CPU first."""
+    """The providers of the installed wheels that compute a tiny graph correctly; the CPU first."""
     wheels = installed_wheels()
     offered = [*load_onnxruntime().get_available_providers(), *plugin_providers(wheels)]
     *accelerators, cpu = auto_candidates(offered)
@@ -112,7 +119,7 @@ def _works(provider: Provider) -> bool:
 
 
 def thread_counts() -> list[int | None]:
-    """What `--tune` tries: the default, half the cores and one."""
+    """The thread counts that `--tune` tries: the default, half the cores and one."""
     cores = usable_cores()
     return [None, *sorted({max(1, cores // 2), 1} - {cores}, reverse=True)]
 
@@ -133,3 +140,69 @@ def _variants(provider: Provider, precisions: Sequence[Precision]) -> Iterator[C
         yield Case("cuda", "fp32", options={"use_tf32": "1"}, name="with TensorFloat-32")
     if provider == "tensorrt":
         yield Case("tensorrt", "fp32", options={"trt_fp16_enable": "1"}, name="in fp16")
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A slice and boxes.
+
+    Attributes:
+        name: For reports; not a path.
+        image: (H, W) or (H, W, 3).
+        boxes: (B, 4) XYXY in pixels of the slice.
+    """
+
+    name: str
+    image: npt.NDArray[np.generic]
+    boxes: npt.NDArray[np.float64]
+
+
+def phantom_scene() -> Scene:
+    """A synthetic slice of 16 bright ellipses on a dark, uneven, noisy background, and a box around each."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:_SIDE, :_SIDE]
+    image = 30 + 20 * np.sin(rows / 40) * np.cos(columns / 55) + rng.normal(0, 4, (_SIDE, _SIDE))
+    cell = _SIDE / _GRID
+    boxes = []
+    for row in range(_GRID):
+        for column in range(_GRID):
+            y, x = (row + 0.5) * cell + rng.uniform(-6, 6), (column + 0.5) * cell + rng.uniform(-6, 6)
+            height, width = rng.uniform(10, 22, 2)
+            image += 90 * (((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 <= 1)
+            boxes.append([x - width, y - height, x + width, y + height])
+    return Scene("phantom", image.astype(np.float32), np.clip(np.array(boxes), 0, _SIDE))
+
+
+def scan_scene(path: str | Path, index: int | None = None, boxes: npt.ArrayLike | None = None) -> Scene:
+    """A slice of a scan.
+
+    Args:
+        path: A file that `samri.read_scan` reads.
+        index: Slice of a volume along its last axis; by default the middle one.
+        boxes: (B, 4) XYXY; by default 16 boxes that tile the slice.
+
+    Raises:
+        InputError: The scan can't be read, or has no such slice.
+        MissingDependencyError: nibabel or OpenCV isn't installed.
+    """
+    from samri.io import read_scan
+
+    scan = read_scan(Path(path))
+    volume = scan.kind != "raster" and len(scan.grid) == 3
+    if not volume and index is not None:
+        raise InputError(f"{path} is one slice: leave out --slice")
+    view = axis_view(scan.grid, 2, scan.grid[2] // 2 if index is None else index) if volume else whole_view(scan.grid)
+    image = view.extract(scan.voxels)
+    given = _tiles(image.shape[0], image.shape[1]) if boxes is None else np.atleast_2d(np.asarray(boxes, np.float64))
+    return Scene(scan.path.name, image, given)
+
+
+def _tiles(height: int, width: int) -> npt.NDArray[np.float64]:
+    """4 x 4 overlapping boxes over the middle of the slice, each 1.5 times as wide and high as its cell."""
+    centers = [
+        ((column + 1) * width / (_GRID + 1), (row + 1) * height / (_GRID + 1))
+        for row in range(_GRID)
+        for column in range(_GRID)
+    ]
+    half = 0.75 * np.array([width, height]) / (_GRID + 1)
+    return np.array([[*(np.array(center) - half), *(np.array(center) + half)] for center in centers])

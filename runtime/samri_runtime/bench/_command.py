@@ -15,14 +15,18 @@ from samri.errors import MissingDependencyError, OutputError, ProviderError
 from samri.manifest import Precision
 from samri.ownership import refuse_foreign_files
 from samri_runtime import models
-from samri_runtime._tuned import check_can_remember, remember
-from samri_runtime.bench._case import accelerator_cases, cases, precisions_of, usable_providers
-from samri_runtime.bench._environment import environment
-from samri_runtime.bench._measure import Effort, Sample, measure
-from samri_runtime.bench._plot import import_matplotlib
-from samri_runtime.bench._report import FILES, Report
-from samri_runtime.bench._scene import phantom_scene, scan_scene
-from samri_runtime.bench._tune import best, candidates, effort_of, settings_of
+from samri_runtime._tuned import check_can_save, save_tuned
+from samri_runtime.bench._case import (
+    accelerator_cases,
+    cases,
+    phantom_scene,
+    precisions_of,
+    scan_scene,
+    usable_providers,
+)
+from samri_runtime.bench._measure import Repeats, Sample, measure
+from samri_runtime.bench._report import FILES, Report, environment, import_matplotlib
+from samri_runtime.bench._tune import best, candidates, seconds_of, settings_of
 from samri_runtime.cli import (
     GivenModel,
     GivenPath,
@@ -35,6 +39,7 @@ from samri_runtime.cli import (
     provider_option,
     provider_settings_option,
     say,
+    say_error,
     threads_option,
 )
 from samri_runtime.providers import PROVIDERS, Provider
@@ -44,7 +49,12 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
 
 @command("samri-bench")
 @click.option(
-    "--model", default=models.DEFAULT, show_default=True, type=GivenModel(), metavar="BUNDLE", help="A bundle's folder."
+    "--model",
+    default=models.DEFAULT,
+    show_default=True,
+    type=GivenModel(),
+    metavar="BUNDLE",
+    help="Model to measure: a bundle's folder, or the name of a model that comes with SAMRI.",
 )
 @provider_option(
     "providers",
@@ -59,7 +69,7 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
     multiple=True,
     default=None,
     show_default=False,
-    help="Precision of the graphs to measure. Repeatable.  [default: all that the bundle holds]",
+    help="Precision of the graphs to measure. Repeatable.  [default: all that the bundle has]",
 )
 @threads_option(multiple=True, help="Number of CPU threads. Repeatable.  [default: one per core]")
 @click.option(
@@ -67,29 +77,61 @@ _NAMED = tuple(name for name in PROVIDERS if name != "auto")
     "batches",
     multiple=True,
     type=click.IntRange(1, 256),
-    help="Boxes in one call. Repeatable.  [default: 1 and 16]",
+    metavar="N",
+    help="Number of boxes per decoder call. Repeatable.  [default: 1 and 16]",
 )
-@provider_settings_option(help="Option passed unchanged to every execution provider but the CPU. Repeatable.")
-@click.option("--static-shapes/--free-shapes", default=None, help="Pad prompts to a few sizes.  [default: by provider]")
-@click.option("--gpu", is_flag=True, help="Every accelerator here, in every precision, with CUDA graphs too.")
-@click.option("--tune", is_flag=True, help="Find the fastest settings whose masks are right, and keep them.")
+@provider_settings_option(help="Option passed unchanged to every execution provider except the CPU. Repeatable.")
 @click.option(
-    "-i", "--input", "source", type=GivenPath(), metavar="IMAGE", help="A scan of yours.  [default: a phantom]"
+    "--static-shapes/--free-shapes",
+    default=None,
+    help="Pad prompts to a few fixed sizes, or leave them as they are.  [default: depends on the provider]",
 )
-@click.option("--slice", "index", type=int, metavar="K", help="Slice of it along the last axis.  [default: the middle]")
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Processes for each case.")
+@click.option("--gpu", is_flag=True, help="Measure every accelerator here in every precision, also with CUDA graphs.")
+@click.option("--tune", is_flag=True, help="Find the fastest settings with correct masks and save them for later runs.")
 @click.option(
-    "--encodes", type=click.IntRange(1, 1000), default=3, show_default=True, help="Images a process, after the first."
-)
-@click.option(
-    "--decodes", type=click.IntRange(1, 10000), default=20, show_default=True, help="Calls a process, for each batch."
+    "-i", "--input", "source", type=GivenPath(), metavar="IMAGE", help="Scan to measure on.  [default: a phantom]"
 )
 @click.option(
-    "-o", "--output", type=OutputFolder(), metavar="FOLDER", help="Write bench.csv, .json, .md and .png there."
+    "--slice",
+    "index",
+    type=int,
+    metavar="K",
+    help="Index of the slice of --input along its last axis, from 0.  [default: the middle one]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of processes per case.",
+)
+@click.option(
+    "--encodes",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="Number of images encoded per process, not counting the first.",
+)
+@click.option(
+    "--decodes",
+    type=click.IntRange(1, 10000),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="Number of decoder calls per process and number of boxes.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFolder(),
+    metavar="FOLDER",
+    help="Folder for bench.csv, bench.json, bench.md and bench.png.  [default: no files]",
 )
 @overwrite_option("Replace such files in FOLDER.")
-@click.option("--no-png", is_flag=True, help="Leave the picture out; matplotlib isn't needed then.")
-@json_option("Print JSON rather than a table.")
+@click.option("--no-png", is_flag=True, help="Do not draw bench.png, which needs matplotlib.")
+@json_option("Print the results as JSON instead of a table.")
 @click.pass_context
 def main(
     context: click.Context,
@@ -112,19 +154,21 @@ def main(
     no_png: bool,
     as_json: bool,
 ) -> None:
-    """Measure a bundle on this machine: cold start, image, boxes, memory, and how its masks agree with fp32 on the CPU.
+    """Measure a model on this machine: cold start, encoding, decoding, memory, and agreement with fp32 on the CPU.
 
-    Cases take turns, each in a process of its own. Medians, with the 10th and 90th percentile in brackets.
+    Cases take turns, each in its own process. Figures are medians, with the 10th and 90th percentiles in brackets.
     """
     if (gpu or tune) and (providers or threads or provider_options or static_shapes is not None):
-        raise click.UsageError("--gpu and --tune choose what to measure: leave out the options that do.")
+        raise click.UsageError(
+            "--gpu and --tune choose what to measure: leave out --provider, its options, --threads and --static-shapes."
+        )
     if gpu and tune:
         raise click.UsageError("give --gpu or --tune, not both.")
     if index is not None and source is None:
         raise click.UsageError("--slice needs --input.")
     bundle = Bundle.open(models.locate(model))
     if tune:
-        check_can_remember()
+        check_can_save()
     png = output is not None and not no_png and _can_plot()
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"cannot write {output}: it is not a folder; name another --output")
@@ -133,20 +177,20 @@ def main(
     wanted = precisions or precisions_of(bundle.manifest)
     for precision in wanted:
         bundle.graph("encoder", precision)
-    say("looking for what works here")
+    say("looking for providers that work here")
     if tune:
-        asked = [case for case in candidates(bundle.manifest) if case.precision in wanted]
+        requested = [case for case in candidates(bundle.manifest) if case.precision in wanted]
     elif gpu:
-        asked = accelerator_cases(wanted)
-        if not asked:
-            raise ProviderError("no accelerator works here: samri-doctor says why")
+        requested = accelerator_cases(wanted)
+        if not requested:
+            raise ProviderError("no accelerator works here: run samri-doctor to see why")
     else:
-        asked = cases(providers or usable_providers(), wanted, threads or (None,), provider_options, static_shapes)
+        requested = cases(providers or usable_providers(), wanted, threads or (None,), provider_options, static_shapes)
     scene = phantom_scene() if source is None else scan_scene(source, index)
-    effort = Effort(rounds, encodes, decodes, tuple(sorted({*(batches or (1, 16)), *((1,) if tune else ())})))
-    samples = measure(bundle.folder, asked, scene, effort, progress=say)
+    repeats = Repeats(rounds, encodes, decodes, tuple(sorted({*(batches or (1, 16)), *((1,) if tune else ())})))
+    samples = measure(bundle.folder, requested, scene, repeats, progress=say)
     typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    report = Report(environment(bundle), scene.name, samples, effort.batches, typed)
+    report = Report(environment(bundle), scene.name, samples, repeats.batches, typed)
     if output is not None:
         for path in report.write(output, png=png):
             say(f"wrote {path}")
@@ -155,7 +199,7 @@ def main(
         _keep_best(bundle, samples)
     elif failed := [sample for sample in samples if sample.error is not None]:
         for sample in failed:
-            say(f"error: {sample.case}: {sample.error}")
+            say_error(f"error: {sample.case}: {sample.error}")
         context.exit(1)
 
 
@@ -174,7 +218,7 @@ def _keep_best(bundle: Bundle, samples: Sequence[Sample]) -> None:
     for line in left_out:
         say(f"left out: {line}")
     tuned = settings_of(winner)
-    path = remember(bundle, tuned, progress=say)
-    seconds, usual = effort_of(winner), effort_of(samples[0])
-    say(f"best here: {tuned}, with {seconds:.3g} s for an image and ten boxes; fp32 on the CPU takes {usual:.3g} s")
-    say(f"kept in {path}, for runs that ask for no provider, precision or threads")
+    path = save_tuned(bundle, tuned, progress=say)
+    seconds, usual = seconds_of(winner), seconds_of(samples[0])
+    say(f"best here: {tuned}: {seconds:.3g} s for an image and ten boxes; fp32 on the CPU takes {usual:.3g} s")
+    say(f"saved to {path}: used by runs without --provider, --precision and --threads")

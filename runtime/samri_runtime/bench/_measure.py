@@ -1,4 +1,4 @@
-"""Cases measured in turn, several rounds of them, so that a machine that slows down slows all of them."""
+"""Measuring cases in turn, in several rounds, so that a machine that slows down slows all of them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ import numpy as np
 import numpy.typing as npt
 
 from samri.errors import ProviderError
-from samri_runtime.bench._case import REFERENCE, Case
-from samri_runtime.bench._scene import Scene
+from samri.metrics import dice
+from samri_runtime.bench._case import REFERENCE, Case, Scene
 
 _WORKER = "samri_runtime.bench._worker"
 _REPORT_S = 10.0
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How often things are done.
+class Repeats:
+    """How often each case is measured.
 
     Attributes:
-        rounds: Processes a case, in turn with those of the other cases.
-        encodes: Images in each process after the first one.
-        decodes: Calls in each process for each batch size, after one that warms up.
-        batches: Boxes in one call.
-        limit: Seconds after which a process is given up.
+        rounds: Processes per case, in turn with those of the other cases.
+        encodes: Images per process after the first one.
+        decodes: Calls per process and batch size, after one to warm up.
+        batches: Numbers of boxes per call.
+        limit: Seconds after which a process is stopped.
     """
 
     rounds: int = 3
@@ -45,54 +45,54 @@ class Effort:
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """How the masks of a case agree with those of fp32 on the CPU.
+    """Agreement of the masks of a case with those of fp32 on the CPU.
 
     Attributes:
-        mean_dice: Over the boxes. Two empty masks agree.
-        worst_dice: Of one box.
-        logits: Largest difference of the low-resolution logits, over their range.
-        telling: How many boxes have a mask that is neither empty nor the whole slice: only those can disagree much.
+        mean_dice: Mean Dice over the boxes; 1 for two empty masks.
+        worst_dice: Lowest Dice of a box.
+        logits: Largest difference of the low-resolution logits, relative to their range.
+        informative: Number of boxes whose mask is neither empty nor the whole slice: only those can differ much.
     """
 
     mean_dice: float
     worst_dice: float
     logits: float
-    telling: int
+    informative: int
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """Masks (B, H, W) and low-resolution logits (B, L, L)."""
+class Masks:
+    """Masks (B, H, W) and low-resolution logits (B, L, L) of one case."""
 
     masks: npt.NDArray[np.bool_]
     low_res: npt.NDArray[np.float32]
 
-    def agreement(self, reference: Answer) -> Agreement:
+    def agreement(self, reference: Masks) -> Agreement:
         """Compare with a reference."""
-        dice = [_dice(ours, theirs) for ours, theirs in zip(self.masks, reference.masks, strict=True)]
+        dices = [dice(ours, theirs) for ours, theirs in zip(self.masks, reference.masks, strict=True)]
         span = max(float(np.ptp(reference.low_res)), 1e-12)
         difference = float(np.abs(self.low_res - reference.low_res).max())
         cover = reference.masks.mean(axis=(1, 2))
-        telling = int(((cover > 0) & (cover < 1)).sum())
-        return Agreement(float(np.mean(dice)), float(np.min(dice)), difference / span, telling)
+        informative = int(((cover > 0) & (cover < 1)).sum())
+        return Agreement(float(np.mean(dices)), float(np.min(dices)), difference / span, informative)
 
 
 @dataclass(eq=False)
 class Sample:
-    """What was measured of one case, over all rounds; seconds and bytes.
+    """The measurements of one case, over all rounds; in seconds and bytes.
 
     Attributes:
-        case: What was asked.
-        ran: Graph to the provider that really ran.
-        cold: From the start of the process to its first mask, for each round.
-        first_encodes: The first image of each process.
-        encodes: Later images.
-        decodes: Batch size to the time of each call, from boxes to masks at the image's size.
-        peak: Largest resident memory of the process, for each round.
-        steady: Resident memory at its end.
-        agreement: With fp32 on the CPU.
-        notes: Plain lines of the runtime.
-        error: Why it couldn't be measured.
+        case: The case.
+        ran: The provider that each graph ran on, by role.
+        cold: Time from the start of the process to its first mask, per round.
+        first_encodes: Time of the first image of each process.
+        encodes: Times of later images.
+        decodes: Time of each call from boxes to masks at the size of the image, by batch size.
+        peak: Largest resident memory of the process, per round.
+        steady: Resident memory at its end, per round.
+        agreement: Agreement of its masks with fp32 on the CPU.
+        notes: Messages of the runtime.
+        error: Why it couldn't be measured, or None.
     """
 
     case: Case
@@ -108,7 +108,7 @@ class Sample:
     error: str | None = None
 
     def add(self, result: Mapping[str, Any]) -> None:
-        """Take in what one process measured."""
+        """Add the measurements of one process."""
         self.ran, self.notes = result["ran"], tuple(result["notes"])
         self.cold.append(result["cold"])
         self.first_encodes.append(result["first_encode"])
@@ -124,48 +124,47 @@ def measure(
     model: str | Path,
     cases: Sequence[Case],
     scene: Scene,
-    effort: Effort | None = None,
+    repeats: Repeats | None = None,
     *,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Sample]:
-    """Measure cases on a bundle. The first sample is fp32 on the CPU, asked for or not: the others' masks are compared
-    with its.
+    """Measure cases on a bundle. The first sample is always fp32 on the CPU: all masks are compared with its.
 
     Args:
         model: A bundle's folder, or a model's name.
-        cases: What to measure.
-        scene: What to ask.
-        effort: How often.
-        progress: Gets plain lines.
+        cases: The cases.
+        scene: The slice and boxes.
+        repeats: How often each case is measured.
+        progress: Called with a line of text at each step.
 
     Raises:
         ProviderError: The bundle can't run on the CPU in fp32.
     """
-    effort = effort or Effort()
+    repeats = repeats or Repeats()
     samples = [Sample(case) for case in _each_once([REFERENCE, *cases])]
-    answers: dict[int, Answer] = {}
+    masks: dict[int, Masks] = {}
     with tempfile.TemporaryDirectory(prefix="samri-bench-", ignore_cleanup_errors=True) as folder:
         np.savez(Path(folder) / "scene.npz", image=scene.image, boxes=scene.boxes)
-        for turn in range(1, effort.rounds + 1):
+        for turn in range(1, repeats.rounds + 1):
             for place, sample in enumerate(samples):
                 if sample.error is not None:
                     continue
-                progress(f"round {turn} of {effort.rounds}: {sample.case}")
-                result = _run(Path(folder), str(model), sample.case, effort, progress)
+                progress(f"round {turn} of {repeats.rounds}: {sample.case}")
+                result = _run(Path(folder), str(model), sample.case, repeats, progress)
                 if "error" in result:
                     if place == 0:
                         raise ProviderError(f"{model} can't be measured: {result['error']}")
                     sample.error = result["error"]
                     continue
                 sample.add(result)
-                answers.setdefault(place, _answer(Path(folder) / "result.npz", scene))
-    for place, answer in answers.items():
-        samples[place].agreement = answer.agreement(answers[0])
+                masks.setdefault(place, _masks(Path(folder) / "result.npz", scene))
+    for place, of_case in masks.items():
+        samples[place].agreement = of_case.agreement(masks[0])
     return samples
 
 
 def _ended(command: Sequence[str], limit: float, waiting: Callable[[float], None]) -> tuple[int | None, str]:
-    """Run a process; its code, None when it was killed after `limit` seconds, and its stderr."""
+    """Run a process; returns its exit code, or None if it was killed after `limit` seconds, and its stderr."""
     started = time.monotonic()
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=_environment()
@@ -184,50 +183,45 @@ def _ended(command: Sequence[str], limit: float, waiting: Callable[[float], None
 
 
 def _run(
-    folder: Path, model: str, case: Case, effort: Effort, progress: Callable[[str], None] = lambda line: None
+    folder: Path, model: str, case: Case, repeats: Repeats, progress: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     request, result = folder / "request.json", folder / "result.json"
     result.unlink(missing_ok=True)
-    asked = {
+    content = {
         "model": model,
         "case": case.to_json(),
         "scene": str(folder / "scene.npz"),
-        "encodes": effort.encodes,
-        "decodes": effort.decodes,
-        "batches": effort.batches,
+        "encodes": repeats.encodes,
+        "decodes": repeats.decodes,
+        "batches": repeats.batches,
         "started": time.time(),
     }
-    request.write_text(json.dumps(asked), encoding="utf-8")
+    request.write_text(json.dumps(content), encoding="utf-8")
     command = [sys.executable, "-m", _WORKER, str(request), str(result)]
-    returncode, stderr = _ended(command, effort.limit, lambda waited: progress(f"{case}: at it for {waited:.0f} s"))
+    returncode, stderr = _ended(command, repeats.limit, lambda waited: progress(f"{case}: {waited:.0f} s so far"))
     if returncode is None:
-        return {"error": f"gave no result within {effort.limit:g} s"}
+        return {"error": f"gave no result within {repeats.limit:g} s"}
     if result.is_file():
         measured: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return measured
-    said = (stderr.strip().splitlines() or ["without a word"])[-1]
-    return {"error": f"its process ended with {returncode}: {said}"}
+    message = (stderr.strip().splitlines() or ["it printed no error"])[-1]
+    return {"error": f"its process ended with exit code {returncode}: {message}"}
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with the folders that Python imports from, as a notebook or a checkout may have extended them."""
+    """This process's environment, with its import path, which a notebook or a checkout may have extended."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
 def _each_once(cases: Sequence[Case]) -> list[Case]:
-    kept: list[Case] = []
+    distinct: list[Case] = []
     for case in cases:
-        if case not in kept:
-            kept.append(case)
-    return kept
+        if case not in distinct:
+            distinct.append(case)
+    return distinct
 
 
-def _answer(path: Path, scene: Scene) -> Answer:
+def _masks(path: Path, scene: Scene) -> Masks:
     with np.load(path) as saved:
         masks = np.unpackbits(saved["masks"], axis=-1, count=scene.image.shape[1]).astype(bool)
-        return Answer(masks, saved["low_res"])
-
-
-def _dice(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> float:
-    together = int(ours.sum()) + int(theirs.sum())
-    return 1.0 if together == 0 else 2 * int((ours & theirs).sum()) / together
+        return Masks(masks, saved["low_res"])

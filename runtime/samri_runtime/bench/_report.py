@@ -1,8 +1,9 @@
-"""Samples as a table: for people, for spreadsheets, for programs."""
+"""Measurements as text, CSV, JSON, Markdown and a picture, with the machine that they were made on."""
 
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 from collections.abc import Sequence
@@ -12,9 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from samri.bundle import Bundle
+from samri.errors import MissingDependencyError, printable
+from samri.process import usable_cores
 from samri.staging import staged_files
-from samri_runtime.bench._environment import environment_lines
 from samri_runtime.bench._measure import Sample
+from samri_runtime.machine import machine
+from samri_runtime.providers import load_onnxruntime
+from samri_runtime.providers._wheels import installed_wheels
 
 FILES = ("bench.csv", "bench.json", "bench.md", "bench.png")
 
@@ -23,10 +29,10 @@ _MB = 1e6
 
 @dataclass(frozen=True)
 class Row:
-    """One case in figures: seconds, milliseconds for boxes, millions of bytes. None where nothing was measured.
+    """The figures of one case: seconds, milliseconds for boxes, megabytes. None where nothing was measured.
 
     Attributes:
-        values: Column to value, in the order of the columns.
+        values: Values by column, in the order of the columns.
     """
 
     values: dict[str, Any]
@@ -65,14 +71,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, and where.
+    """Measurements and the machine that they were made on.
 
     Attributes:
         environment: From `environment`.
-        scene: Name of what was asked.
+        scene: Name of the scene.
         samples: From `measure`; the first one is the reference.
-        batches: Boxes in one call.
-        command: What made it.
+        batches: Numbers of boxes per call.
+        command: The command line.
     """
 
     environment: dict[str, Any]
@@ -104,7 +110,7 @@ class Report:
         return {"environment": self.environment, "scene": self.scene, "command": self.command, "rows": rows}
 
     def to_csv(self) -> str:
-        """One line a case, under the names of `Row`."""
+        """One line per case, with the columns of `Row`."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0].values), lineterminator="\n")
         writer.writeheader()
@@ -120,7 +126,7 @@ class Report:
         return "\n".join([*lines, "", *self._remarks()]).rstrip() + "\n"
 
     def to_text(self) -> str:
-        """The same for a terminal."""
+        """The environment and a table for a terminal."""
         cells = self._cells()
         widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
         lines = [
@@ -135,15 +141,13 @@ class Report:
             OutputError: They can't be written.
             MissingDependencyError: matplotlib, which draws the picture, isn't installed.
         """
-        from samri_runtime.bench._plot import plot
-
         with staged_files(folder) as staged:
             (staged / "bench.csv").write_text(self.to_csv(), encoding="utf-8", newline="\n")
             text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
             (staged / "bench.json").write_text(text, encoding="utf-8", newline="\n")
             (staged / "bench.md").write_text(self.to_markdown(), encoding="utf-8", newline="\n")
             if png:
-                plot(self, staged / "bench.png")
+                _plot(self, staged / "bench.png")
             names = sorted(path.name for path in staged.iterdir())
         return [folder / name for name in names]
 
@@ -198,3 +202,81 @@ def _number(value: float | None) -> str:
 
 def _spread(middle: float | None, low: float | None, high: float | None) -> str:
     return "-" if middle is None else f"{_number(middle)} ({_number(low)}-{_number(high)})"
+
+
+def import_matplotlib() -> tuple[Any, Any]:
+    """Matplotlib's classes for a canvas without a window and for a figure.
+
+    Raises:
+        MissingDependencyError: matplotlib isn't installed, or can't be imported.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "it needs matplotlib: run pip install 'samri[bench]', or leave the picture out with --no-png"
+        ) from error
+    return FigureCanvasAgg, Figure
+
+
+def _plot(report: Report, path: Path) -> None:
+    """Draw medians as bars with whiskers from the 10th to the 90th percentile: one image, then each batch of boxes.
+
+    Raises:
+        MissingDependencyError: matplotlib isn't installed.
+    """
+    figure_canvas, new_figure = import_matplotlib()
+    measured = [row.values for row in report.rows if row.values["error"] is None]
+    names = [f"{v['provider']} {v['precision']}" + (f", {v['threads']} threads" * bool(v["threads"])) for v in measured]
+    panels = [("one image", "s", "encode{}_s")]
+    panels += [(f"{batch} box{'es' * (batch > 1)}", "ms", f"boxes_{batch}{{}}_ms") for batch in report.batches]
+    figure = new_figure(figsize=(4.5 * len(panels), 1.6 + 0.35 * len(measured)), layout="constrained")
+    figure_canvas(figure)
+    axes: Any = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, unit, key) in zip(axes, panels, strict=True):
+        medians, lows, highs = (
+            np.array([values[key.format(percent)] or 0.0 for values in measured]) for percent in ("", "_p10", "_p90")
+        )
+        whiskers = [medians - lows, highs - medians]
+        axis.barh(names, medians, xerr=whiskers, color="#4477aa", ecolor="#222222", capsize=2)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(unit, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.invert_yaxis()
+        if axis is not axes[0]:
+            axis.set_yticklabels([])
+    figure.suptitle(
+        f"{report.environment['model']['name']} on {report.environment['machine']['processor']}", fontsize=9
+    )
+    figure.savefig(path, dpi=120)
+
+
+def environment(bundle: Bundle) -> dict[str, Any]:
+    """Machine, wheels and model in plain JSON values, without names of users or folders."""
+    manifest = bundle.manifest
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "machine": {**machine(), "usable_cores": usable_cores()},
+        "onnxruntime": load_onnxruntime().__version__,
+        "wheels": [str(wheel) for wheel in installed_wheels()],
+        "model": {
+            "name": manifest.name,
+            "backbone": manifest.backbone,
+            "image_size": manifest.image_size,
+            "sha256": bundle.sha256,
+        },
+    }
+
+
+def environment_lines(found: dict[str, Any]) -> list[str]:
+    """`environment` as text."""
+    here, model = found["machine"], found["model"]
+    name, backbone = printable(model["name"], 200), printable(model["backbone"], 200)
+    gpus = f"; GPUs {', '.join(here['nvidia']['gpus'])}" if here["nvidia"]["gpus"] else ""
+    return [
+        f"{name}: {backbone} at {model['image_size']}, manifest {model['sha256'][:16]}",
+        f"{here['processor']}, {here['usable_cores']} of {here['cores']} cores{gpus}; {here['system']}",
+        f"samri {here['samri']}, Python {here['python']}, numpy {here['numpy']}, {', '.join(found['wheels'])}; "
+        f"{found['date']}",
+    ]

@@ -1,7 +1,7 @@
-"""One case, measured in a process of its own: `python -m samri_runtime.bench._worker REQUEST RESULT`.
+"""Measures one case in a process of its own: `python -m samri_runtime.bench._worker REQUEST RESULT`.
 
-A fresh process is what a command-line user has: its cold start and its peak of memory are the case's own, and a
-provider that crashes takes nothing else with it.
+That is what a command-line user has: cold start and peak memory are those of the case alone, and a provider that
+crashes doesn't take the other cases with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from samri_runtime.machine import current_rss, peak_rss
 
 
 def main(request_path: str, result_path: str) -> None:
-    """Measure what the request says; the result is JSON, with the masks beside it as `.npz`."""
+    """Measure the case in the request; the result is JSON, with the masks beside it as `.npz`."""
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     try:
         result = _measure(request, Path(result_path).with_suffix(".npz"))
@@ -47,15 +47,15 @@ def _measure(request: dict[str, Any], masks: Path) -> dict[str, Any]:
     )
     embedding, first_encode = _timed(lambda: predictor.encode(image))
     _masks(predictor, embedding, boxes[:1])
-    # The clock of the wall, since it's the parent that knows when this process was started.
+    # Wall-clock time, since the parent measured the start of this process.
     cold = time.time() - request["started"]
     encodes = [_timed(lambda: predictor.encode(image))[1] for _ in range(request["encodes"])]
     decodes: dict[str, list[float]] = {}
     for batch in request["batches"]:
-        asked = boxes[np.arange(batch) % len(boxes)]
-        _masks(predictor, embedding, asked)
+        batch_boxes = boxes[np.arange(batch) % len(boxes)]
+        _masks(predictor, embedding, batch_boxes)
         decodes[str(batch)] = [
-            _timed(lambda asked=asked: _masks(predictor, embedding, asked))[1]  # type: ignore[misc]
+            _timed(lambda own=batch_boxes: _masks(predictor, embedding, own))[1]  # type: ignore[misc]
             for _ in range(request["decodes"])
         ]
     memory = {"steady": current_rss(), "peak": peak_rss()}
@@ -63,7 +63,7 @@ def _measure(request: dict[str, Any], masks: Path) -> dict[str, Any]:
     np.savez(masks, masks=np.packbits(answer.masks, axis=-1), low_res=answer.low_res_logits, scores=answer.scores)
     return {
         "ran": predictor.providers,
-        "notes": [*predictor.notes, *_strays(case, request["model"])],
+        "notes": [*predictor.notes, *_misplaced_nodes(case, request["model"])],
         "cold": cold,
         "first_encode": first_encode,
         "encodes": encodes,
@@ -72,18 +72,18 @@ def _measure(request: dict[str, Any], masks: Path) -> dict[str, Any]:
     }
 
 
-def _strays(case: Case, model: str) -> list[str]:
-    """Lines on heavy nodes that ran elsewhere; measured after all else, since it opens sessions of its own."""
+def _misplaced_nodes(case: Case, model: str) -> list[str]:
+    """Lines on heavy nodes that ran on another provider; last, since it opens further sessions."""
     if case.provider == "cpu":
         return []
-    from samri_runtime.doctor._trial import broken_promises, trial_graphs, try_graph
+    from samri_runtime.doctor._trial import misplaced_graphs, trial_graphs, try_graph
 
     graphs = [graph for graph in trial_graphs(model, case.precision) if graph.runs_on(case.provider)]
-    return broken_promises([try_graph(graph, case.provider, case.options) for graph in graphs])
+    return misplaced_graphs([try_graph(graph, case.provider, case.options) for graph in graphs])
 
 
 def _masks(predictor: Predictor, embedding: Embedding, boxes: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """As far as a user waits for them: a prediction computes its masks when they are asked for."""
+    """The masks, which a prediction computes when they are first used."""
     return predictor.predict(embedding, boxes=boxes).masks
 
 

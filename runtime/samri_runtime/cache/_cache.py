@@ -1,8 +1,8 @@
-"""The cache: a folder with one file an embedding, shared by any number of processes without locks.
+"""The cache: a folder with one file per embedding, shared by any number of processes without locks.
 
-A file appears under its name whole, by renaming, and is never changed afterwards: whoever reads sees all of it or none.
-A process that is killed while it writes leaves a temporary file, which the next writer removes once it is old. When an
-embedding was last used is its file's time of modification. Nothing here raises: a cache is no reason to fail.
+A file is renamed into place once it is complete and never changed afterwards, so a reader sees all of it or none. A
+process that is killed while it writes leaves a temporary file, which the next writer removes once it is old. The
+modification time of a file is the time of its last use. A cache that fails is a note, never an error.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from samri_runtime.cache._file import (
-    MOST_OVERHEAD,
+from samri_runtime._embedding import (
+    MAX_OVERHEAD,
     STORED_PRECISIONS,
     DamagedFileError,
-    StoredEmbedding,
+    Embedding,
     StoredPrecision,
     fits,
     pack,
@@ -38,61 +37,40 @@ from samri_runtime.cache._private_folder import (
     is_ours,
     make_private_folder,
 )
-from samri_runtime.providers import user_cache_folder
+from samri_runtime.machine import user_folder
 
 DEFAULT_MAX_BYTES = 4_000_000_000
 
 _FOLDER = "embeddings"
 _SUFFIX, _UNFINISHED = ".safetensors", ".unfinished"
-# The cache's own names: an embedding's key, and what `_write` makes. Nothing else in its folder is touched.
+# Names of entries and of temporary files. No other file in the folder is touched.
 _ENTRY = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}")
 _HALF_WRITTEN = re.compile(rf"\.[0-9a-f]{{16}}\.[0-9a-f]{{16}}{re.escape(_UNFINISHED)}")
-# Writing takes well below a second; what is older was left by a process that was killed.
+# Writing takes less than a second; an older temporary file was left by a process that was killed.
 _ABANDONED_SECONDS = 600.0
-# Where one may not look, or the disk fails; and a home that can't be told.
+# RuntimeError: pathlib can't tell the home folder.
 _FAILURES = (OSError, UnusableFolderError, RuntimeError)
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """The answer to `EmbeddingCache.find`.
-
-    Attributes:
-        features: (1, C, G, G) float32, or None where the embedding must be computed.
-        made: How it came about, as it was told to `keep`.
-        notes: Plain lines for a person, such as that an entry was damaged.
-    """
-
-    features: npt.NDArray[np.float32] | None = None
-    made: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """The answer to `EmbeddingCache.keep`.
-
-    Attributes:
-        features: What later runs will read: in half precision, rounded to it.
-        notes: Plain lines for a person, such as that the disk is full.
-    """
-
-    features: npt.NDArray[np.float32]
-    notes: tuple[str, ...] = ()
 
 
 class EmbeddingCache:
     """Embeddings on disk, for `Predictor(..., cache=...)`. Safe with several threads and processes at once.
 
     Args:
-        folder: Where; embeddings lie in its subfolder `embeddings`, which only its owner can read. None takes the
-            user's cache folder (`SAMRI_CACHE_DIR`, or where the system has caches).
-        precision: `fp32` gives the very same masks with and without the cache; `fp16` takes half the space, and rounds
-            every embedding, a new one too. An entry in half precision doesn't serve a cache of fp32.
-        max_bytes: Of all entries together; those that weren't used for longest are removed. 0 keeps nothing new.
+        folder: Parent of the folder `embeddings`, which only its owner can read. None takes the user's cache folder
+            (`SAMRI_CACHE_DIR`, or the system's place for caches).
+        precision: `fp32` gives exactly the same masks with and without the cache; `fp16` takes half the space and
+            rounds every embedding, new ones too. A cache in fp32 ignores entries in fp16.
+        max_bytes: Total size of the entries; beyond it, those unused for longest are removed. 0 keeps nothing new.
 
     Raises:
-        ValueError: No such precision, or a size below 0.
+        ValueError: Unknown precision, or a size below 0.
+
+    Example:
+        >>> from samri_runtime import Predictor
+        >>> from samri_runtime.cache import EmbeddingCache
+        >>> predictor = Predictor("samri-tiny", "cpu", cache=EmbeddingCache(folder, max_bytes=500_000_000))
+        >>> predictor.encode(image).cached, predictor.encode(image).cached
+        (False, True)
     """
 
     def __init__(
@@ -117,75 +95,75 @@ class EmbeddingCache:
         """The folder with the entries.
 
         Raises:
-            RuntimeError: The system doesn't tell where the user's home is.
+            RuntimeError: The home folder is unknown.
         """
-        return (user_cache_folder() if self._given is None else self._given.expanduser()) / _FOLDER
+        return (user_folder("cache") if self._given is None else self._given.expanduser()) / _FOLDER
 
     def path_of(self, key: str) -> Path:
         """The file of an entry.
 
         Raises:
-            ValueError: `key` isn't one of `embedding_key`.
+            ValueError: `key` isn't from `embedding_key`.
         """
         if not _ENTRY.fullmatch(f"{key}{_SUFFIX}"):
             raise ValueError(f"a key is 64 hexadecimal digits, not {key!r}")
         return self.folder / f"{key}{_SUFFIX}"
 
-    def find(self, key: str, embedding_id: str, shape: tuple[int, ...]) -> Found:
+    def find(self, key: str, embedding_id: str, shape: tuple[int, ...]) -> tuple[Embedding | None, tuple[str, ...]]:
         """Look an embedding up.
 
         Args:
             key: From `embedding_key`.
             embedding_id: Of the encoder.
             shape: (1, C, G, G) of its embeddings.
+
+        Returns:
+            The embedding in float32, or None where it must be computed; and messages for the user, such as that an
+            entry was damaged.
         """
         try:
             path = self.path_of(key)
             check_private_folder(path.parent, _is_own_name)
-            data = _read_own(path, 4 * int(np.prod(shape)) + MOST_OVERHEAD)
+            data = _read_own(path, 4 * int(np.prod(shape)) + MAX_OVERHEAD)
         except FileNotFoundError:
-            return Found()
+            return None, ()
         except _FAILURES as error:
-            return Found(notes=(f"the embedding cache can't be read: {_reason(error)}; encoding without it",))
+            return None, (f"the embedding cache can't be read: {_reason(error)}; encoding without it",)
         try:
-            stored = unpack(data)
-            if (stored.key, stored.embedding_id, stored.features.shape) != (key, embedding_id, shape):
+            embedding, precision, stored_key = unpack(data)
+            if (stored_key, embedding.embedding_id, embedding.features.shape) != (key, embedding_id, shape):
                 raise DamagedFileError("it belongs to another image or encoder")
         except DamagedFileError as error:
             with contextlib.suppress(OSError):  # Else the new one replaces it.
                 path.unlink()
-            return Found(notes=(f"the cached embedding {path} is damaged ({error}): computed again",))
-        if stored.precision == "fp16" and self.precision == "fp32":
-            return Found()
-        with contextlib.suppress(OSError):  # On a disk that is read only, an entry is found all the same.
+            return None, (f"the cached embedding {path} is damaged ({error}): computed again",)
+        if precision == "fp16" and self.precision == "fp32":
+            return None, ()
+        with contextlib.suppress(OSError):  # On a read-only disk, entries are used all the same.
             self._touch(path)
-        return Found(rounded(stored.features, self.precision), stored.made)
+        return replace(embedding, features=rounded(embedding.features, self.precision), cached=True), ()
 
-    def keep(
-        self,
-        key: str,
-        features: npt.NDArray[np.float32],
-        shape: tuple[int, int],
-        embedding_id: str,
-        made: Mapping[str, str],
-    ) -> Kept:
-        """Store an embedding, and remove what was not used for longest if there is too much.
+    def keep(self, key: str, embedding: Embedding) -> Embedding:
+        """Store an embedding, and remove the entries that were unused for longest if they exceed `max_bytes`.
 
         Args:
             key: From `embedding_key`.
-            features: (1, C, G, G) float32. NaN and infinite numbers aren't kept.
-            shape: (H, W) of the slice.
-            embedding_id: Of the encoder.
-            made: How it came about.
+            embedding: In float32, with an `embedding_id`. NaN and infinite numbers aren't stored.
+
+        Returns:
+            The embedding as later runs will read it, which in half precision is rounded; with notes, such as that the
+            disk is full.
         """
-        precision: StoredPrecision = self.precision if fits(features, self.precision) else "fp32"
-        if not fits(features, precision):
-            return Kept(features, ("the embedding holds NaN or infinite numbers: not kept in the cache",))
-        result = rounded(features, precision)
-        pieces = pack(StoredEmbedding(result, precision, shape, embedding_id, key, made))
+        precision: StoredPrecision = self.precision if fits(embedding.features, self.precision) else "fp32"
+        if not fits(embedding.features, precision):
+            return _with_note(embedding, "the embedding holds NaN or infinite numbers: not kept in the cache")
+        result = replace(embedding, features=rounded(embedding.features, precision))
+        pieces = pack(result, precision, key)
         size = sum(piece.nbytes for piece in pieces)
         if size > self.max_bytes:
-            return Kept(result, (f"an embedding takes {size} bytes, more than the cache's {self.max_bytes}: not kept",))
+            return _with_note(
+                result, f"an embedding takes {size} bytes, more than the cache's {self.max_bytes}: not kept"
+            )
         try:
             path = self.path_of(key)
             folder = path.parent
@@ -194,11 +172,11 @@ class EmbeddingCache:
             _remove_abandoned(folder, now)
             self._shrink(folder)
         except _FAILURES as error:
-            return Kept(result, (f"the embedding isn't kept in the cache: {_reason(error)}",))
-        return Kept(result)
+            return _with_note(result, f"the embedding isn't kept in the cache: {_reason(error)}")
+        return result
 
     def clear(self) -> int:
-        """Remove all entries, and what killed processes left; returns how many files were removed.
+        """Remove all entries and abandoned temporary files; returns how many files were removed.
 
         Raises:
             OSError: One of them can't be removed.
@@ -212,7 +190,7 @@ class EmbeddingCache:
         return removed
 
     def _write(self, path: Path, pieces: list[memoryview]) -> float:
-        """Write beside, then rename; returns the time by the clock of the disk, which may be another machine's."""
+        """Write beside, then rename; returns the time by the file system's clock, which may be another machine's."""
         unfinished = path.with_name(f".{path.stem[:16]}.{secrets.token_hex(8)}{_UNFINISHED}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(unfinished, flags, 0o600)
@@ -225,7 +203,7 @@ class EmbeddingCache:
             try:
                 unfinished.replace(path)
             except PermissionError:
-                # Windows replaces no file that is being read; then the same embedding is there already.
+                # Windows can't replace a file that is being read; then the same embedding is there already.
                 if os.name == "posix" or not path.is_file():
                     raise
                 unfinished.unlink()
@@ -236,7 +214,7 @@ class EmbeddingCache:
         return now
 
     def _touch(self, path: Path) -> None:
-        """Used now; a later use in this process has a later time, however coarse the clock is."""
+        """Set the time of last use to now; later uses in this process get later times, however coarse the clock."""
         with self._telling_time:
             self._last_time = max(time.time_ns(), self._last_time + 1000)
             now = self._last_time
@@ -244,51 +222,55 @@ class EmbeddingCache:
 
     def _shrink(self, folder: Path) -> None:
         entries = sorted(_entries(folder, _ENTRY), key=lambda entry: (entry[1].st_mtime_ns, entry[0].name))
-        total = sum(found.st_size for _, found in entries)
-        for path, found in entries:
+        total = sum(status.st_size for _, status in entries)
+        for path, status in entries:
             if total <= self.max_bytes:
                 return
             with contextlib.suppress(OSError):  # Another process was faster, or reads it on Windows.
                 path.unlink()
-            total -= found.st_size
+            total -= status.st_size
+
+
+def _with_note(embedding: Embedding, note: str) -> Embedding:
+    return replace(embedding, notes=(*embedding.notes, note))
 
 
 def _is_own_name(name: str) -> bool:
-    """Whether the cache gives its files such names."""
+    """Whether this is the name of an entry or of a temporary file."""
     return bool(_ENTRY.fullmatch(name) or _HALF_WRITTEN.fullmatch(name))
 
 
 def _remove_abandoned(folder: Path, now: float) -> None:
-    for path, found in _entries(folder, _HALF_WRITTEN):
-        if now - found.st_mtime > _ABANDONED_SECONDS:
+    for path, status in _entries(folder, _HALF_WRITTEN):
+        if now - status.st_mtime > _ABANDONED_SECONDS:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 def _entries(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, os.stat_result]]:
-    """Regular files of the cache's own naming."""
-    with os.scandir(folder) as found:
-        for entry in found:
+    """Regular files with such names, and their status."""
+    with os.scandir(folder) as listing:
+        for entry in listing:
             if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):  # Removed by another process meanwhile.
                     yield Path(entry.path), entry.stat(follow_symlinks=False)
 
 
 def _read_own(path: Path, most: int) -> bytes:
-    """The bytes of a plain file of this user's; a link is followed nowhere.
+    """Up to `most` + 1 bytes of a regular file of this user; links aren't followed.
 
     Raises:
-        UnusableFolderError: It is another user's, or no plain file.
+        UnusableFolderError: It belongs to another user, or isn't a regular file.
         OSError: It can't be read.
     """
     flags = os.O_RDONLY
     for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
         flags |= getattr(os, name, 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not (stat.S_ISREG(found.st_mode) and is_ours(found)):
-            raise UnusableFolderError(f"{path} isn't a file of this user's")
-        # A file that is too large is damaged, and need not be read to its end to know it.
+        status = os.fstat(file.fileno())
+        if not (stat.S_ISREG(status.st_mode) and is_ours(status)):
+            raise UnusableFolderError(f"{path} isn't a regular file of this user")
+        # A longer file is damaged: no need to read it to its end.
         return file.read(most + 1)
 
 

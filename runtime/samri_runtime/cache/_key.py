@@ -1,4 +1,4 @@
-"""What decides whether two embeddings are the same: the voxels, the encoder, and how it computes."""
+"""The key of a cached embedding: the voxels, the encoder, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-# Larger ones (long double) hold padding, and differ from one machine to the next.
+# Larger ones (long double) contain padding, and differ between machines.
 _LARGEST_ITEM = 8
-# They compute in half precision or TensorFloat-32 unless told otherwise.
+# Providers that compute in half precision or TensorFloat-32 by default.
 _COARSER = {"tensorrt", "coreml"}
-# Where a provider computes and what memory and threads it takes doesn't change what comes out.
+# Options that change where a provider computes, its memory or threads, but no result.
 _HARMLESS = {"device_id", "gpu_mem_limit", "arena_extend_strategy", "num_of_threads", "num_streams", "cache_dir"}
 
 
@@ -23,12 +23,12 @@ def embedding_key(
     embedding_id: str,
     arithmetic: str = "",
 ) -> str | None:
-    """64 hexadecimal digits for one embedding; the same on every machine. None for what can't be kept.
+    """64 hexadecimal digits for one embedding, the same on every machine; None for images that can't be cached.
 
-    The SHA-256 of a line of canonical JSON and of the voxels behind it, in C order, little-endian.
+    They are the SHA-256 of a line of canonical JSON followed by the voxels, in C order, little-endian.
 
     Args:
-        image: (H, W) or (H, W, 3), of a real dtype. The dtype counts: profiles treat uint8 in their own way.
+        image: (H, W) or (H, W, 3), of a real dtype. The dtype counts, since profiles treat uint8 differently.
         intensity_range: As for `Predictor.encode`.
         embedding_id: The manifest's: encoder weights, profile, image size and precision.
         arithmetic: From `arithmetic_of`.
@@ -40,7 +40,7 @@ def embedding_key(
         "format": "samri-embedding-key 1",
         "embedding_id": embedding_id,
         "arithmetic": arithmetic,
-        # The kind and size, since numpy spells the same type in several ways.
+        # Kind and size, since numpy has several names for the same type.
         "dtype": f"{pixels.dtype.kind}{pixels.dtype.itemsize}",
         "shape": list(pixels.shape),
         "intensity_range": None if intensity_range is None else [float(value).hex() for value in intensity_range],
@@ -51,11 +51,11 @@ def embedding_key(
 
 
 def arithmetic_of(provider: str, options: Mapping[str, str] | None) -> str:
-    """How a provider computes, if not in the graph's own precision as the CPU does; else an empty text.
+    """The arithmetic of a provider where it differs from the graph's own precision, which the CPU uses; else "".
 
-    Providers that keep to the graph's precision share their embeddings, so that one made on a GPU serves a laptop.
-    Options of the user's may ask for a coarser arithmetic (OpenVINO's bf16, CUDA's TensorFloat-32): such embeddings are
-    kept apart, each by its provider and options, except for the few options that can't change a number.
+    Providers that compute in the graph's precision share embeddings, so that one from a GPU serves a laptop. The user's
+    options may request a coarser arithmetic (OpenVINO's bf16, CUDA's TensorFloat-32): such embeddings are separate for
+    each provider and set of options, except for the few options that can't change a result.
     """
     counting = {name: str(value) for name, value in sorted((options or {}).items()) if name not in _HARMLESS}
     if not counting and provider not in _COARSER:

@@ -1,4 +1,4 @@
-"""A folder that its owner alone can read, since what lies in it derives from patients."""
+"""A folder that only its owner can read, since its files derive from patients."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _OTHERS, _OTHERS_WRITE = 0o077, 0o022
 
 
 class UnusableFolderError(Exception):
-    """A folder can't be used; the text says why."""
+    """A folder can't be used; the message says why."""
 
 
 def make_private_folder(folder: Path, is_own_name: Callable[[str], bool]) -> None:
-    """Make `folder` and its missing parents, for the owner alone; a folder of ours that others may enter is closed.
+    """Create `folder` and its missing parents for the owner alone; close an existing one of this user to others.
 
     Args:
         folder: The folder.
@@ -23,7 +23,7 @@ def make_private_folder(folder: Path, is_own_name: Callable[[str], bool]) -> Non
 
     Raises:
         UnusableFolderError: As `check_private_folder`.
-        OSError: It can't be made.
+        OSError: It can't be created.
     """
     for place in (*reversed(folder.parents), folder):
         if not os.path.lexists(place):
@@ -32,31 +32,31 @@ def make_private_folder(folder: Path, is_own_name: Callable[[str], bool]) -> Non
 
 
 def check_private_folder(folder: Path, is_own_name: Callable[[str], bool]) -> None:
-    """Make sure that nobody else can read an existing folder or put anything into it.
+    """Make sure that no other user can read an existing folder or write to it.
 
-    A folder that holds other files too, which colleagues may need, isn't closed; nor is it used if they can write
-    there. Windows has no such permissions: a folder there inherits those of the one it lies in.
+    A folder that holds other files too, which colleagues may need, isn't closed to them; if they can write to it, it
+    isn't used. Windows has no such permissions: folders there inherit those of their parent.
 
     Args:
         folder: The folder.
-        is_own_name: Whether a file of this name is of those that the folder is for.
+        is_own_name: Whether a file of this name is one that the folder is for.
 
     Raises:
-        UnusableFolderError: It is another user's, no folder, or holds other files where others can write.
-        OSError: It isn't there, or its permissions can't be changed.
+        UnusableFolderError: It belongs to another user, isn't a folder, or holds other files and is open to others.
+        OSError: It doesn't exist, or its permissions can't be changed.
     """
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode):
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
         raise UnusableFolderError(f"{folder} is not a folder")
-    if not is_ours(found):
+    if not is_ours(status):
         raise UnusableFolderError(f"{folder} belongs to another user")
-    if os.name == "posix" and stat.S_IMODE(found.st_mode) & _OTHERS:
+    if os.name == "posix" and stat.S_IMODE(status.st_mode) & _OTHERS:
         if all(is_own_name(path.name) for path in folder.iterdir()):
             folder.chmod(0o700)
-        elif stat.S_IMODE(found.st_mode) & _OTHERS_WRITE:
+        elif stat.S_IMODE(status.st_mode) & _OTHERS_WRITE:
             raise UnusableFolderError(f"{folder} holds other files, and others can write there: name another folder")
 
 
-def is_ours(found: os.stat_result) -> bool:
-    """Whether this user owns the file, as far as the system tells."""
-    return os.name != "posix" or found.st_uid == os.geteuid()
+def is_ours(status: os.stat_result) -> bool:
+    """Whether this user owns the file; always true where the system doesn't tell."""
+    return os.name != "posix" or status.st_uid == os.geteuid()

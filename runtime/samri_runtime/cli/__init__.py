@@ -9,15 +9,18 @@ from samri_runtime.cli._options import (
     GivenModel,
     GivenPath,
     OutputFolder,
+    RenamedOption,
     json_option,
     overwrite_option,
     precision_option,
     profile_option,
     provider_option,
     provider_settings_option,
+    renamed_option,
     threads_option,
 )
-from samri_runtime.cli._output import emit, say
+from samri_runtime.cli._output import emit, say, say_error
+from samri_runtime.cli._progress import Progress, Stages, duration
 
 __all__ = [
     "Command",
@@ -26,7 +29,11 @@ __all__ = [
     "GivenModel",
     "GivenPath",
     "OutputFolder",
+    "Progress",
+    "RenamedOption",
+    "Stages",
     "command",
+    "duration",
     "emit",
     "json_option",
     "overwrite_option",
@@ -34,6 +41,8 @@ __all__ = [
     "profile_option",
     "provider_option",
     "provider_settings_option",
+    "renamed_option",
     "say",
+    "say_error",
     "threads_option",
 ]

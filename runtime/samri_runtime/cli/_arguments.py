@@ -13,6 +13,7 @@ from samri.errors import printable
 _LONGEST_LINE = 600
 _KEPT_AT_THE_END = 200
 _EXAMPLE = ("40", "60", "110", "120")
+_ONE_SPACE = re.compile(r" *[^\S ]\s*")  # Line ends and the like; the spaces of a table stay.
 _NUMBERS = (type(click.FLOAT), type(click.INT))  # Ranges derive from them.
 
 
@@ -27,7 +28,7 @@ def split_numbers(command: click.Command, context: click.Context, arguments: Seq
         name: option
         for option in command.params
         if isinstance(option, click.Option) and option.nargs > 1 and isinstance(option.type, _NUMBERS)
-        for name in option.opts
+        for name in (*option.opts, *getattr(option, "former", ()))
     }
     waiting, taken = list(arguments), list[str]()
     while waiting:
@@ -72,8 +73,8 @@ def refuse_repeated(context: click.Context, arguments: Sequence[str]) -> None:
 
 
 def plain(text: str) -> str:
-    """A message on one line, without characters that steer a terminal, and its middle left out where it is endless."""
-    line = printable(text)
+    """A message on one line, without control characters, and shortened in the middle if it is very long."""
+    line = " ".join(printable(part) if part else "" for part in _ONE_SPACE.sub(" ", text).strip().split(" "))
     if len(line) <= _LONGEST_LINE:
         return line
     return f"{line[: _LONGEST_LINE - _KEPT_AT_THE_END - 5]} ... {line[-_KEPT_AT_THE_END:]}"

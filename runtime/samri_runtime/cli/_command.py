@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,21 @@ from samri import SamriError, __version__
 from samri.process import unwind_on_signals
 from samri_runtime._interruptible import STOPPED, stoppable
 from samri_runtime.cli._arguments import plain, refuse_repeated, split_numbers
-from samri_runtime.cli._output import no_output, say, stdout_fails
+from samri_runtime.cli._output import no_output, say, say_error, set_verbosity, shown_log, stdout_fails
+
+_EPILOG = "Exit codes: 0 done, 1 a failure that the message explains, 2 wrong usage, 130 stopped."
+_VERBOSITIES = {
+    "--verbose": "Also print which files and providers are used, cache hits and the duration of each stage.",
+    "--quiet": "Print results and errors only: no notes, no progress.",
+}
+
+# What the system refuses wherever it is asked: states of the machine, and no faults of the program.
+_REMEDIES = {
+    errno.ENAMETOOLONG: "check the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there, or set TMPDIR to another disk"),
+    errno.EROFS: "name a place that can be written",
+}
 
 
 class Command(click.Command):
@@ -52,16 +68,21 @@ class Command(click.Command):
         """Run the command; see the class."""
         restore = unwind_on_signals()
         try:
-            with stoppable(self.name or "samri"):
+            with stoppable(self.name or "samri"), shown_log():
                 return super().invoke(ctx)
         except SamriError as error:
-            say(f"error: {error}")
+            say_error(f"error: {error}")
             ctx.exit(1)
         except click.UsageError as error:
-            say(f"error: {error.format_message()}")
+            say_error(f"error: {error.format_message()}")
             ctx.exit(2)
+        except OSError as error:
+            if error.errno not in _REMEDIES:
+                raise
+            say(f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}: {_REMEDIES[error.errno]}")
+            ctx.exit(1)
         except MemoryError:
-            say("error: out of memory: close other programs, or work on a machine with more")
+            say_error("error: out of memory: close other programs, or work on a machine with more")
             ctx.exit(1)
         except KeyboardInterrupt:
             say("stopped")
@@ -80,10 +101,16 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Comma
             # The published scripts spell options with underscores.
             "token_normalize_func": lambda token: token.replace("_", "-"),
         }
+        settings.setdefault("epilog", _EPILOG)
         made = click.command(name, cls=Command, context_settings=context_settings, **settings)(function)
-        for option in made.params:
-            if isinstance(option.type, click.Choice):
-                option.type.case_sensitive = False
+        for parameter in made.params:
+            if isinstance(parameter.type, click.Choice):
+                parameter.type.case_sensitive = False
+        for flag, help_text in _VERBOSITIES.items():
+            option = click.option(
+                flag, flag[1:3], is_flag=True, expose_value=False, callback=set_verbosity, help=help_text
+            )
+            made = option(made)
         return click.version_option(__version__, prog_name=name)(made)
 
     return decorate

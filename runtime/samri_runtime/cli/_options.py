@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,32 @@ from samri.preprocessing import PROFILE_NAMES
 from samri_runtime.providers import Provider, parse_provider_options
 
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class RenamedOption(click.Option):
+    """An option that also answers to former spellings, which the help doesn't show.
+
+    Args:
+        former: The spellings, such as `--shard`.
+    """
+
+    def __init__(self, *arguments: Any, former: Sequence[str], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.former = list(former)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Tell the parser all spellings."""
+        shown = self.opts
+        self.opts = [*shown, *self.former]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts = shown
+
+
+def renamed_option(*names: str, former: Sequence[str], **settings: Any) -> _Decorator:
+    """`click.option` with former spellings; see `RenamedOption`."""
+    return click.option(*names, cls=RenamedOption, former=former, **settings)
 
 
 class GivenPath(click.Path):
@@ -87,7 +113,7 @@ def provider_option(*names: str, **settings: Any) -> _Decorator:
             "type": click.Choice(get_args(Provider)),
             "default": "auto",
             "show_default": True,
-            "help": "Execution provider to run on. Fails if it cannot be used; only auto falls back.",
+            "help": "Execution provider. The command fails if it cannot be used; only auto falls back to another.",
             **settings,
         },
     )
@@ -101,7 +127,7 @@ def provider_settings_option(**settings: Any) -> _Decorator:
         multiple=True,
         callback=_provider_options,
         metavar="KEY=VALUE",
-        **{"help": "Option passed unchanged to ONNX Runtime's execution provider. Repeatable.", **settings},
+        **{"help": "Option passed unchanged to the execution provider of ONNX Runtime. Repeatable.", **settings},
     )
 
 
@@ -132,6 +158,7 @@ def threads_option(**settings: Any) -> _Decorator:
     return click.option(
         "--threads",
         type=click.IntRange(1, 1024),
+        metavar="N",
         **{"help": "Number of CPU threads.  [default: one per core]", **settings},
     )
 

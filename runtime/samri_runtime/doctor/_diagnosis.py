@@ -1,4 +1,4 @@
-"""What `samri-doctor` finds out: what is installed, which providers work, and where a bundle's graphs really run."""
+"""The findings of `samri-doctor`: what is installed, which providers work, and where the graphs of a bundle run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,31 @@ from typing import Any
 from samri.errors import MissingDependencyError, ProviderError
 from samri.manifest import Precision
 from samri_runtime.doctor._extras import Extra, as_json, installed_extras
-from samri_runtime.doctor._placement import Placement
-from samri_runtime.doctor._trial import Trial, broken_promises, strays, trial_graphs, try_graph, try_probe
+from samri_runtime.doctor._trial import (
+    Placement,
+    Trial,
+    misplaced_graphs,
+    misplaced_nodes,
+    trial_graphs,
+    try_graph,
+    try_probe,
+)
 from samri_runtime.machine import machine
-from samri_runtime.providers._inference import preload_cuda
 from samri_runtime.providers._names import CUDA, PROVIDERS, Provider, auto_candidates, execution_provider
-from samri_runtime.providers._plugins import PLUGINS, plugin_providers
-from samri_runtime.providers._wheels import Wheel, conflict_line, installed_wheels, load_onnxruntime
+from samri_runtime.providers._opening import preload_cuda
+from samri_runtime.providers._wheels import (
+    PLUGINS,
+    Wheel,
+    conflict_line,
+    installed_wheels,
+    load_onnxruntime,
+    plugin_providers,
+)
 
 
 @dataclass(frozen=True)
 class ProviderState:
-    """One provider: whether the installed wheels have it, whether it works, and if not, why."""
+    """One provider: whether an installed wheel has it, whether it works, and the reason if not."""
 
     provider: Provider
     offered: bool
@@ -31,20 +44,20 @@ class ProviderState:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found.
+    """All findings.
 
     Attributes:
         machine: Versions and hardware.
         onnxruntime: Its version, device and build, or None when it can't be imported.
         wheels: Installed distributions of the ONNX Runtime family.
-        cuda_libraries: What ONNX Runtime said when it loaded CUDA's libraries; None when the wheel has no CUDA.
-        providers: Every provider that has a name.
-        asked: The provider asked for.
-        runs_on: What really runs, or None.
+        cuda_libraries: Messages of ONNX Runtime from loading CUDA's libraries; None when the wheel has no CUDA.
+        providers: Every provider but `auto`.
+        requested: The requested provider.
+        runs_on: The provider that runs, or None.
         graphs: Where the graphs of the bundle ran.
-        notes: Plain lines worth knowing.
-        problems: Plain lines to act on; without any, all is well.
-        extras: SAMRI's own, and what each lacks.
+        notes: Messages that need no action.
+        problems: Messages that need action.
+        extras: SAMRI's extras, and what each lacks.
     """
 
     machine: Mapping[str, Any]
@@ -52,7 +65,7 @@ class Diagnosis:
     wheels: tuple[Wheel, ...]
     cuda_libraries: tuple[str, ...] | None
     providers: tuple[ProviderState, ...]
-    asked: Provider
+    requested: Provider
     runs_on: Provider | None
     graphs: tuple[Trial, ...]
     notes: tuple[str, ...]
@@ -61,7 +74,9 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "graphs": [trial.to_json() for trial in self.graphs], "extras": as_json(self.extras)}
+        values = asdict(self)
+        values["asked"] = values.pop("requested")  # The released name in the JSON.
+        return {**values, "graphs": [trial.to_json() for trial in self.graphs], "extras": as_json(self.extras)}
 
 
 def diagnose(
@@ -72,14 +87,14 @@ def diagnose(
     provider_options: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Diagnosis:
-    """Examine the machine, the wheels and, given a bundle, one run of each graph that it would use.
+    """Examine the machine, the wheels and, with a bundle, one run of each graph that a predictor would use.
 
     Args:
-        provider: What to use; `auto` takes the first that works.
-        model: A bundle.
-        precision: Of the graphs to run.
+        provider: The provider to use; `auto` takes the fastest that works.
+        model: A bundle's folder or a model's name.
+        precision: Precision of the graphs to run.
         provider_options: As for `open_session`.
-        progress: Gets a plain line before each step that may take long.
+        progress: Called with a line of text before each step that may take long.
 
     Raises:
         BundleError: The bundle can't be used.
@@ -105,14 +120,14 @@ def diagnose(
             trials.append(try_graph(graph, provider, provider_options or {}))
         runs_on = session.provider
         notes = [*session.notes, *(note for trial in trials for note in trial.notes)]
-        problems = broken_promises(trials) if trials else _broken_promise(session.provider, placement)
+        problems = misplaced_graphs(trials) if trials else _misplaced_on_probe(session.provider, placement)
     except ProviderError as error:
         problems = [str(error)]
     if provider == "auto" and runs_on is not None:
-        notes, problems = [*notes, *problems], []  # It promised nothing.
+        notes, problems = [*notes, *problems], []  # `auto` may run anywhere.
     conflict = conflict_line(wheels)
     if conflict is not None:
-        # `auto` notes it too, and it is the reason of a provider that the winning wheel doesn't have.
+        # `auto` notes it too, and errors give it as the reason for a provider that the imported wheel lacks.
         notes = [note for note in notes if note != conflict]
         problems = problems if any(conflict in problem for problem in problems) else [conflict, *problems]
     return Diagnosis(
@@ -125,7 +140,7 @@ def diagnose(
         wheels=wheels,
         cuda_libraries=libraries,
         providers=tuple(_state(name, offered, progress) for name in PROVIDERS if name != "auto"),
-        asked=provider,
+        requested=provider,
         runs_on=runs_on,
         graphs=tuple(trials),
         notes=tuple(dict.fromkeys([*notes, *_unknown_plugins(wheels)])),
@@ -134,13 +149,13 @@ def diagnose(
     )
 
 
-def _broken_promise(provider: Provider, placement: Placement) -> list[str]:
-    stray = strays(placement)
-    return [f"{provider} doesn't do its part: {stray}"] if stray else []
+def _misplaced_on_probe(provider: Provider, placement: Placement) -> list[str]:
+    misplaced = misplaced_nodes(placement)
+    return [f"{provider} doesn't run everything: {misplaced}"] if misplaced else []
 
 
 def _tell(progress: Callable[[str], None], provider: Provider, offered: Sequence[str]) -> None:
-    """Accelerators load libraries of gigabytes; ONNX Runtime's own CPU code is there at once."""
+    """Report that an accelerator is tried, which loads gigabytes of libraries; the CPU takes no time."""
     accelerated = len(auto_candidates(offered)) > 1 if provider == "auto" else provider != "cpu"
     if accelerated:
         progress(f"trying {provider}")
@@ -154,8 +169,8 @@ def _state(provider: Provider, offered: Sequence[str], progress: Callable[[str],
         session, placement = try_probe(provider, {})
     except ProviderError as error:
         return ProviderState(provider, True, False, str(error).removeprefix(f"{provider} can't be used: "))
-    stray = strays(placement)
-    return ProviderState(provider, True, stray is None, stray or " ".join(session.notes) or None)
+    misplaced = misplaced_nodes(placement)
+    return ProviderState(provider, True, misplaced is None, misplaced or " ".join(session.notes) or None)
 
 
 def _unknown_plugins(wheels: Sequence[Wheel]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which extras of SAMRI are installed, and what the others lack, by the metadata of the installed packages."""
+"""The extras of SAMRI: which are installed, and what the others lack, from the metadata of installed packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
 _PLATFORM = re.compile(r"sys_platform\s*==\s*['\"](\w+)['\"]")
 _LEAST = re.compile(r">=\s*([\d.]+)")
 _FOR_DEVELOPERS = {"dev"}
-# They hold the same import package.
+# Packages that install the same import package.
 _INSTEAD = {
     "opencv-python-headless": ("opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"),
 }
@@ -28,9 +28,9 @@ class Extra:
 
     Attributes:
         name: As in `samri[name]`.
-        missing: Packages that are not installed, or too old: with the version that is needed.
-        install: The line that installs it; None where nothing is missing, or it isn't made for this system.
-        here: It is made for this system.
+        missing: Packages that are not installed or too old, with the required version.
+        install: The command that installs it; None where nothing is missing, or it isn't for this system.
+        here: Whether it is for this system.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Extra:
 
 
 def installed_extras(wheels: Sequence[Wheel]) -> tuple[Extra, ...]:
-    """SAMRI's extras here; none where SAMRI itself isn't an installed distribution, as in a frozen program."""
+    """SAMRI's extras; none where SAMRI isn't an installed distribution, as in a frozen program."""
     try:
         requirements = importlib.metadata.requires("samri") or []
     except importlib.metadata.PackageNotFoundError:
@@ -60,8 +60,8 @@ def extras_of(
 
     Args:
         requirements: As `importlib.metadata.requires` gives them.
-        wheels: The installed wheels of ONNX Runtime, which an extra that brings another one replaces.
-        version_of: The installed version of a package; by default that found on `sys.path`.
+        wheels: The installed wheels of ONNX Runtime, which an extra with another one replaces.
+        version_of: Returns the installed version of a package; by default the one on `sys.path`.
     """
     version_of = version_of or _version
     missing: dict[str, list[str]] = {}
@@ -84,7 +84,7 @@ def extras_of(
 
 
 def as_json(extras: Iterable[Extra]) -> Mapping[str, list[str]]:
-    """Extra to the packages that it lacks; those for other systems are left out."""
+    """The packages that each extra lacks, by its name; extras for other systems are left out."""
     return {extra.name: list(extra.missing) for extra in extras if extra.here}
 
 

@@ -1,7 +1,16 @@
-"""Trial runs: a bundle's graphs, or the probe graph, once each, and where they ran."""
+"""Trial runs of the graphs of a bundle, or of the probe graph, once each, and where their nodes ran.
+
+A session with a provider doesn't run everything there: nodes that the provider lacks go to the next one in the list.
+ONNX Runtime's profile of the run tells which did.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,34 +21,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samri.bundle import Bundle
+from samri.contract import (
+    Feeds,
+    Floats,
+    GraphRole,
+    decoder_feeds,
+    decoder_image_feeds,
+    decoder_prompts_feeds,
+    encoder_feeds,
+)
+from samri.errors import ProviderError
 from samri.manifest import Manifest, Precision, Role
-from samri_runtime._graphs import GraphRole, check_pair, open_graph
-from samri_runtime.doctor._placement import Placement, profiled_run
+from samri.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
+from samri_runtime._graphs import check_pair, open_graph
 from samri_runtime.models import locate
+from samri_runtime.providers import Session
 from samri_runtime.providers._names import Provider
+from samri_runtime.providers._opening import open_probe
 from samri_runtime.providers._probe_graph import probe_feeds
-from samri_runtime.providers._session import Session, open_probe
 
-_Feeds = dict[str, NDArray[Any]]
+# The node types that SAM spends its time in, with their fused and quantized variants (FusedMatMul, QLinearConv,
+# MultiHeadAttention ...). A subgraph that a provider compiled as a whole appears as one node of that provider.
+_HEAVY = re.compile(r"MatMul|Gemm|Conv(?!ert)|Attention|Einsum")
+# Their time is that of the nodes inside them, which are listed too.
+_CONTROL_FLOW = {"If", "Loop", "Scan"}
 
 
 @dataclass(frozen=True)
 class TrialGraph:
-    """A graph to try and what to run it on."""
+    """A graph to run, with a function that makes its inputs."""
 
     bundle: Bundle
     role: GraphRole
     precision: Precision
-    make_feeds: Callable[[], _Feeds]
+    make_feeds: Callable[[], Feeds]
 
     def runs_on(self, provider: Provider) -> bool:
-        """Predictors open the decoder's two graphs on the CPU alone."""
+        """Whether a predictor would run it on `provider`: the two-graph decoder is for the CPU alone."""
         return provider == "cpu" or self.role in ("encoder", "decoder")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of one graph: `role` and `precision` of a bundle's graph, what it ran on, and where its nodes went."""
+    """One run of one graph: its role, its precision, its provider, and where its nodes ran."""
 
     role: Role
     precision: Precision
@@ -53,24 +77,24 @@ class Trial:
 
 
 def trial_graphs(model: str | Path, precision: Precision = "fp32") -> list[TrialGraph]:
-    """The graphs that a predictor may open, checked, with a made-up image and one box to run them on.
+    """The graphs that a predictor may open, checked, with a synthetic image and one box to run them on.
 
     Raises:
         BundleError: The bundle can't be used, or has no encoder or decoder.
     """
     bundle = Bundle.open(locate(model))
     manifest = bundle.manifest
-    feeds: dict[GraphRole, Callable[[], _Feeds]] = {
-        "encoder": partial(_image, manifest),
-        "decoder": partial(_decoder_feeds, manifest),
-        "decoder_image": partial(_embedding, manifest),
-        "decoder_prompts": partial(_prompt_feeds, bundle, precision),
+    feeds: dict[GraphRole, Callable[[], Feeds]] = {
+        "encoder": lambda: encoder_feeds(_image(manifest)),
+        "decoder": lambda: decoder_feeds(_embedding(manifest), *_one_box(manifest)),
+        "decoder_image": lambda: decoder_image_feeds(_embedding(manifest)),
+        "decoder_prompts": partial(_prompt_stage_feeds, bundle, precision),
     }
-    held = {role: manifest.precision_with(role, precision) for role in feeds}
-    needed = [role for role in feeds if role in ("encoder", "decoder") or manifest.find(role, held[role])]
+    precisions = {role: manifest.precision_with(role, precision) for role in feeds}
+    needed = [role for role in feeds if role in ("encoder", "decoder") or manifest.find(role, precisions[role])]
     for role in needed:
-        bundle.graph_path(role, held[role])
-    return [TrialGraph(bundle, role, held[role], feeds[role]) for role in needed]
+        bundle.graph_path(role, precisions[role])
+    return [TrialGraph(bundle, role, precisions[role], feeds[role]) for role in needed]
 
 
 def try_graph(graph: TrialGraph, provider: Provider, options: Mapping[str, str]) -> Trial:
@@ -103,8 +127,8 @@ def try_probe(provider: Provider, options: Mapping[str, str]) -> tuple[Session, 
     return profiled_run(opener, probe_feeds)
 
 
-def strays(placement: Placement) -> str | None:
-    """One line on what ran where it shouldn't, or None when the provider's promise was kept."""
+def misplaced_nodes(placement: Placement) -> str | None:
+    """One line on heavy nodes that ran on other providers, or None."""
     if placement.kept:
         return None
     if not placement.elsewhere:
@@ -114,47 +138,133 @@ def strays(placement: Placement) -> str | None:
     return f"{nodes} ran on {' and '.join(others)} instead of {placement.promised}"
 
 
-def broken_promises(trials: Sequence[Trial]) -> list[str]:
-    """A line for each graph whose heavy nodes ran elsewhere."""
-    lines = [(trial, strays(trial.placement)) for trial in trials]
+def misplaced_graphs(trials: Sequence[Trial]) -> list[str]:
+    """A line for each graph with heavy nodes that ran on other providers."""
+    lines = [(trial, misplaced_nodes(trial.placement)) for trial in trials]
     return [f"the {trial.role} is not all on {trial.provider}: {line}" for trial, line in lines if line]
 
 
-def _image(manifest: Manifest) -> _Feeds:
+def _image(manifest: Manifest) -> Floats:
+    return _waves((1, 3, manifest.image_size, manifest.image_size))
+
+
+def _embedding(manifest: Manifest) -> Floats:
+    return _waves((1, *manifest.embedding_shape))
+
+
+def _waves(shape: tuple[int, ...]) -> Floats:
+    waves: Floats = np.sin(np.linspace(0, 40, math.prod(shape), dtype=np.float32)).reshape(shape)
+    return waves
+
+
+def _one_box(manifest: Manifest) -> tuple[Floats, Floats]:
     side = manifest.image_size
-    waves = np.sin(np.linspace(0, 40, 3 * side * side, dtype=np.float32))
-    return {"image": waves.reshape(1, 3, side, side)}
+    coords = np.array([[[side / 4, side / 4], [side / 2, side / 2]]], dtype=np.float32)
+    return coords, np.array([[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]], dtype=np.float32)
 
 
-def _embedding(manifest: Manifest) -> _Feeds:
-    channels, grid, _ = manifest.embedding_shape
-    waves = np.sin(np.linspace(0, 40, channels * grid * grid, dtype=np.float32))
-    return {"image_embeddings": waves.reshape(1, channels, grid, grid)}
-
-
-def _one_box(manifest: Manifest) -> _Feeds:
-    side = manifest.image_size
-    return {
-        "point_coords": np.array([[[side / 4, side / 4], [side / 2, side / 2]]], dtype=np.float32),
-        "point_labels": np.array([[2, 3]], dtype=np.float32),
-    }
-
-
-def _decoder_feeds(manifest: Manifest) -> _Feeds:
-    grid = manifest.embedding_shape[1]
-    no_mask = {
-        "mask_input": np.zeros((1, 1, 4 * grid, 4 * grid), dtype=np.float32),
-        "has_mask_input": np.zeros(1, dtype=np.float32),
-    }
-    return _embedding(manifest) | _one_box(manifest) | no_mask
-
-
-def _prompt_feeds(bundle: Bundle, precision: Precision) -> _Feeds:
-    """What `decoder_image` makes of the embedding goes into `decoder_prompts`."""
+def _prompt_stage_feeds(bundle: Bundle, precision: Precision) -> Feeds:
+    """The outputs of `decoder_image` for the embedding, and the box, for `decoder_prompts`."""
     image, prompts = (open_graph(bundle, role, precision, "cpu") for role in ("decoder_image", "decoder_prompts"))
     check_pair(image, prompts)
-    return {
-        **image.run(_embedding(bundle.manifest)),
-        **_one_box(bundle.manifest),
-        "wanted_masks": np.zeros(1, dtype=np.int64),
-    }
+    stage = image.run(decoder_image_feeds(_embedding(bundle.manifest)))
+    return decoder_prompts_feeds(stage, *_one_box(bundle.manifest), np.zeros(1, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Share:
+    """One provider's part of a run: ONNX Runtime's name of it, the number of nodes it ran, and their milliseconds."""
+
+    execution_provider: str
+    nodes: int
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the nodes of one run ran.
+
+    Attributes:
+        promised: ONNX Runtime's name of the provider of the session.
+        shares: One for each provider that ran nodes, the one with the most time first.
+        elsewhere: Compute-heavy nodes that ran on another provider: node type -> count.
+    """
+
+    promised: str
+    shares: tuple[Share, ...]
+    elsewhere: Mapping[str, int]
+
+    @property
+    def kept(self) -> bool:
+        """Whether nodes ran on the provider of the session, and no compute-heavy ones ran elsewhere."""
+        return not self.elsewhere and any(share.execution_provider == self.promised for share in self.shares)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "kept": self.kept,
+            "elsewhere": dict(self.elsewhere),
+            "shares": [
+                {"execution_provider": share.execution_provider, "nodes": share.nodes, "ms": share.milliseconds}
+                for share in self.shares
+            ],
+        }
+
+
+def profiled_run(
+    opener: Callable[[Path], Session], make_feeds: Callable[[], Mapping[str, NDArray[Any]]]
+) -> tuple[Session, Placement]:
+    """Run a graph once and record where its nodes ran.
+
+    Args:
+        opener: Opens the session, from the prefix of the profile that it writes.
+        make_feeds: Makes the inputs, by name, once the session is open.
+
+    Raises:
+        ProviderError: The provider can't be used, or ONNX Runtime wrote no profile that can be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="samri-profile-", ignore_cleanup_errors=True) as folder:
+        session = opener(Path(folder) / "run")
+        try:
+            session.run(make_feeds())
+        finally:
+            profile = session.end_profiling()
+        return session, read_profile(profile, session.execution_provider)
+
+
+def read_profile(path: Path, promised: str) -> Placement:
+    """Count nodes and time by provider in a profile of ONNX Runtime.
+
+    Raises:
+        ProviderError: It isn't the JSON that ONNX Runtime writes.
+    """
+    try:
+        events = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError) as error:
+        raise ProviderError(f"ONNX Runtime's profile {path} can't be read: {error}") from error
+    if not isinstance(events, list):
+        raise ProviderError(f"ONNX Runtime's profile {path} isn't a list of events")
+    nodes: Counter[str] = Counter()
+    microseconds: defaultdict[str, float] = defaultdict(float)
+    elsewhere: Counter[str] = Counter()
+    for provider, kind, duration in filter(None, map(_node_run, events)):
+        nodes[provider] += 1
+        microseconds[provider] += 0 if kind in _CONTROL_FLOW else duration
+        if provider != promised and _HEAVY.search(kind):
+            elsewhere[kind] += 1
+    shares = [Share(name, count, round(microseconds[name] / 1000, 3)) for name, count in nodes.items()]
+    shares.sort(key=lambda share: share.milliseconds, reverse=True)
+    return Placement(promised, tuple(shares), dict(elsewhere.most_common()))
+
+
+def _node_run(event: Any) -> tuple[str, str, float] | None:
+    """Provider, node type and microseconds of one node's run; None for events of other kinds."""
+    if not isinstance(event, dict) or event.get("cat") != "Node":
+        return None
+    arguments, duration = event.get("args"), event.get("dur")
+    if not isinstance(arguments, dict) or not str(event.get("name", "")).endswith("_kernel_time"):
+        return None
+    provider, kind = arguments.get("provider"), arguments.get("op_name")
+    if not isinstance(provider, str) or not isinstance(kind, str) or not isinstance(duration, int | float):
+        return None
+    return provider, kind, float(duration)

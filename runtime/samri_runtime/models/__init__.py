@@ -1,7 +1,7 @@
-"""Models that come with the package, by name: what a first try, an example or a test needs no download for.
+"""Models that come with the package, by name: for first tries, examples and tests, without a download.
 
-`samri-tiny` is a small SAM, trained by this project on slices drawn from label maps. It demonstrates, and it's a test
-fixture; it is not for clinical use. docs/samri-tiny.md has its figures.
+`samri-tiny` is a small SAM, trained by this project on slices that were synthesized from label maps. It is a
+demonstration and a test fixture, not for clinical use. docs/samri-tiny.md has its figures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from samri.errors import BundleError
 from samri.manifest import FILE_NAME
 
 DEFAULT = "samri-tiny"
-"""What `samri-run` takes when no model is named."""
+"""The default model of `samri-run` and `samri.segment`."""
 
 _NAMES = (DEFAULT,)
 _FOLDER = Path(__file__).parent
@@ -25,7 +25,7 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> Path:
-    """The bundle's folder of a model that comes with the package.
+    """The bundle folder of a model that comes with the package.
 
     Raises:
         BundleError: There is no model of that name, or this installation lacks its files.
@@ -34,20 +34,20 @@ def find(name: str) -> Path:
         raise BundleError(f"no model named {name!r} comes with SAMRI, only {', '.join(_NAMES)}")
     folder = _FOLDER / name
     if not (folder / FILE_NAME).is_file():
-        way_out = (
+        remedy = (
             "freeze the program again with PyInstaller's --collect-data samri_runtime"
             if getattr(sys, "frozen", False)
             else "install samri again"
         )
-        raise BundleError(f"{folder} is missing, although it comes with SAMRI: {way_out}")
+        raise BundleError(f"{folder} is missing, although it comes with SAMRI: {remedy}")
     return folder
 
 
 def locate(model: str | Path) -> Path:
-    """The folder that `model` means: a name, if it is exactly one of `names`, and else a path.
+    """The folder of `model`: a model's name if it is exactly one of `names`, otherwise a path.
 
-    A name means the same model in whatever folder a program runs, also where a folder is called so: that one is
-    `./samri-tiny`, or a `Path`.
+    A name always means the model, even where the current folder has a subfolder of that name: `./samri-tiny`, or a
+    `Path`, is the subfolder.
 
     Raises:
         BundleError: This installation lacks the named model's files.
@@ -56,7 +56,7 @@ def locate(model: str | Path) -> Path:
 
 
 def notes_on(model: str | Path) -> tuple[str, ...]:
-    """Plain lines a person should see before trusting what `model` answers; none for a model of their own."""
+    """Notes for the user on a model that comes with the package; none for other models."""
     if not isinstance(model, str) or model not in _NAMES:
         return ()
     origin = f"the model is {model}, which comes with SAMRI: a demonstration, not for clinical use"

@@ -1,23 +1,20 @@
-"""Options of the providers: what SAMRI sets by default, and what a user gives as key=value."""
+"""Options of the providers: SAMRI's defaults, and those that users pass as key=value."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from samri.bundle import GraphFile
 from samri.errors import ProviderError
-from samri.hashing import file_sha256
-from samri.onnx_wire import external_locations
+from samri_runtime.machine import user_folder
 from samri_runtime.providers._names import COREML, CPU, CUDA, DIRECTML, MIGRAPHX, OPENVINO, ROCM, TENSORRT
 
-# Convolutions are a small part of SAM: no exhaustive search at each new shape. The arena grows by what is asked, not by
-# doubling. TensorFloat-32 drops 13 of 23 mantissa bits, so fp32 graphs would no longer give the masks that they were
-# verified with; `use_tf32=1` trades that for speed.
+# Convolutions are a small part of SAM, so an exhaustive search at each new shape isn't worth it. The arena grows by the
+# requested size, not by doubling. TensorFloat-32 drops 13 of 23 mantissa bits, so masks would differ from those of the
+# verification at export; `use_tf32=1` trades that for speed.
 _CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
 _MIGRAPHX_CACHE_SINCE = (1, 23)
 _OPENVINO_DEVICES = ("CPU", "GPU", "NPU", "AUTO", "HETERO", "MULTI", "BATCH")
@@ -43,20 +40,20 @@ def parse_provider_options(pairs: Iterable[str]) -> dict[str, str]:
 
 def with_defaults(
     execution_provider: str,
-    graph: Path | None,
+    graph: GraphFile | None,
     given: Mapping[str, str],
     *,
     threads: int | None,
     version: tuple[int, ...],
     fixed_axes: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
-    """The options to pass to a provider: SAMRI's defaults with the user's own over them.
+    """The options to pass to a provider: SAMRI's defaults, overridden by the user's.
 
     Args:
         execution_provider: ONNX Runtime's name.
-        graph: The ONNX file, whose compiled engines are kept; None keeps nothing.
+        graph: The graph, whose compiled engines are kept on disk; None keeps nothing.
         given: The user's options.
-        threads: Threads of the CPU, for providers that compute there with threads of their own.
+        threads: CPU threads, for providers that have a thread pool of their own there.
         version: ONNX Runtime's version.
         fixed_axes: Sizes of axes that are static in this session: its engines are kept apart.
 
@@ -67,14 +64,14 @@ def with_defaults(
     if execution_provider == CPU and given:
         raise ProviderError(f"the cpu provider has no options: leave out {', '.join(given)} (--threads sets threads)")
     if execution_provider == OPENVINO:
-        return _openvino(graph, given, threads, fixed_axes)
-    return {**_defaults(execution_provider, graph, version, fixed_axes), **given}
+        return _openvino(given, threads, lambda: engine_folder(graph, fixed_axes))
+    return {**_defaults(execution_provider, version, lambda: engine_folder(graph, fixed_axes)), **given}
 
 
 def device_memory(execution_provider: str, given: Mapping[str, str]) -> tuple[str, int]:
     """Where a provider's tensors can be kept between runs: ONNX Runtime's name of the memory and the device's number.
 
-    Providers that take their inputs from the host, or whose memory Python can't allocate, say `cpu`.
+    It is `cpu` for providers that take their inputs from the host, or whose memory Python can't allocate.
     """
     name = {CUDA: "cuda", TENSORRT: "cuda", DIRECTML: "dml"}.get(execution_provider, "cpu")
     number = given.get("device_id", "0")
@@ -82,13 +79,13 @@ def device_memory(execution_provider: str, given: Mapping[str, str]) -> tuple[st
 
 
 def _defaults(
-    execution_provider: str, graph: Path | None, version: tuple[int, ...], fixed_axes: Mapping[str, int] | None
+    execution_provider: str, version: tuple[int, ...], make_folder: Callable[[], str | None]
 ) -> dict[str, str]:
     if execution_provider == CUDA:
         return dict(_CUDA)
     if execution_provider == ROCM:
         return {"arena_extend_strategy": "kSameAsRequested"}
-    folder = engine_folder(graph, fixed_axes) if execution_provider in (TENSORRT, MIGRAPHX, COREML) else None
+    folder = make_folder() if execution_provider in (TENSORRT, MIGRAPHX, COREML) else None
     if folder is None:
         return {"ModelFormat": "MLProgram"} if execution_provider == COREML else {}
     if execution_provider == TENSORRT:
@@ -99,28 +96,26 @@ def _defaults(
             "trt_timing_cache_path": folder,
         }
     if execution_provider == MIGRAPHX:
-        # Older releases refuse an option that they don't know.
+        # Older releases refuse unknown options.
         return {"migraphx_model_cache_dir": folder} if version >= _MIGRAPHX_CACHE_SINCE else {}
     return {"ModelFormat": "MLProgram", "ModelCacheDirectory": folder}
 
 
-def _openvino(
-    graph: Path | None, given: Mapping[str, str], threads: int | None, fixed_axes: Mapping[str, int] | None
-) -> dict[str, str]:
-    """OpenVINO takes its properties by device, as JSON in `load_config`; the user's are laid over the defaults.
+def _openvino(given: Mapping[str, str], threads: int | None, make_folder: Callable[[], str | None]) -> dict[str, str]:
+    """OpenVINO takes its properties by device, as JSON in `load_config`; the user's override the defaults.
 
-    On the CPU a cache of compiled graphs saves no time and costs as much disk as the model: none there by default.
+    On the CPU a cache of compiled graphs saves no time and takes as much disk as the model, so it is off by default.
     """
     device = given.get("device_type", "CPU")
     config: dict[str, dict[str, Any]] = {}
-    # Without a hint, OpenVINO computes in bf16 or f16 wherever the hardware can. A user's `precision` says it too.
+    # Without a hint, OpenVINO computes in bf16 or f16 wherever the hardware can. `precision` is the same hint.
     if device == "CPU" or device.startswith(("GPU", "NPU")):
         properties: dict[str, Any] = config.setdefault(device.partition(".")[0], {})
         if "precision" not in given and not device.startswith("NPU"):
             properties["INFERENCE_PRECISION_HINT"] = "f32"
         if device == "CPU" and threads is not None and "num_of_threads" not in given:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
-        folder = engine_folder(graph, fixed_axes) if device != "CPU" and "cache_dir" not in given else None
+        folder = make_folder() if device != "CPU" and "cache_dir" not in given else None
         if folder is not None:
             properties["CACHE_DIR"] = folder
     for name, own in _load_config(given.get("load_config")).items():
@@ -145,42 +140,28 @@ def _load_config(text: str | None) -> dict[str, dict[str, Any]]:
     if not isinstance(config, dict) or not all(isinstance(properties, dict) for properties in config.values()):
         raise ProviderError(f"OpenVINO's load_config must be JSON text, an object for each device, not {text!r}")
     unknown = [device for device in config if device.partition(".")[0] not in _OPENVINO_DEVICES]
-    if unknown:  # OpenVINO ignores what is meant for them.
+    if unknown:  # OpenVINO would ignore them.
         raise ProviderError(f"OpenVINO's load_config names {unknown[0]!r}: choose among {', '.join(_OPENVINO_DEVICES)}")
     return config
 
 
-def engine_folder(graph: Path | None, fixed_axes: Mapping[str, int] | None = None) -> str | None:
-    """A folder of the user's cache for what a provider compiles from `graph`, or None where none can be made.
+def engine_folder(graph: GraphFile | None, fixed_axes: Mapping[str, int] | None = None) -> str | None:
+    """A folder in the user's cache for what a provider compiles from `graph`, or None where none can be created.
 
-    Each graph has its own, named by the SHA-256 of all its bytes: TensorRT names engines by file and node names, so two
-    bundles whose weights alone differ would otherwise share one, and give each other's masks. For the same reason,
-    sessions with different fixed axes have a folder each.
+    Each graph has its own, named by the SHA-256 of the graph and its weights: TensorRT names engines by file and node
+    names, so two bundles that differ in weights alone would otherwise share one, and return each other's masks. For the
+    same reason, sessions with different fixed axes have separate folders.
+
+    Raises:
+        BundleError: The files of the graph were changed since the export.
     """
     if graph is None:
         return None
-    locations = sorted(external_locations(graph))
     try:
-        digest = hashlib.sha256(file_sha256(graph).encode())
-        for location in locations:
-            digest.update(file_sha256(graph.parent / location).encode())
-        if fixed_axes:
-            digest.update(json.dumps(sorted(fixed_axes.items())).encode())
-        folder = user_cache_folder() / "engines" / digest.hexdigest()[:32]
+        axes = json.dumps(sorted(fixed_axes.items())) if fixed_axes else ""
+        digest = hashlib.sha256(f"{graph.sha256()}{axes}".encode())
+        folder = user_folder("cache") / "engines" / digest.hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # No home, or none that can be written: compiled anew each time.
+    except (OSError, RuntimeError):  # The home folder is unknown or read-only: compile each time.
         return None
     return str(folder)
-
-
-def user_cache_folder() -> Path:
-    """Where SAMRI may keep what can be made again: `SAMRI_CACHE_DIR`, else a folder where the system has caches."""
-    if chosen := os.environ.get("SAMRI_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "samri"

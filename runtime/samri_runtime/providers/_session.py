@@ -1,43 +1,22 @@
-"""One ONNX graph on one provider: it runs where it was asked to, or says why not."""
+"""An open ONNX graph: a session of any shapes, and one of fixed shapes whose tensors stay on its device."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samri.errors import BundleError, ProviderError
-from samri_runtime.providers._binding import BoundSession, allocate
-from samri_runtime.providers._inference import make_session, ort_errors
-from samri_runtime.providers._names import (
-    CUDA,
-    DIRECTML,
-    EXECUTION_PROVIDERS,
-    TENSORRT,
-    Provider,
-    auto_candidates,
-    check_provider,
-    execution_provider,
-    not_offered,
-    provider_of,
-)
-from samri_runtime.providers._options import device_memory, with_defaults
-from samri_runtime.providers._ort_log import one_line
-from samri_runtime.providers._plugins import plugin_device, plugin_providers
-from samri_runtime.providers._probe_graph import PROBE, probe_feeds, probe_result
-from samri_runtime.providers._wheels import conflict_line, installed_wheels, load_onnxruntime
-
-# Of the probe's largest value; half precision stays well inside.
-_PROBE_TOLERANCE = 0.02
-# Beyond any processor; ONNX Runtime would start as many as it is told.
-_MOST_THREADS = 1024
+from samri.errors import ProviderError
+from samri_runtime.providers._names import DIRECTML, Provider, provider_of
+from samri_runtime.providers._ort_log import one_line, ort_errors
+from samri_runtime.providers._wheels import load_onnxruntime
 
 
 @dataclass(frozen=True)
@@ -54,10 +33,10 @@ class Session:
 
     Attributes:
         source: The ONNX file, for messages.
-        provider: What really runs, by the name a user would ask with.
-        execution_provider: The same, by ONNX Runtime's name.
-        notes: Plain lines about what isn't as asked: fallbacks of `auto`, one name that stands for another.
-        device: Where tensors can be kept for it between runs: ONNX Runtime's name of the memory, and its number.
+        provider: The provider that it runs on.
+        execution_provider: ONNX Runtime's name of it.
+        notes: Messages for the user on what differs from the request: fallbacks of `auto`, or an alias.
+        device: Where its tensors can stay between runs: ONNX Runtime's name of the memory, and the device's number.
         inputs: By position.
         outputs: By position.
     """
@@ -100,24 +79,24 @@ class Session:
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
     def allocate(self, name: str) -> Any:
-        """Memory on the session's device for an input of fixed shape: an `OrtValue` of zeros, to share by `bound`."""
+        """Memory on the device for an input of fixed shape: an `OrtValue` of zeros, to share through `bound`."""
         with self._guarded():
             return allocate(next(tensor.shape for tensor in self.inputs if tensor.name == name), self.device)
 
     def bound(self, shared: Mapping[str, Any] | None = None) -> BoundSession:
-        """The same session with its inputs and outputs in place; it must have been opened with static shapes.
+        """The same session with inputs and outputs allocated on the device; it must have static shapes.
 
         Args:
-            shared: From `allocate`: inputs that other sessions read too.
+            shared: Inputs that other sessions read too, from `allocate`.
 
         Raises:
-            ProviderError: The device has no room.
+            ProviderError: The device is out of memory.
         """
         return BoundSession(self, self._session, self._guarded, shared or {})
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Its turn, and ONNX Runtime's exceptions as SAMRI's."""
+        """Takes turns where the provider needs it, and turns ONNX Runtime's exceptions into SAMRI's."""
         try:
             with self._turn:
                 yield
@@ -128,141 +107,84 @@ class Session:
             raise ProviderError(f"{self.provider} failed while running {self.source}: {reason}") from error
 
     def end_profiling(self) -> Path:
-        """Close the profile of a session that was opened with `profile`; the JSON file it is in."""
+        """Finish the profile of a session that was opened with `profile`; returns the JSON file."""
         return Path(self._session.end_profiling())
 
 
-def open_session(
-    path: str | Path,
-    provider: Provider = "auto",
-    *,
-    provider_options: Mapping[str, str] | None = None,
-    threads: int | None = None,
-    fixed_axes: Mapping[str, int] | None = None,
-    profile: Path | None = None,
-) -> Session:
-    """Open an ONNX graph on a provider.
+class BoundSession:
+    """Runs with ONNX Runtime's IO binding: an input that isn't passed again keeps its value on the device.
+
+    No address ever changes, which CUDA graphs (`enable_cuda_graph=1`) require. Float32 only. `run` may be called from
+    several threads; they take turns.
 
     Args:
-        path: The ONNX file.
-        provider: A name is a promise: the session has that provider, or this raises. `auto` takes the first that works.
-        provider_options: Laid over SAMRI's defaults and passed to the provider as they are; not with `auto`.
-        threads: Threads that compute on the CPU; by default one for each core that this process may use.
-        fixed_axes: Sizes of named axes: the graph then has static shapes, for providers that compile one for each.
-        profile: Prefix of a JSON file for every node's time and provider (see `Session.end_profiling`).
+        of: The session to bind; its shapes are static.
+        session: ONNX Runtime's `InferenceSession`.
+        guard: Context in which to call that: it turns exceptions into SAMRI's.
+        shared: Inputs by name that other sessions are bound to as well, from `Session.allocate`.
+    """
+
+    def __init__(
+        self, of: Session, session: Any, guard: Callable[[], AbstractContextManager[None]], shared: Mapping[str, Any]
+    ) -> None:
+        self.provider = of.provider
+        self.notes = of.notes
+        self._session = session
+        self._guard = guard
+        self._lock = threading.Lock()
+        with guard():
+            own = {tensor.name: allocate(tensor.shape, of.device) for tensor in of.inputs if tensor.name not in shared}
+            self._inputs = {**shared, **own}
+            self._outputs = {tensor.name: allocate(tensor.shape, of.device) for tensor in of.outputs}
+            self._binding = session.io_binding()
+            for name, value in self._inputs.items():
+                self._binding.bind_ortvalue_input(name, value)
+            for name, value in self._outputs.items():
+                self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """Compute all outputs.
+
+        Args:
+            feeds: Inputs by name, in the graph's shape. Those left out keep their values, which are zeros at first.
+
+        Returns:
+            Copies of all outputs, by name.
+
+        Raises:
+            ValueError: An input is unknown or has another shape than the graph's.
+            ProviderError: The provider failed while computing.
+        """
+        with self._lock, self._guard():
+            for name, array in feeds.items():
+                put(self._inputs, name, array)
+            self._session.run_with_iobinding(self._binding)
+            # On the CPU, numpy() returns a view, which the next run overwrites.
+            return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
+
+
+def allocate(shape: tuple[int | str | None, ...], device: tuple[str, int]) -> Any:
+    """An `OrtValue` of zeros.
 
     Raises:
-        ProviderError: The provider can't be used, and why.
-        BundleError: The file isn't a graph that the installed ONNX Runtime can load.
-        MissingDependencyError: ONNX Runtime isn't installed.
+        ValueError: The shape has a free axis.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BundleError(f"there is no graph at {path}: copy the bundle again")
-    return _open(path, provider, provider_options or {}, _Settings(threads, dict(fixed_axes or {}), profile))
+    fixed = [size for size in shape if isinstance(size, int)]
+    if len(fixed) != len(shape):
+        raise ValueError(f"only a tensor of fixed shape can be bound, not {shape}")
+    value = load_onnxruntime().OrtValue.ortvalue_from_shape_and_type(fixed, np.float32, *device)
+    value.update_inplace(np.zeros(fixed, np.float32))
+    return value
 
 
-def is_cpu(provider: Provider) -> bool:
-    """Whether `provider` means the CPU here: by name, or because the wheel leaves `auto` no other choice.
+def put(values: Mapping[str, Any], name: str, array: NDArray[np.float32]) -> None:
+    """Copy an array into the `OrtValue` of that name; ONNX Runtime itself checks neither type nor shape.
 
     Raises:
-        MissingDependencyError: ONNX Runtime isn't installed.
+        ValueError: There is no such name, or it has another shape.
     """
-    return provider == "cpu" or (provider == "auto" and _auto_candidates() == ("cpu",))
-
-
-def open_probe(
-    provider: Provider, *, provider_options: Mapping[str, str] | None = None, profile: Path | None = None
-) -> Session:
-    """Run a tiny graph on a provider, to see whether it really works; returns the session it ran in.
-
-    Args:
-        provider: As for `open_session`.
-        provider_options: As for `open_session`.
-        profile: As for `open_session`.
-
-    Raises:
-        ProviderError: It can't be used, failed while running, or gave wrong numbers.
-        MissingDependencyError: ONNX Runtime isn't installed.
-    """
-    session = _open(PROBE, provider, provider_options or {}, _Settings(profile=profile))
-    (result,) = session.run(probe_feeds()).values()
-    expected = probe_result()
-    if not np.allclose(result, expected, rtol=0, atol=_PROBE_TOLERANCE * float(np.abs(expected).max())):
-        raise ProviderError(f"{provider} can't be used: it gives wrong numbers on a tiny graph; update its driver")
-    return session
-
-
-@dataclass(frozen=True)
-class _Settings:
-    threads: int | None = None
-    fixed_axes: Mapping[str, int] = field(default_factory=dict)
-    profile: Path | None = None
-
-
-def _open(graph: Path | bytes, provider: str, options: Mapping[str, str], settings: _Settings) -> Session:
-    known = check_provider(provider)
-    if settings.threads is not None and not 1 <= settings.threads <= _MOST_THREADS:
-        raise ProviderError(f"the number of threads must be from 1 to {_MOST_THREADS}, not {settings.threads}")
-    if known != "auto":
-        return _open_promised(graph, known, options, settings)
-    if options:
-        raise ProviderError("provider options belong to one provider: name it, instead of auto")
-    return _open_first(graph, settings)
-
-
-def _open_first(graph: Path | bytes, settings: _Settings) -> Session:
-    """The best provider that works; each one that didn't leaves a note."""
-    conflict = conflict_line(installed_wheels())
-    *accelerators, cpu = _auto_candidates()
-    failures = []
-    for provider in accelerators:
-        try:
-            prove_once(provider)
-            session = _open_promised(graph, provider, {}, settings)
-            break
-        except ProviderError as error:
-            failures.append(str(error))
-    else:
-        session = _open_promised(graph, cpu, {}, settings)
-    notes = [f"{failure}; running on {session.provider} instead" for failure in failures]
-    session.notes = (*([conflict] if conflict else []), *notes, *session.notes)
-    return session
-
-
-def _auto_candidates() -> tuple[Provider, ...]:
-    return auto_candidates([*load_onnxruntime().get_available_providers(), *plugin_providers(installed_wheels())])
-
-
-@functools.cache
-def prove_once(provider: Provider) -> None:
-    """A driver that is too old, or a GPU that the wheel has no code for, shows only when something runs."""
-    open_probe(provider)
-
-
-def _open_promised(graph: Path | bytes, provider: Provider, options: Mapping[str, str], settings: _Settings) -> Session:
-    onnxruntime, wheels = load_onnxruntime(), installed_wheels()
-    offered = onnxruntime.get_available_providers()
-    name, device = execution_provider(provider, offered), None
-    if name is None:
-        device = plugin_device(onnxruntime, provider, wheels, options)
-        if device is None:
-            raise not_offered(provider, offered, wheels)
-        name = device.ep_name
-    file = graph if isinstance(graph, Path) else None
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    threads, fixed = settings.threads, settings.fixed_axes
-    chain = [(name, with_defaults(name, file, options, threads=threads, version=version, fixed_axes=fixed))]
-    if device is not None:
-        chain[0][1].pop("device_type", None)  # The device is chosen already; a plug-in has no such option.
-    if name == TENSORRT and CUDA in offered:
-        # Nodes that TensorRT doesn't take stay on the GPU.
-        chain.append((CUDA, with_defaults(CUDA, None, {}, threads=None, version=version)))
-    session, logged = make_session(
-        onnxruntime, graph, provider, chain, device=device, threads=threads, fixed_axes=fixed, profile=settings.profile
-    )
-    notes = [f"ONNX Runtime says: {line}" for line in logged]
-    if name != EXECUTION_PROVIDERS[provider][0]:
-        notes.append(f"{provider} runs as {provider_of(name)}, since this ONNX Runtime has no provider of that name")
-    memory = device_memory(name, options) if device is None else ("cpu", 0)
-    return Session(str(graph) if file else "the probe graph", session, name, notes, memory)
+    if name not in values:
+        raise ValueError(f"there is no input {name!r}, only {', '.join(values)}")
+    if list(array.shape) != list(values[name].shape()):
+        raise ValueError(f"{name} has the shape {tuple(values[name].shape())}, not {array.shape}")
+    values[name].update_inplace(np.ascontiguousarray(array, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""`samri-run`: a scan and a box in, a mask in the scan's own space out."""
+"""`samri-run`: the command line of `samri.segment`."""
 
 from __future__ import annotations
 

@@ -12,18 +12,19 @@ from typing import Any, Literal
 import click
 
 from samri.errors import InputError
-from samri.geometry import PLANES, Plane
+from samri.geometry import PLANES, Plane, SliceView
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
-from samri.outliers import outlier_note
 from samri_runtime import models
 from samri_runtime._interruptible import Background
 from samri_runtime._predictor import Predictor
+from samri_runtime._result_files import check_output, check_replaceable, claimed
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.cli import (
     GivenModel,
     GivenPath,
     OutputFolder,
+    Stages,
     command,
     emit,
     json_option,
@@ -31,30 +32,35 @@ from samri_runtime.cli import (
     precision_option,
     provider_option,
     provider_settings_option,
+    renamed_option,
     say,
     threads_option,
 )
 from samri_runtime.providers import Provider, is_cpu
-from samri_runtime.run._caching import byte_size_of, choose_cache
-from samri_runtime.run._claim import check_replaceable, claimed
-from samri_runtime.run._notes import empty, replaced, unknown_orientation, without_folders
-from samri_runtime.run._published import MODEL_TYPES, check_model_type, provider_of_device
-from samri_runtime.run._request import XY, XYXY, build_prompts, check_names, choose_view
-from samri_runtime.run._results import check_output, describe_run, write_results
-from samri_runtime.run._segment import segment
+from samri_runtime.run._request import (
+    MODEL_TYPES,
+    XY,
+    XYXY,
+    build_prompts,
+    byte_size_of,
+    check_model_type,
+    choose_cache,
+    provider_of_device,
+)
+from samri_runtime.segment import SliceChoiceError, check_names, choose_view, segment
 
 
 @command("samri-run")
-@click.option(
+@renamed_option(
     "-c",
     "--model",
-    "--checkpoint",
+    former=["--checkpoint"],
     default=models.DEFAULT,
     show_default=True,
     type=GivenModel(),
     metavar="BUNDLE",
-    help="Folder with the exported model (samri-export makes one from a .pth), or the name of one that comes with "
-    "SAMRI: a demonstration, not for clinical use.",
+    help="Exported model: a folder made by samri-export, or the name of a model that comes with SAMRI. The default is "
+    "a demonstration, not for clinical use.",
 )
 @click.option(
     "-i",
@@ -63,7 +69,7 @@ from samri_runtime.run._segment import segment
     required=True,
     type=GivenPath(),
     metavar="IMAGE",
-    help="NIfTI (.nii, .nii.gz, .hdr with .img), FreeSurfer's .mgz, PNG, JPEG or TIFF.",
+    help="Image to segment: NIfTI (.nii, .nii.gz, .hdr with .img), FreeSurfer (.mgz), PNG, JPEG or TIFF.",
 )
 @click.option(
     "-o",
@@ -71,9 +77,9 @@ from samri_runtime.run._segment import segment
     required=True,
     type=OutputFolder(),
     metavar="FOLDER",
-    help="Where the results go; made if missing.",
+    help="Folder for the results; created if missing.",
 )
-@overwrite_option("Replace files in FOLDER that an earlier run of the same slice didn't make.")
+@overwrite_option("Replace files in FOLDER even if an earlier run on the same slice did not make them.")
 @click.option(
     "--box",
     "boxes",
@@ -81,7 +87,8 @@ from samri_runtime.run._segment import segment
     nargs=4,
     type=float,
     metavar="X1 Y1 X2 Y2",
-    help="Box in pixels of the slice as shown: x to the right, y down. Repeat for more objects.",
+    help="Box around an object, in pixels of the slice as shown: x to the right, y down, from the top left corner. "
+    "Repeat for more objects.",
 )
 @click.option(
     "--point",
@@ -90,7 +97,7 @@ from samri_runtime.run._segment import segment
     nargs=2,
     type=float,
     metavar="X Y",
-    help="A pixel that belongs to the object. All points, with at most one box, form one prompt.",
+    help="Pixel inside the object. All points, with at most one box, form one prompt. Repeatable.",
 )
 @click.option(
     "--negative-point",
@@ -99,47 +106,71 @@ from samri_runtime.run._segment import segment
     nargs=2,
     type=float,
     metavar="X Y",
-    help="A pixel that doesn't belong to it.",
+    help="Pixel outside the object. Repeatable.",
 )
 @click.option(
-    "--label", "names", multiple=True, metavar="NAME", help="Name of an object; one for each, in the order given."
+    "--label",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of an object in the results. Give one per object, in the order of the prompts.",
 )
-@click.option("--multimask", is_flag=True, help="Write the model's three candidates instead of one mask.")
-@click.option("--slice", "index", type=int, metavar="K", help="Slice of a volume, from 0.")
-@click.option("--axis", type=click.IntRange(0, 2), help="Array axis that the slices lie along.  [default: 2]")
-@click.option("--plane", type=click.Choice(PLANES), help="Anatomical plane, shown as radiologists do.")
-@click.option("--frame", type=int, metavar="T", help="Frame of a 4-D image, from 0.")
+@click.option("--multimask", is_flag=True, help="Write the model's three candidate masks instead of one mask.")
+@click.option("--slice", "index", type=int, metavar="K", help="Index of the slice, from 0. Required for a volume.")
+@click.option(
+    "--axis", type=click.IntRange(0, 2), metavar="A", help="Array axis along which slices are cut.  [default: 2]"
+)
+@click.option(
+    "--plane",
+    type=click.Choice(PLANES),
+    help="Anatomical plane of the slice, instead of --axis; shown in radiological convention.",
+)
+@click.option("--frame", type=int, metavar="T", help="Index of the time point of a 4-D image, from 0.")
 @provider_option(
     default=None,
-    help="Execution provider to run on. Fails if it cannot be used; only auto falls back.  [default: auto]",
+    help="Execution provider. The command fails if it cannot be used; only auto falls back to another.  "
+    "[default: auto]",
 )
 @provider_settings_option()
-@click.option("--device", help="PyTorch's name of a provider, as the published scripts take it: cpu, cuda:0, mps.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="PyTorch device, instead of --provider, as the published scripts take it: cpu, cuda, cuda:1 or mps.",
+)
 @threads_option()
 @precision_option(
     type=click.Choice(("auto", *PRECISIONS)),
     default="auto",
-    help="Precision of the model's arithmetic; auto takes what suits the provider.",
+    help="Precision of the model's arithmetic; auto chooses by provider among those that give the masks of fp32.",
 )
 @click.option(
     "--cache-dir",
     type=GivenPath(),
     metavar="FOLDER",
-    help="Where embeddings are kept, so that a slice is encoded once.  [default: in the user's cache folder]",
+    help="Folder for cached embeddings, so that each slice is encoded only once.  [default: the user's cache folder]",
 )
-@click.option("--no-cache", is_flag=True, help="Neither keep embeddings nor use what is kept.")
+@click.option("--no-cache", is_flag=True, help="Neither read nor write cached embeddings.")
 @click.option(
-    "--cache-size", callback=byte_size_of, metavar="SIZE", help="Most that is kept, as 500MB.  [default: 4GB]"
+    "--cache-size",
+    callback=byte_size_of,
+    metavar="SIZE",
+    help="Maximum size of the cache, such as 500MB; the oldest embeddings are removed.  [default: 4GB]",
 )
-@click.option(
-    "--cache-precision",
+@renamed_option(
+    "--cache-dtype",
+    "cache_precision",
+    former=["--cache-precision"],
     type=click.Choice(STORED_PRECISIONS),
-    help="Of kept embeddings; fp16 takes half the space and rounds.  [default: fp32]",
+    help="Number format of cached embeddings; fp16 takes half the space and rounds.  [default: fp32]",
 )
-@click.option("--expect-sha256", metavar="HEX", help="Refuse the bundle unless its manifest.json has this SHA-256.")
+@click.option(
+    "--expect-sha256",
+    metavar="HEX",
+    help="SHA-256 of the model's manifest.json; a model with another one is refused.",
+)
 @click.option("--model-type", type=click.Choice(MODEL_TYPES), hidden=True)
-@click.option("--no-png", is_flag=True, help="Leave out the PNG mask and the overlay picture.")
-@json_option("Print the provenance as JSON rather than the files' paths.")
+@click.option("--no-png", is_flag=True, help="Write neither the PNG mask nor the overlay picture.")
+@json_option("Print the provenance as JSON instead of the paths of the files.")
 def main(
     model: str,
     source: Path,
@@ -170,16 +201,18 @@ def main(
 ) -> None:
     """Segment one slice of a scan from boxes or points.
 
-    Writes NAME_seg_.nii.gz, in the scan's own space, NAME_seg_.json (how it came about), NAME_seg_.png and
-    NAME_overlay.png (what to look at first), and prints their paths.
+    Writes NAME_seg_.nii.gz (the mask, in the space of the scan), NAME_seg_.json (provenance), NAME_seg_.png and
+    NAME_overlay.png (to look at), and prints the score and size of each object and the paths of the files.
+
+    Example: samri-run -i scan.nii.gz -o results --slice 80 --box 40 60 110 120
     """
-    asked = build_prompts(boxes, points, negative_points)
-    check_names(names, len(asked))
+    prompts = build_prompts(boxes, points, negative_points)
+    _check_names(names, len(prompts))
     provider, options = _choose_provider(provider, device, provider_options)
     cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
     started = time.perf_counter()
     open_model = functools.partial(
-        Predictor,
+        Predictor.tuned,
         model,
         provider,
         precision=precision,
@@ -187,51 +220,46 @@ def main(
         threads=threads,
         expect_sha256=expect_sha256,
         cache=cache,
-        prompts_per_image=len(asked),
+        prompts_per_image=len(prompts),
     )
+    candidates, png = 3 if multimask else 1, not no_png
+    stages = click.get_current_context().with_resource(Stages())
     with Background(functools.partial(_opened_early, open_model, provider)) as opening:
-        check_output(output, source, 3 if multimask else 1, png=not no_png)
+        check_output(output, source, candidates, png=png, named=bool(names))
         click.get_current_context().with_resource(claimed(output, source))
-        scan = _read(source, frame)
-        view = choose_view(scan, index, axis, plane)
+        stages.begin("reading the scan")
+        scan, view = _read(source, frame, index, axis, plane)
         if not overwrite:
-            check_replaceable(output, scan, view, 3 if multimask else 1, png=not no_png)
-        checked = [prompt.validate(view.shape) for prompt in asked]
-        prompts = [prompt for prompt, _ in checked]
+            check_replaceable(output, scan, view, candidates, png=png, named=bool(names))
+        stages.begin("opening the model")
         predictor = opening.result() or open_model()
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
-    try:
-        segmentation = segment(predictor, scan, view, prompts, multimask=multimask)
-    except MemoryError as error:
-        rows, columns = view.shape
-        raise InputError(
-            f"out of memory with a slice of {rows} x {columns} pixels: close other programs, cut out the part that is "
-            "needed, or name a smaller --model"
-        ) from error
-    hidden = outlier_note(view.extract(scan.voxels), predictor.manifest.profile)
-    outliers = [] if hidden is None else [hidden]
+    stages.begin("encoding the slice and decoding the prompts")
+    result = segment(
+        scan, predictor, prompts=prompts, slice=index, axis=axis, plane=plane, names=names, multimask=multimask
+    )
     seconds = time.perf_counter() - started
-    notes = [
-        *scan.notes,
-        *unknown_orientation(scan, plane),
-        *(note for _, clipped in checked for note in clipped),
-        *predictor.notes,
-        *segmentation.embedding.notes,
-        *outliers,
-        *empty(segmentation),
-        *replaced(output, source, 3 if multimask else 1, png=not no_png),
-    ]
-    places = [source.parent, output, predictor.bundle.folder, *([] if cache_dir is None else [cache_dir])]
-    kept_notes = [without_folders(note, places) for note in notes]
-    provenance = describe_run(predictor, provider, scan, view, prompts, segmentation, kept_notes, names)
-    files = write_results(output, scan, view, prompts, segmentation, provenance, png=not no_png, overwrite=overwrite)
-    for note in notes:
+    stages.begin("writing the results")
+    files = result.write(output, png=png, overwrite=overwrite)
+    stages.end()
+    provenance = json.loads(next(file for file in files if file.suffix == ".json").read_text("utf-8"))
+    for note in [*result.notes, *provenance["notes"][len(result.notes) :]]:
         say(f"note: {note}")
     ran = ", ".join(dict.fromkeys(predictor.providers.values()))
-    cached = ", embedding from the cache" if segmentation.embedding.cached else ""
+    cached = ", embedding from the cache" if provenance["embedding"]["from_cache"] else ""
     say(f"{len(prompts)} object(s) in {seconds:.1f} s on {ran}, profile {predictor.manifest.profile.name}{cached}")
-    _print_results(files, as_json)
+    if as_json:
+        emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
+    else:
+        emit("\n".join([*_object_lines(provenance["candidates"]), *(str(file) for file in files)]))
+
+
+def _check_names(names: tuple[str, ...], objects: int) -> None:
+    try:
+        check_names(names, objects)
+    except InputError as error:
+        raise click.UsageError(f"{error}.") from error
 
 
 def _choose_provider(
@@ -246,33 +274,26 @@ def _choose_provider(
 
 
 def _opened_early(open_model: Callable[[], Predictor], provider: Provider) -> Predictor | None:
-    """The model, where it opens in a moment, beside the reading of the scan; whose errors are told first.
+    """The model on the CPU, where it opens in a moment, while the scan is read; errors of the scan are reported first.
 
-    Other providers than the CPU may compile for minutes, in which a mistake in the scan's path would go untold; and
-    stderr is redirected meanwhile, to which reading the scan may write.
+    Other providers may compile for minutes, during which a mistake in the scan's path would go unreported; and they
+    redirect stderr, to which reading the scan may write.
     """
     return open_model() if is_cpu(provider) else None
 
 
-def _read(source: Path, frame: int | None) -> Scan:
+def _read(
+    source: Path, frame: int | None, index: int | None, axis: int | None, plane: Plane | None
+) -> tuple[Scan, SliceView]:
     try:
-        return read_scan(source, frame)
-    except MissingFrameError as error:
+        scan = read_scan(source, frame)
+        return scan, choose_view(scan, index, axis, plane)
+    except (MissingFrameError, SliceChoiceError) as error:
         raise click.UsageError(f"{error}.") from error
 
 
-def _print_results(files: list[Path], as_json: bool) -> None:
-    """Results only: everything else of this command goes to stderr."""
-    # As it was written: with the hashes of the other files.
-    provenance = json.loads(next(file for file in files if file.suffix == ".json").read_text("utf-8"))
-    if as_json:
-        emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
-    else:
-        emit("\n".join([*_objects(provenance["candidates"]), *(str(file) for file in files)]))
-
-
-def _objects(candidates: list[list[dict[str, Any]]]) -> list[str]:
-    """A line for each object: its number and name, score, voxels and volume."""
+def _object_lines(candidates: list[list[dict[str, Any]]]) -> list[str]:
+    """A line per object: its number and name, score, voxels and volume."""
     lines = []
     for number, objects in enumerate(candidates, start=1):
         of_candidate = f"candidate {number}, " if len(candidates) > 1 else ""

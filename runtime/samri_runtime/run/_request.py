@@ -1,72 +1,34 @@
-"""What the options ask for: which slice, and which prompts."""
+"""What the options of `samri-run` mean: prompts, device, cache."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
-import numpy as np
 
-from samri.errors import InputError
-from samri.geometry import Plane, SliceView, axis_view, plane_view, single_axis, whole_view
-from samri.io import Scan
+from samri.errors import BundleError, ProviderError
 from samri.prompts import BACKGROUND, FOREGROUND, Prompt
+from samri_runtime import providers
+from samri_runtime.cache import DEFAULT_MAX_BYTES, EmbeddingCache, StoredPrecision
+from samri_runtime.providers import Provider
 
 XY = tuple[float, float]
 XYXY = tuple[float, float, float, float]
 
-_DEFAULT_AXIS = 2  # Of a volume: where most scanners' slices lie.
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_MAX_DIGITS = 18  # Of --cache-size.
+_BACKBONES = {"vit_b": "vit_b", "vit_l": "vit_l", "vit_h": "vit_h", "samri": "vit_b"}
 
-
-def choose_view(scan: Scan, index: int | None, axis: int | None, plane: Plane | None) -> SliceView:
-    """The slice that `--slice`, `--axis` and `--plane` mean.
-
-    A scan that is one slice needs none of them, nor does an axis or plane of one slice need `--slice`. In a volume the
-    axis is the last one unless named.
-
-    Raises:
-        click.UsageError: The options don't name one slice.
-        InputError: The slice doesn't exist.
-    """
-    if axis is not None and plane is not None:
-        raise click.UsageError("give --axis or --plane, not both.")
-    if scan.kind == "raster" or len(scan.grid) == 2:
-        if (index, axis, plane) != (None, None, None):
-            raise click.UsageError(f"{scan.path} is one slice: leave out --slice, --axis and --plane.")
-        return whole_view(scan.grid)
-    single, place = single_axis(scan.grid), 0 if index is None else index
-    try:
-        if plane is not None:
-            view = plane_view(scan.grid, scan.affine, plane, place)
-        else:
-            across = (_DEFAULT_AXIS if single is None else single) if axis is None else axis
-            view = axis_view(scan.grid, across, place)
-    except InputError as error:
-        raise InputError(f"{scan.path}: {error}") from error
-    if index is None and scan.grid[view.axis or 0] > 1:
-        raise click.UsageError(_which_slice(scan, view, axis))
-    return view
-
-
-def view_spacing(scan: Scan, view: SliceView) -> tuple[float, float]:
-    """Distance between the rows and between the columns of a slice as shown, in the affine's units."""
-    described = view.describe()
-    return scan.spacing[described["rows_from_axis"]], scan.spacing[described["columns_from_axis"]]
-
-
-def voxel_volume(scan: Scan) -> float | None:
-    """Cubic millimeters of a voxel; None for a picture, whose spacing nobody knows, and a singular affine."""
-    if scan.nifti is None:
-        return None
-    volume = abs(float(np.linalg.det(scan.affine[:3, :3])))
-    return volume if np.isfinite(volume) and volume > 0 else None
+MODEL_TYPES = tuple(_BACKBONES)
 
 
 def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: Sequence[XY]) -> list[Prompt]:
-    """One prompt a box; or one prompt of all points, with the box if there is one.
+    """One prompt per box; or one prompt of all points, with the box if there is one.
 
     Raises:
-        click.UsageError: Nothing is asked, or points that could belong to any of several boxes.
+        click.UsageError: There is no prompt, or there are points that could belong to any of several boxes.
         PromptError: A number isn't finite.
     """
     if not (boxes or points or negative_points):
@@ -74,30 +36,57 @@ def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: 
     if not (points or negative_points):
         return [Prompt.of(box=box) for box in boxes]
     if len(boxes) > 1:
-        raise click.UsageError("points can't be told apart among several boxes: run once for each box with points.")
+        raise click.UsageError("points can't be combined with several boxes: run once per box that has points.")
     labels = [FOREGROUND] * len(points) + [BACKGROUND] * len(negative_points)
     return [Prompt.of([*points, *negative_points], labels, boxes[0] if boxes else None)]
 
 
-def check_names(names: Sequence[str], objects: int) -> None:
-    """One name for each object, or none at all.
+def provider_of_device(device: str) -> tuple[Provider, dict[str, str]]:
+    """Provider and its options for a PyTorch device: `cuda:1` is provider `cuda` with `device_id` 1.
 
     Raises:
-        click.UsageError: Another number of names, an empty one, or one twice.
+        click.UsageError: There is no such device.
     """
-    if names and len(names) != objects:
-        raise click.UsageError(f"give --label once for each of the {objects} object(s), in their order, or not at all.")
-    if not all(name.strip() and name.isprintable() for name in names):
-        raise click.UsageError("a --label is a name, not empty and on one line.")
-    if len(set(names)) < len(names):
-        raise click.UsageError("each --label names one object: two are the same.")
+    try:
+        return providers.provider_of_device(device)
+    except ProviderError as error:
+        raise click.UsageError(f"--device: {error}.") from error
 
 
-def _which_slice(scan: Scan, view: SliceView, axis: int | None) -> str:
-    """The usage error for a volume without `--slice`, with the range that there is."""
-    if view.plane is not None:
-        named, other = f"--plane {view.plane}", "--axis"
-    else:
-        named, other = f"axis {view.axis}", "--plane" if axis is not None else "--axis or --plane"
-    last = scan.grid[view.axis or 0] - 1
-    return f"{scan.path} is a volume of shape {scan.grid}: choose --slice 0 to {last} of {named}, or another {other}."
+def check_model_type(model_type: str, backbone: str, model: str) -> None:
+    """Check that the backbone named on the command line is the bundle's.
+
+    Raises:
+        BundleError: It is another one.
+    """
+    if _BACKBONES[model_type] != backbone:
+        raise BundleError(
+            f"{model} holds a {backbone}, not --model-type {model_type}: leave the option out, or name another bundle"
+        )
+
+
+def byte_size_of(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+    """Callback of `--cache-size`: a number of bytes from `500MB`, `4GB` or a plain number."""
+    if text is None:
+        return None
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B?)", text.strip(), re.IGNORECASE | re.ASCII)
+    if matched is None or len(matched[1]) > _MAX_DIGITS:
+        raise click.BadParameter(f"{text!r} is not a size such as 500MB or 4GB.")
+    unit = matched[2].upper()
+    return int(float(matched[1]) * _UNITS[unit if unit in _UNITS else f"{unit}B"])
+
+
+def choose_cache(
+    folder: Path | None, no_cache: bool, max_bytes: int | None, precision: StoredPrecision | None
+) -> EmbeddingCache | None:
+    """The embedding cache, or None with `--no-cache`.
+
+    Raises:
+        click.UsageError: `--no-cache` together with an option of the cache.
+    """
+    if no_cache:
+        if (folder, max_bytes, precision) != (None, None, None):
+            raise click.UsageError("--no-cache can't be combined with --cache-dir, --cache-size or --cache-dtype.")
+        return None
+    size = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
+    return EmbeddingCache(folder, precision=precision or "fp32", max_bytes=size)

@@ -5,31 +5,41 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from samri.errors import InputError
-from samri.manifest import PRECISIONS, Precision
-from samri.preprocessing import ProfileName, says_medsam
+from samri.errors import InputError, ProviderError
+from samri.manifest import Precision
+from samri.preprocessing import ProfileName, unclear_profile
 from samri_runtime import models
-from samri_runtime.cli import GivenModel, command, json_option, profile_option, provider_settings_option, say
-from samri_runtime.providers import Provider
+from samri_runtime.cli import (
+    GivenFile,
+    GivenFolder,
+    GivenModel,
+    OutputFolder,
+    RenamedOption,
+    Stages,
+    command,
+    duration,
+    emit,
+    json_option,
+    precision_option,
+    profile_option,
+    provider_option,
+    provider_settings_option,
+    renamed_option,
+    say,
+)
+from samri_runtime.providers import NUMBERED, Provider, provider_of_device
 from samri_training.embed._division import Share, parse_share, share_from
 from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
-from samri_training.embed._progress import duration
 from samri_training.embed._run import Outcome, embed
 from samri_training.embed._sources import find_sources
+from samri_training.embedding_folders import folders_by_split
 from samri_training.extras import require_packages
-from samri_training.parts import parts_by_split
 from samri_training.store import PLAN_NAME, EmbeddingStore, EncoderFacts, StoredDtype
 from samri_training.store._info import STORED_DTYPES
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
-# Providers that take a GPU's number.
-_NUMBERED: tuple[Provider, ...] = ("cuda", "tensorrt", "rocm", "migraphx")
-_TORCH_DEVICES: dict[str, Provider] = {"mps": "coreml"}
 
 
 def _share(_context: click.Context, _option: click.Parameter, text: str | None) -> Share | None:
@@ -42,70 +52,90 @@ def _share(_context: click.Context, _option: click.Parameter, text: str | None) 
 @command("samri-embed")
 @click.option(
     "--data-dir",
-    type=_FOLDER,
+    type=GivenFolder(),
     metavar="FOLDER",
-    help="Slices (*_img_*.nii.gz with *_seg_*.nii.gz), or a published cache (*.npz, *.npy, *.pt) to take over.",
+    help="Slices to embed (*_img_*.nii.gz with *_seg_*.nii.gz), or a published embedding cache to convert (*.npz, "
+    "*.npy, *.pt).",
 )
 @click.option(
     "--save-dir",
-    type=_FOLDER,
+    type=OutputFolder(),
     required=True,
     metavar="FOLDER",
-    help="The store; where the data lies in folders for training, validation and testing (or train, val, test ...), "
-    "one store each in folders so named.",
+    help="Folder for the embedding store. Data in training, validation and testing folders (or train, val, test ...) "
+    "makes one store for each, in subfolders of these names.",
 )
-@click.option("--checkpoint", type=_FILE, metavar="FILE", help="Encode by torch, with the encoder of this .pth.")
+@click.option("--checkpoint", type=GivenFile(), metavar="FILE", help="Checkpoint whose encoder runs in PyTorch.")
 @click.option(
-    "--base", type=_FILE, metavar="FILE", help="The full checkpoint that a decoder-only --checkpoint was tuned from."
+    "--base",
+    type=GivenFile(),
+    metavar="FILE",
+    help="Full checkpoint from which a decoder-only --checkpoint was fine-tuned.",
 )
 @click.option(
     "--model",
     type=GivenModel(),
     metavar="BUNDLE",
-    help="Encode by ONNX Runtime, with the encoder of this bundle, or of samri-tiny.",
+    help="Bundle whose encoder runs in ONNX Runtime, instead of --checkpoint: a folder, or samri-tiny.",
 )
-@profile_option(help="Preprocessing that the checkpoint was trained with; a bundle has its own.  [default: samri]")
+@profile_option(help="Preprocessing of --checkpoint; a bundle has its own.  [default: samri]")
 @click.option(
     "--device",
-    default="auto",
-    show_default=True,
     metavar="NAME",
-    help="With --checkpoint a torch device (cpu, cuda, cuda:1, mps), with --model a provider (cpu, cuda, ...).",
+    help="PyTorch device for --checkpoint: cpu, cuda, cuda:1 or mps.  [default: auto]",
 )
-@provider_settings_option(help="Option passed unchanged to the execution provider of a bundle. Repeatable.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Slices encoded at once.")
+@provider_option(
+    default=None,
+    help="Execution provider for --model. The command fails if it cannot be used; only auto falls back to another.  "
+    "[default: auto]",
+)
+@provider_settings_option(help="Option passed unchanged to the execution provider of --model. Repeatable.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of slices encoded at once.",
+)
 @click.option(
     "--num-workers",
     type=click.IntRange(min=0),
     default=2,
     show_default=True,
-    help="Threads that read and preprocess slices ahead of the encoder.",
+    metavar="N",
+    help="Number of threads that read and preprocess slices ahead of the encoder.",
 )
 @click.option(
-    "--precision",
+    "--store-dtype",
     "dtype",
     type=click.Choice(STORED_DTYPES),
     default="fp16",
     show_default=True,
-    help="In which embeddings are stored.",
+    help="Number format in which embeddings are stored.",
 )
-@click.option(
-    "--encoder-precision",
-    type=click.Choice(PRECISIONS),
-    default="fp32",
-    show_default=True,
-    help="Of the encoder's arithmetic; embeddings of different ones are not mixed.",
+@precision_option(
+    "encoder_precision",
+    former=["--encoder-precision"],
+    cls=RenamedOption,
+    help="Precision of the encoder's arithmetic. Embeddings of different precisions are not mixed.",
 )
-@click.option(
-    "--shard",
+@renamed_option(
+    "--part",
     "part",
+    former=["--shard"],
     callback=_share,
     metavar="I/N",
-    help="Do part I of N, from 0/N on.  [default: SLURM's array, and torchrun's rank, where there are any]",
+    help="Share of the work: part I of N, from 0/N.  [default: by SLURM's array and torchrun's rank; else all]",
 )
-@click.option("--shard-size", type=click.IntRange(min=1), help="Slices in one file of the store.  [default: 16 to 256]")
-@click.option("--verify", is_flag=True, help="Compare the SHA-256 of every shard in --save-dir, and do nothing else.")
-@json_option("Print the outcome as JSON rather than the stores' folders.")
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of slices per shard, that is per file of the store.  [default: 16 to 256, by number of slices]",
+)
+@click.option("--verify", is_flag=True, help="Check the SHA-256 of every shard in --save-dir, and do nothing else.")
+@json_option("Print the outcome as JSON instead of the folders of the stores.")
 def main(
     data_dir: Path | None,
     save_dir: Path,
@@ -113,7 +143,8 @@ def main(
     base: Path | None,
     model: str | None,
     profile: ProfileName | None,
-    device: str,
+    device: str | None,
+    provider: Provider | None,
     provider_options: dict[str, str],
     batch_size: int,
     num_workers: int,
@@ -124,33 +155,42 @@ def main(
     verify: bool,
     as_json: bool,
 ) -> None:
-    """Run the frozen encoder over all slices once, and keep what it saw for training.
+    """Run the frozen encoder once over all slices, and store the embeddings for training.
 
-    Stopped at any moment, the same command goes on where it was. Started by torchrun or as a SLURM array, each
-    process does its part.
+    If the command is stopped, the same command resumes. Under torchrun or in a SLURM array each process does its part.
+
+    Example: samri-embed --data-dir slices --save-dir embeddings --checkpoint sam_vit_b_01ec64.pth
     """
     if verify:
         _verify(save_dir)
         return
     if data_dir is None:
-        raise click.UsageError("--data-dir is missing: name the folder with the slices.")
+        raise click.UsageError("--data-dir is missing: give the folder with the slices.")
     if (checkpoint is None) == (model is None):
-        raise click.UsageError("give --checkpoint, for torch, or --model, for ONNX Runtime.")
+        raise click.UsageError("give either --checkpoint, for PyTorch, or --model, for ONNX Runtime.")
     if model is not None and (profile is not None or base is not None):
-        raise click.UsageError("a bundle has its own --profile and needs no --base: leave them out.")
+        raise click.UsageError("--model has its own profile and needs no base: leave out --profile and --base.")
+    if checkpoint is not None and provider is not None:
+        raise click.UsageError("--provider is for --model: name a PyTorch device with --device.")
     share = share_from(os.environ, part)
-    _require_packages(by_torch=checkpoint is not None)
-    sources = find_sources(data_dir)
-    encoder: Encoder | None
-    if model is not None:
-        encoder = _open_bundle(model, device, provider_options, encoder_precision)
-        facts = encoder.facts
-    else:
-        assert checkpoint is not None
-        cached = all(source.is_encoded for source in sources)
-        profile = profile or _default_profile(checkpoint, base)
-        encoder = None if cached else _open_checkpoint(checkpoint, base, profile, device, encoder_precision)
-        facts = encoder.facts if encoder else checkpoint_facts(checkpoint, profile, encoder_precision, base)
+    with Stages() as stages:
+        stages.begin("loading packages")
+        _require_packages(by_torch=checkpoint is not None)
+        stages.begin("finding the slices")
+        sources = find_sources(data_dir)
+        stages.begin("opening the encoder")
+        encoder: Encoder | None
+        if model is not None:
+            encoder = _open_bundle(model, _provider(provider, device), provider_options, encoder_precision)
+            facts = encoder.facts
+        else:
+            assert checkpoint is not None
+            cached = all(source.is_encoded for source in sources)
+            profile = profile or _default_profile(checkpoint, base)
+            encoder = (
+                None if cached else _open_checkpoint(checkpoint, base, profile, device or "auto", encoder_precision)
+            )
+            facts = encoder.facts if encoder else checkpoint_facts(checkpoint, profile, encoder_precision, base)
     slices = sum(len(source.slices) for source in sources)
     say(
         f"{slices} slices, {facts.checkpoint}, profile {facts.profile}, stored as {dtype}, "
@@ -176,8 +216,8 @@ def _require_packages(*, by_torch: bool) -> None:
 
 
 def _default_profile(checkpoint: Path, base: Path | None) -> ProfileName:
-    if says_medsam(checkpoint, base):
-        raise click.UsageError(f"{checkpoint} looks like MedSAM, whose preprocessing differs: pass --profile medsam.")
+    if (unclear := unclear_profile(checkpoint, base)) is not None:
+        raise click.UsageError(f"{unclear}.")
     return "samri"
 
 
@@ -185,7 +225,7 @@ def _open_checkpoint(
     checkpoint: Path, base: Path | None, profile: ProfileName, device: str, precision: Precision
 ) -> Encoder:
     if precision == "int8":
-        raise click.UsageError("int8 is for bundles: pass --model, or --encoder-precision fp16.")
+        raise click.UsageError("int8 needs a bundle: give --model instead of --checkpoint, or --precision fp16.")
     encoder = TorchEncoder(
         checkpoint, profile, device, precision, base, local_rank=int(os.environ.get("LOCAL_RANK", "0"))
     )
@@ -194,18 +234,24 @@ def _open_checkpoint(
     return encoder
 
 
+def _provider(provider: Provider | None, device: str | None) -> str:
+    """What `--provider` names, or `--device`, which took providers before there was that option."""
+    if provider is not None and device is not None:
+        raise click.UsageError("--device is for --checkpoint: give --provider alone.")
+    return provider or device or "auto"
+
+
 def _open_bundle(model: str, device: str, options: dict[str, str], precision: Precision) -> Encoder:
-    name, _, number = device.partition(":")
-    name = _TORCH_DEVICES.get(name, name)
-    provider = next((known for known in get_args(Provider) if known == name), None)
-    if provider is None or (number and provider not in _NUMBERED) or (number and not number.isdecimal()):
-        known = ", ".join(get_args(Provider))
-        raise click.UsageError(f"unknown --device {device!r} for a bundle: choose one of {known}, cuda:N.")
-    number = number or os.environ.get("LOCAL_RANK", "")
-    if number and provider in _NUMBERED:
-        options = {"device_id": number, **options}
-    elif number not in ("", "0") and provider == "auto":
-        say("note: --device auto leaves every process on the first GPU; name it, as in --device cuda")
+    try:
+        provider, of_device = provider_of_device(device)
+    except ProviderError as error:
+        raise click.UsageError(f"--device: {error}.") from error
+    rank = os.environ.get("LOCAL_RANK", "")
+    if rank and provider in NUMBERED:
+        of_device = {"device_id": rank} | of_device
+    options = of_device | options
+    if rank not in ("", "0") and provider == "auto":
+        say("note: --provider auto leaves every process on the first GPU: name the provider, as in --provider cuda")
     encoder = BundleEncoder(models.locate(model), provider, precision, options)
     for note in (*models.notes_on(model), *encoder.notes):
         say(f"note: {note}")
@@ -213,21 +259,21 @@ def _open_bundle(model: str, device: str, options: dict[str, str], precision: Pr
 
 
 def _verify(save_dir: Path) -> None:
-    folders = [part for parts in parts_by_split(save_dir).values() for part in parts if (part / PLAN_NAME).is_file()]
+    folders = [part for parts in folders_by_split(save_dir).values() for part in parts if (part / PLAN_NAME).is_file()]
     if not folders:
         raise InputError(f"{save_dir} holds no embedding store: name the --save-dir of samri-embed")
     for folder in folders:
         store = EmbeddingStore.open(folder)
         shards = sum(1 for _ in store.verify())
-        click.echo(f"{folder}: {len(store)} slices in {shards} shard(s), all whole")
+        emit(f"{folder}: {len(store)} slices in {shards} shard(s), all whole")
 
 
 def _report(outcome: Outcome, facts: EncoderFacts, as_json: bool) -> None:
     if outcome.slices:
-        say(f"{outcome.slices} slices in {duration(outcome.seconds)}, {outcome.rate:.3g} a second")
+        say(f"{outcome.slices} slices in {duration(outcome.seconds)}, {outcome.rate:.3g} per second")
     for folder, missing in outcome.stores.items():
         if missing:
-            say(f"{folder}: {missing} shard(s) still missing; other parts make them, or run the command again")
+            say(f"{folder}: {missing} shard(s) still missing: other parts write them, or run the command again")
     if as_json:
         values: dict[str, Any] = {
             "stores": [{"path": str(folder), "missing_shards": n} for folder, n in outcome.stores.items()],
@@ -237,7 +283,7 @@ def _report(outcome: Outcome, facts: EncoderFacts, as_json: bool) -> None:
             "changed_shards": outcome.changed,
             "seconds": round(outcome.seconds, 3),
         }
-        click.echo(json.dumps(values, indent=2))
+        emit(json.dumps(values, indent=2))
         return
     for folder in outcome.stores:
-        click.echo(str(folder))
+        emit(str(folder))

@@ -1,4 +1,4 @@
-"""Which part of the work is this process's: read off the environment, agreed upon with nobody."""
+"""This process's share of the work, from --shard, SLURM's array and torchrun's rank; no communication is needed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def share_from(environment: Mapping[str, str], outer: Share | None = None) -> Sh
 
     Args:
         environment: `os.environ`.
-        outer: What `--shard` says; the array is then ignored.
+        outer: What `--part` says; the array is then ignored.
 
     Raises:
         InputError: The variables contradict each other, as they do when single tasks of an array are repeated.
@@ -59,7 +59,7 @@ def share_from(environment: Mapping[str, str], outer: Share | None = None) -> Sh
     for share, name in ((rank, "RANK and WORLD_SIZE"), (outer, "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT")):
         if not 0 <= share.index < share.count:
             raise InputError(
-                f"{name} say part {share}, which isn't one of {share.count}: name the part with --shard 0/{share.count}"
+                f"{name} say part {share}, which isn't one of {share.count}: name the part with --part 0/{share.count}"
             )
     return rank.within(outer)
 
@@ -74,7 +74,7 @@ def _array_task(environment: Mapping[str, str]) -> Share:
     if first + (count - 1) * step != last or (task - first) % step:
         raise InputError(
             f"this SLURM array is no plain range ({count} tasks from {first} to {last}), so its parts are unknown: "
-            "name them with --shard i/n, the n of the whole array"
+            "name them with --part i/n, the n of the whole array"
         )
     return Share((task - first) // step, count)
 
@@ -84,5 +84,5 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text:
         return default
     if not text.isdecimal():
-        raise InputError(f"{name} is {text!r} in the environment, which is no number: unset it, or use --shard")
+        raise InputError(f"{name} is {text!r} in the environment, which is no number: unset it, or use --part")
     return int(text)

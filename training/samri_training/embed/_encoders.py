@@ -136,7 +136,7 @@ class BundleEncoder:
     Args:
         folder: The bundle.
         provider: A name is a promise: it runs there or raises.
-        precision: Of the bundle's encoder graphs.
+        precision: Precision of the bundle's encoder graph.
         provider_options: Passed to the provider as they are.
 
     Raises:

@@ -1,26 +1,26 @@
-"""The run itself: shard by shard, batch by batch, reading ahead of the encoder."""
+"""An embedding run: which shards are missing or out of date, reading ahead of the encoder, and progress."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from samri.errors import OutputError
-from samri_training.embed._changes import Store, remove_changed
+from samri_runtime.cli import Progress, say
 from samri_training.embed._division import Share
 from samri_training.embed._encoders import Encoder
-from samri_training.embed._progress import Progress
 from samri_training.embed._sources import Loaded, Source
 from samri_training.store import EmbeddedSlice, EncoderFacts, ShardWriter, StoredDtype, StoreInfo, StorePlan
 from samri_training.store._manifest import ShardManifest, write_index
-from samri_training.store._plan import PLAN_NAME, Shard
+from samri_training.store._plan import INDEX_NAME, PLAN_NAME, Shard
 
 # While one batch is encoded, this many are read and preprocessed.
 _BATCHES_AHEAD = 2
@@ -32,7 +32,7 @@ class Outcome:
 
     Attributes:
         stores: Folder of each store, and how many of its shards are still missing.
-        share: Of the work.
+        share: This process's share of the work.
         slices: Embedded by this run; those that were there already don't count.
         seconds: It took.
         changed: Shards that were embedded again, since an image or mask of theirs is no longer the same.
@@ -46,7 +46,7 @@ class Outcome:
 
     @property
     def rate(self) -> float:
-        """Slices a second."""
+        """Slices per second."""
         return self.slices / self.seconds if self.slices else 0.0
 
 
@@ -70,13 +70,13 @@ def embed(
     Args:
         sources: From `find_sources`.
         save_dir: Folder of the store; a source with a split gets a subfolder of that name.
-        facts: Of the encoder.
+        facts: The encoder's facts.
         encoder: May be None when all sources are caches.
         dtype: Number format of the store.
         batch_size: Slices that are encoded at once.
         workers: Threads that read and preprocess; 0 for none beside the encoder's.
-        share: Of the shards; by default all.
-        slices_per_shard: By default it follows from the number of slices, or from the store that was begun.
+        share: Share of the shards to embed; all of them by default.
+        slices_per_shard: By default it follows from the number of slices, or from the unfinished store in the folder.
 
     Raises:
         InputError: A slice can't be used, or the folder holds another store.
@@ -92,13 +92,13 @@ def embed(
         _check_room(Path(save_dir), stores, share)
         total, waiting = (sum(shard.count for _, shard in shards) for shards in (work, todo))
         done = 0
-        with Progress(total, total - waiting) as progress:
+        with Progress(total, "slice", total - waiting) as progress:
             for store, shard in todo:
                 inputs = store.inputs_sha256(shard, pool)
                 with ShardWriter(store.folder, store.plan.info, shard, batch_size, inputs) as writer:
                     progress.skip(writer.done)
                     for loaded in _read_ahead(store.source, facts, writer, batch_size, pool if workers else None):
-                        writer.append(_embedded(loaded, store.source, encoder))
+                        writer.append(_embedded(loaded, encoder))
                         done += len(loaded)
                         progress.advance(len(loaded))
                     writer.seal(encoder.made_with if encoder else {})
@@ -122,13 +122,13 @@ def _finished(store: Store, shard: Shard) -> bool:
     if manifest is None:
         return False
     manifest.check_file(store.folder, store.plan)
-    # Of a process that was killed in its last moment.
+    # Left by a process that was killed right after it sealed the shard.
     (store.folder / f"{shard.name}.journal").unlink(missing_ok=True)
     return True
 
 
 def _check_room(save_dir: Path, stores: Sequence[Store], share: Share) -> None:
-    """All that is missing counts, whoever makes it: the parts of a run share one disk."""
+    """Counts every missing shard, also those of other processes: all parts of a run share one disk."""
     needed = 0
     for store in stores:
         for shard in store.plan.shards:
@@ -170,15 +170,16 @@ def _read_ahead(
             future.cancel()
 
 
-def _embedded(loaded: Sequence[Loaded], source: Source, encoder: Encoder | None) -> list[EmbeddedSlice]:
-    if source.is_encoded:
-        features = [item.array for item in loaded]
-    else:
+def _embedded(loaded: Sequence[Loaded], encoder: Encoder | None) -> list[EmbeddedSlice]:
+    inputs = [image for _, image in loaded if image is not None]
+    if inputs:
         assert encoder is not None, "slices need an encoder"
-        features = list(encoder.encode(np.concatenate([item.array for item in loaded])))
+        features = iter(encoder.encode(np.concatenate(inputs)))
     return [
-        EmbeddedSlice(item.name, item.case, array, item.mask, item.spacing)
-        for item, array in zip(loaded, features, strict=True)
+        item
+        if isinstance(item, EmbeddedSlice)
+        else EmbeddedSlice(item.name, item.case, next(features), item.mask, item.spacing)
+        for item, _ in loaded
     ]
 
 
@@ -189,3 +190,72 @@ def _index(store: Store) -> int:
     if len(finished) == len(manifests):
         write_index(store.folder, finished)
     return len(manifests) - len(finished)
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """A store that is being made.
+
+    Attributes:
+        source: Its slices.
+        folder: Where it lies.
+        plan: What `store.json` says.
+        known: Shard's index to the SHA-256 of its inputs, as far as they were read.
+    """
+
+    source: Source
+    folder: Path
+    plan: StorePlan
+    known: dict[int, str] = field(default_factory=dict)
+
+    def inputs_sha256(self, shard: Shard, pool: ThreadPoolExecutor) -> str:
+        """SHA-256 over the files that a shard's slices come from, as they are now."""
+        digest = hashlib.sha256()
+        for fingerprint in pool.map(self.source.fingerprint, range(shard.start, shard.start + shard.count)):
+            digest.update(fingerprint.encode())
+        self.known[shard.index] = digest.hexdigest()
+        return self.known[shard.index]
+
+    def is_changed(self, manifest: ShardManifest) -> bool:
+        """A finished shard was made from other files than those that were read now, if they were."""
+        now = self.known.get(manifest.shard.index)
+        return None not in (now, manifest.inputs_sha256) and now != manifest.inputs_sha256
+
+
+def remove_changed(stores: Sequence[Store], work: Sequence[tuple[Store, Shard]], pool: ThreadPoolExecutor) -> int:
+    """Remove the finished shards among `work` whose slices have changed since, so that they are made again.
+
+    Returns:
+        How many. If there are any, the shards of others are looked at as well, for `Store.is_changed`.
+    """
+    changed = [(store, shard) for store, shard in work if _look(store, shard, pool)]
+    if changed:
+        say(f"note: {len(changed)} shard(s) hold slices whose image or mask has changed since: they are embedded again")
+        for each in stores:
+            for shard in each.plan.shards:
+                if shard.index not in each.known:
+                    _look(each, shard, pool)
+    for store, shard in changed:
+        # In this order: at any moment, a reader finds the old shard or none.
+        for name in (INDEX_NAME, f"{shard.name}.json", f"{shard.name}.safetensors"):
+            (store.folder / name).unlink(missing_ok=True)
+    unknown = sum(_is_unrecorded(store, shard) for store, shard in work)
+    if unknown:
+        say(
+            f"note: {unknown} shard(s) of an earlier samri don't record what they were made from: if images or masks "
+            "have changed since, delete these shards and run the command again"
+        )
+    return len(changed)
+
+
+def _look(store: Store, shard: Shard, pool: ThreadPoolExecutor) -> bool:
+    manifest = ShardManifest.read(store.folder, shard)
+    if manifest is None or manifest.inputs_sha256 is None:
+        return False
+    store.inputs_sha256(shard, pool)
+    return store.is_changed(manifest)
+
+
+def _is_unrecorded(store: Store, shard: Shard) -> bool:
+    manifest = ShardManifest.read(store.folder, shard)
+    return manifest is not None and manifest.inputs_sha256 is None

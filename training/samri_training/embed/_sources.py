@@ -1,4 +1,4 @@
-"""What is to be embedded: slices to encode, or published caches to take over."""
+"""Sources of samri-embed: slices to encode, or published caches to copy into a store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +17,14 @@ from samri.hashing import stream_sha256
 from samri.opening import open_regular
 from samri.preprocessing import preprocess, profile
 from samri_training.published import KIND, CachedSlice, find_cached, spacing_known
-from samri_training.slices import KNOWN_NAMES, SPLITS, SlicePair, find_slices, match_slices, split_of
-from samri_training.store import EncoderFacts
+from samri_training.slices import KNOWN_NAMES, SPLITS, LabelledSlice, SlicePair, find_slices, match_slices, split_of
+from samri_training.store import EmbeddedSlice, EncoderFacts
 
 _T = TypeVar("_T", SlicePair, CachedSlice)
 
 
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A slice that was read.
-
-    Attributes:
-        name: Of the slice.
-        case: The patient or scan it belongs to.
-        array: (1, 3, S, S) float32, the encoder's input; or (C, G, G), the embedding that a cache held already.
-        mask: (H, W) label map.
-        spacing: (row, column) distance in mm.
-    """
-
-    name: str
-    case: str
-    array: npt.NDArray[Any]
-    mask: npt.NDArray[Any]
-    spacing: tuple[float, float]
+Loaded = tuple[LabelledSlice, npt.NDArray[np.float32]] | tuple[EmbeddedSlice, None]
+"""A slice and the encoder's input, (1, 3, S, S) float32; or the embedding that a cache holds, and nothing to encode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +78,13 @@ def _slices(split: str, pairs: Sequence[SlicePair]) -> Source:
             image = preprocess(read.image, chosen, facts.image_size, volume_range)
         except InputError as error:
             raise InputError(f"{pair.image}: {error}") from error
-        return Loaded(pair.name, _whom(pair), image, read.mask, read.spacing)
+        return read, image
 
     def fingerprint(index: int) -> str:
         pair = pairs[index]
         return _fingerprint((pair.image, pair.mask), pair.intensity_range)
 
-    return Source(split, "slices", [(pair.name, _whom(pair)) for pair in pairs], True, load, fingerprint)
+    return Source(split, "slices", [(pair.name, pair.subject) for pair in pairs], True, load, fingerprint)
 
 
 def _fingerprint(files: Sequence[Path], beside: object = None) -> str:
@@ -110,15 +95,9 @@ def _fingerprint(files: Sequence[Path], beside: object = None) -> str:
     return digest.hexdigest()
 
 
-def _whom(pair: SlicePair) -> str:
-    """What is held out and compared as one: the patient, or the scan where patients aren't known."""
-    return pair.patient or pair.case
-
-
 def _cached(split: str, slices: Sequence[CachedSlice]) -> Source:
     def load(index: int, facts: EncoderFacts) -> Loaded:
-        read = slices[index].read(facts.embedding_shape)
-        return Loaded(read.name, read.case, np.asarray(read.features), read.mask, read.spacing)
+        return slices[index].read(facts.embedding_shape), None
 
     def fingerprint(index: int) -> str:
         cached = slices[index]

@@ -7,13 +7,24 @@ from samri_training.evaluate._evaluation import Evaluation, Protocol, Row, evalu
 from samri_training.evaluate._files import write_files
 from samri_training.evaluate._metrics import METRICS, Measures, Metric, measure
 from samri_training.evaluate._models import Model, ModelRequest, open_model, segment
-from samri_training.evaluate._sources import EmbeddedSlices, Sample, SliceFolder, Source
-from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare, holm, rank_biserial, spread
+from samri_training.evaluate._report import SIGNIFICANT, markdown_table, p_text, plain_name
+from samri_training.evaluate._sources import EmbeddedSlices, SliceFolder, Source
+from samri_training.evaluate._statistics import (
+    Comparison,
+    Spread,
+    case_means,
+    compare,
+    compare_family,
+    holm,
+    rank_biserial,
+    spread,
+)
 from samri_training.evaluate._summary import Group, Summary, Test, summarize
-from samri_training.sizes import SIZES, Size, size_of
+from samri_training.slices import SIZES, Size, size_of
 
 __all__ = [
     "METRICS",
+    "SIGNIFICANT",
     "SIZES",
     "Comparison",
     "EmbeddedSlices",
@@ -25,7 +36,6 @@ __all__ = [
     "ModelRequest",
     "Protocol",
     "Row",
-    "Sample",
     "Size",
     "SliceFolder",
     "Source",
@@ -34,11 +44,15 @@ __all__ = [
     "Test",
     "case_means",
     "compare",
+    "compare_family",
     "evaluate",
     "holm",
     "main",
+    "markdown_table",
     "measure",
     "open_model",
+    "p_text",
+    "plain_name",
     "prompt_generator",
     "rank_biserial",
     "segment",

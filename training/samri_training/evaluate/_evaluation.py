@@ -1,4 +1,4 @@
-"""The evaluation itself: every structure of every slice, asked of every model with the same prompts."""
+"""The evaluation loop: every model segments every structure of every slice from the same prompts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from samri.prompts import Prompt
 from samri_runtime import Embedding
 from samri_training.evaluate._metrics import Measures, measure
 from samri_training.evaluate._models import Model, segment
-from samri_training.evaluate._sources import Sample, Source
+from samri_training.evaluate._sources import Source
 from samri_training.prompting import PromptKind, sample_prompt
-from samri_training.sizes import Size, size_of
+from samri_training.slices import LabelledSlice, Size, size_of
+from samri_training.store import EmbeddedSlice
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How models are asked.
+    """How models are prompted.
 
     Attributes:
         prompts: Kinds, each evaluated by itself.
-        seed: Of the prompts; they depend on it, the slice's name and the label, and on nothing else.
+        seed: Random seed of the prompts, which depend on it, the slice's name and the label alone.
         jitter: Move the boxes' sides as in training. Off in the published results.
         multimask: Take the best-scored of three candidates rather than the single mask.
         min_pixels: Smaller structures are left out, and counted.
@@ -42,8 +43,8 @@ class Row:
     """One structure of one slice, as one model found it from one prompt.
 
     Attributes:
-        pixels: Of the true structure.
-        share: Those, divided by the image's pixels.
+        pixels: Area of the true structure.
+        share: `pixels` as a fraction of the image.
         score: The model's own estimate of the IoU.
     """
 
@@ -90,7 +91,7 @@ def evaluate(
     Args:
         source: The test slices.
         models: With different names.
-        protocol: How they are asked.
+        protocol: How they are prompted.
         on_slice: Called after each slice.
 
     Raises:
@@ -99,8 +100,8 @@ def evaluate(
     for model in models:
         source.accept(model)
     evaluation = Evaluation(protocol, tuple(model.name for model in models), tuple(source.notes))
-    for sample in source:
-        _evaluate_slice(sample, models, evaluation)
+    for index, dataset in enumerate(source.datasets):
+        _evaluate_slice(source[index], dataset, models, evaluation)
         on_slice()
     if not evaluation.rows:
         raise InputError(
@@ -113,14 +114,16 @@ def evaluate(
 def prompt_generator(seed: int, name: str, label: int) -> np.random.Generator:
     """The randomness of one structure's prompt: the same in every run, on every machine and in every subset.
 
-    Of the slice's name, what follows the last slash counts, so that a dataset and a store of its slices agree.
+    Only the part of the name after the last slash counts, so that a dataset and its store get the same prompts.
     """
     own_name = name.rpartition("/")[2]
     key = int.from_bytes(hashlib.sha256(own_name.encode()).digest()[:8], "big")
     return np.random.default_rng([seed, key, label])
 
 
-def _evaluate_slice(sample: Sample, models: Sequence[Model], evaluation: Evaluation) -> None:
+def _evaluate_slice(
+    sample: LabelledSlice | EmbeddedSlice, dataset: str, models: Sequence[Model], evaluation: Evaluation
+) -> None:
     protocol = evaluation.protocol
     labels, counts = np.unique(sample.mask, return_counts=True)
     found = [(int(label), int(count)) for label, count in zip(labels, counts, strict=True) if label != 0]
@@ -140,7 +143,7 @@ def _evaluate_slice(sample: Sample, models: Sequence[Model], evaluation: Evaluat
             for label, _ in structures
         ]
         for model in models:
-            # An encoder that doesn't say what it is shares with nobody.
+            # An encoder without an id can't share its embeddings.
             encoder = (model.backend, model.embedding_id or "", "" if model.embedding_id else model.name)
             if encoder not in embeddings:
                 embeddings[encoder] = _embed(model, sample)
@@ -159,15 +162,14 @@ def _evaluate_slice(sample: Sample, models: Sequence[Model], evaluation: Evaluat
                         measure(mask, truths[label], sample.spacing),
                         float(score),
                         asked,
-                        sample.dataset,
+                        dataset,
                     )
                 )
 
 
-def _embed(model: Model, sample: Sample) -> Embedding:
-    if sample.features is not None:
-        return Embedding(sample.features, (sample.mask.shape[0], sample.mask.shape[1]), model.embedding_id)
-    assert sample.image is not None  # A source gives one or the other.
+def _embed(model: Model, sample: LabelledSlice | EmbeddedSlice) -> Embedding:
+    if isinstance(sample, EmbeddedSlice):
+        return Embedding(np.array(sample.features, dtype=np.float32)[None], sample.shape, model.embedding_id)
     try:
         return model.encode(sample.image, sample.intensity_range)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The models that are compared: bundles through ONNX Runtime, checkpoints through torch, behind one small interface."""
+"""Models to compare: bundles on ONNX Runtime and checkpoints on PyTorch, behind one interface."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from samri.contract import prompt_chunks
 from samri.errors import CheckpointError
 from samri.manifest import Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, ProfileName, preprocess, profile
+from samri.privacy import without_folders
 from samri.prompts import Prompt, pack, to_model_frame
 from samri_runtime import Embedding, Predictor
 from samri_runtime.providers import Provider
@@ -21,8 +23,6 @@ from samri_training.devices import torch_device
 from samri_training.store import EncoderFacts
 
 CHECKPOINT_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
-
-_PROMPTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ModelRequest:
         name: In tables and plots.
         path: A bundle's folder or a checkpoint.
         profile: Preprocessing of a checkpoint, `samri` by default; a bundle has its own.
-        precision: Of a bundle's graphs.
+        precision: Precision of a bundle's graphs.
         base: The full checkpoint behind a decoder-only one.
     """
 
@@ -50,13 +50,13 @@ class ModelRequest:
 
 
 class Model(Protocol):
-    """What the evaluation asks of a model.
+    """The interface of a model under evaluation.
 
     Attributes:
         name: In tables and plots.
         profile: How slices become its input and logits become masks.
         image_size: S.
-        embedding_id: Of its encoder and preprocessing.
+        embedding_id: Id of its encoder and preprocessing.
         backend: What computes: models of one backend with one `embedding_id` share embeddings.
     """
 
@@ -101,7 +101,7 @@ def open_model(request: ModelRequest, provider: Provider = "auto", device: str =
 def segment(
     model: Model, embedding: Embedding, prompts: Sequence[Prompt], multimask: bool = False
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-    """One mask a prompt, (B, H, W), and the model's own score of it, (B,).
+    """One mask per prompt, (B, H, W), and the model's own score of it, (B,).
 
     The model's single mask, or with `multimask` the best-scored of its three candidates.
     """
@@ -140,7 +140,7 @@ class _BundleModel:
         return {
             "name": self.name,
             "kind": "bundle",
-            "path": str(bundle.folder),
+            "folder": bundle.folder.resolve().name,
             "sha256": bundle.sha256,
             "checkpoint": dict(bundle.manifest.checkpoint),
             "backbone": bundle.manifest.backbone,
@@ -148,7 +148,7 @@ class _BundleModel:
             "precision": self._predictor.precision,
             "embedding_id": self.embedding_id,
             "ran_on": self._predictor.providers,
-            "notes": self._predictor.notes,
+            "notes": [without_folders(note, [bundle.folder]) for note in self._predictor.notes],
         }
 
 
@@ -158,7 +158,7 @@ class _CheckpointModel:
     def __init__(self, request: ModelRequest, device: str) -> None:
         import torch
 
-        from samri.model import ImageEncoder, PromptDecoder, encoder_sha256, load_checkpoint
+        from samri.model import ImageEncoder, SamDecoder, encoder_sha256, load_checkpoint
 
         self.name = request.name
         self._checkpoint = load_checkpoint(request.path, request.base)
@@ -172,7 +172,7 @@ class _CheckpointModel:
         self._device = torch_device(device)
         self._checkpoint.sam.to(self._device)
         self._encoder = ImageEncoder(self._checkpoint.sam.image_encoder)
-        self._decoder = PromptDecoder(self._checkpoint.sam)
+        self._decoder = SamDecoder(self._checkpoint.sam)
         self._encoder.to(self._device)  # Its own buffers: the window indices.
 
     def encode(self, image: npt.NDArray[Any], intensity_range: tuple[float, float] | None) -> Embedding:
@@ -188,8 +188,7 @@ class _CheckpointModel:
         masks, scores = [], []
         with self._torch.inference_mode():
             features = self._tensor(embedding.features)
-            for start in range(0, len(labels), _PROMPTS_AT_ONCE):
-                some = slice(start, start + _PROMPTS_AT_ONCE)
+            for some in prompt_chunks(len(labels)):
                 answer = self._decoder(features, self._tensor(frame[some]), self._tensor(labels[some]))
                 masks.append(answer[0].cpu().numpy())
                 scores.append(answer[1].cpu().numpy())
@@ -202,7 +201,7 @@ class _CheckpointModel:
         return {
             "name": self.name,
             "kind": "checkpoint",
-            "path": str(self._checkpoint.path),
+            "file": self._checkpoint.path.name,
             "sha256": self._checkpoint.sha256,
             "base_sha256": self._checkpoint.base_sha256,
             "backbone": self._checkpoint.architecture.backbone,

@@ -1,4 +1,4 @@
-"""The report for people: Markdown tables like the paper's."""
+"""report.md: Markdown tables like the paper's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report(evaluation: Evaluation, summary: Summary, label_names: Mapping[int, s
         for dataset in summary.dataset_names:
             sizes = [group for group in summary.datasets if (group.prompt, group.dataset) == (prompt, dataset)]
             own = [group for group in structures if group.dataset == dataset]
-            parts += [f"### Dataset: {_plain(dataset or '.')}", _by_size(sizes), _by_structure(own, label_names)]
+            parts += [f"### Dataset: {plain_name(dataset or '.')}", _by_size(sizes), _by_structure(own, label_names)]
     return "\n\n".join([*parts, "## How it was measured", _method(evaluation, summary)]) + "\n"
 
 
@@ -51,8 +51,8 @@ def overview(evaluation: Evaluation, summary: Summary) -> str:
             _best(f"{means[each[0], each[1], size]:.3f}", means[each[0], each[1], size] == best) for each in columns
         ]
         rows.append([SIZE_TITLES[size], f"{counts[size][0]} ({counts[size][1]})", *cells])
-    heads = [f"{_plain(model)}, {PROMPT_TITLES[prompt]}" for model, prompt in columns]
-    return _table(["size of structure", "structures (cases)", *heads], rows, left=1)
+    heads = [f"{plain_name(model)}, {PROMPT_TITLES[prompt]}" for model, prompt in columns]
+    return markdown_table(["size of structure", "structures (cases)", *heads], rows, left=1)
 
 
 def _about(evaluation: Evaluation) -> str:
@@ -75,19 +75,19 @@ def _by_size(groups: Sequence[Group]) -> str:
             continue
         for group, cells in zip(some, _metric_cells(some), strict=True):
             counted = f"{group.structures} ({group.cases})"
-            rows.append([SIZE_TITLES[size], _plain(group.model), counted, *cells, str(group.empty)])
-    return _table(["size", "model", "structures (cases)", *_HEADS.values(), "empty"], rows, left=2)
+            rows.append([SIZE_TITLES[size], plain_name(group.model), counted, *cells, str(group.empty)])
+    return markdown_table(["size", "model", "structures (cases)", *_HEADS.values(), "empty"], rows, left=2)
 
 
 def _by_structure(groups: Sequence[Group], label_names: Mapping[int, str]) -> str:
     rows = []
     for label in dict.fromkeys(group.label for group in groups if group.label is not None):
         some = [group for group in groups if group.label == label]
-        named = f"{label} {_plain(label_names[label])}" if label in label_names else str(label)
+        named = f"{label} {plain_name(label_names[label])}" if label in label_names else str(label)
         for group, cells in zip(some, _metric_cells(some), strict=True):
             counted = f"{group.structures} ({group.cases})"
-            rows.append([named, _plain(group.model), counted, *cells, str(group.empty)])
-    return _table(["structure", "model", "structures (cases)", *_HEADS.values(), "empty"], rows, left=2)
+            rows.append([named, plain_name(group.model), counted, *cells, str(group.empty)])
+    return markdown_table(["structure", "model", "structures (cases)", *_HEADS.values(), "empty"], rows, left=2)
 
 
 def _metric_cells(groups: Sequence[Group]) -> list[list[str]]:
@@ -116,10 +116,14 @@ def _tests(tests: Sequence[Test]) -> str:
     for test in tests:
         row = rows.setdefault(
             (test.size, test.first, test.second),
-            [f"{_plain(test.first)} → {_plain(test.second)}", SIZE_TITLES[test.size], str(test.comparison.cases)],
+            [
+                f"{plain_name(test.first)} → {plain_name(test.second)}",
+                SIZE_TITLES[test.size],
+                str(test.comparison.cases),
+            ],
         )
         row.append(_best(_test_cell(test), test.p_holm < SIGNIFICANT))
-    return _table(["models", "size", "cases", *_HEADS.values()], rows.values(), left=2)
+    return markdown_table(["models", "size", "cases", *_HEADS.values()], rows.values(), left=2)
 
 
 def _test_cell(test: Test) -> str:
@@ -164,7 +168,7 @@ def _too_few(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """A Markdown table whose first `left` columns are text and whose others are numbers."""
     rule = [":--" if column < left else "--:" for column in range(len(heads))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows])
@@ -174,6 +178,6 @@ def _best(text: str, is_best: bool) -> str:
     return f"**{text}**" if is_best else text
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name that can't break a table."""
     return name.replace("|", "\\|").replace("\n", " ")

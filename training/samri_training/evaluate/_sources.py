@@ -1,56 +1,29 @@
-"""Where the test slices come from: a folder of slices and masks, or an embedding store."""
+"""Test slices: from a folder of slices and masks, or from embedding stores."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from samri.errors import InputError
 from samri_training.evaluate._models import Model
-from samri_training.slices import SPLITS, SlicePair, Split, find_slices
-from samri_training.store import Embeddings, combine, require_encoder
+from samri_training.slices import SPLITS, LabelledSlice, SliceSource, Split, find_slices
+from samri_training.store import EmbeddedSlice, Embeddings, combine, require_encoder
 
 TEST_SPLIT: Split = "testing"
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One slice with its ground truth.
+class Source(SliceSource[LabelledSlice | EmbeddedSlice], Protocol):
+    """Test slices, to be encoded or embedded already.
 
     Attributes:
-        name: Of the slice.
-        case: What results are paired by: the patient, or the scan where patients aren't known.
-        mask: (H, W) label map, 0 is background.
-        spacing: Between rows and between columns, in mm.
-        image: (H, W) intensities; None in a store, which holds the embedding instead.
-        intensity_range: Percentiles of the whole volume, where they are known.
-        features: (1, C, G, G) float32, from a store.
-        dataset: The folders that tell datasets apart, without the split; empty where there is one alone. Label 1 of one
-            dataset is another structure than label 1 of the next.
+        datasets: Dataset of each slice: the folders above it without the split, or empty where there is one
+            dataset. Label 1 may mean different structures in different datasets.
     """
 
-    name: str
-    case: str
-    mask: npt.NDArray[Any]
-    spacing: tuple[float, float]
-    image: npt.NDArray[Any] | None = None
-    intensity_range: tuple[float, float] | None = None
-    features: npt.NDArray[np.float32] | None = None
-    dataset: str = ""
-
-
-class Source(Protocol):
-    """Test slices, in an order that doesn't change."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Sample]: ...
+    datasets: Sequence[str]
 
     def accept(self, model: Model) -> None:
         """Make sure that a model can be evaluated on these slices.
@@ -89,20 +62,17 @@ class SliceFolder:
             split = TEST_SPLIT
         self._folder = folder
         self._split = split
-        self._pairs: list[SlicePair] = [pair for pair in pairs if split is None or pair.split == split]
+        self._pairs = [pair for pair in pairs if split is None or pair.split == split]
         if not self._pairs:
             found = ", ".join(sorted(name for name in there if name)) or "no split at all"
             raise InputError(f"{folder} holds no slices for {split}, only {found}: choose with --split")
+        self.datasets: Sequence[str] = [_dataset(pair.name.split("/")[:-1]) for pair in self._pairs]
 
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __iter__(self) -> Iterator[Sample]:
-        for pair in self._pairs:
-            read = pair.read()
-            case = pair.patient or pair.case
-            dataset = _dataset(pair.name.split("/")[:-1])
-            yield Sample(pair.name, case, read.mask, read.spacing, read.image, read.intensity_range, dataset=dataset)
+    def __getitem__(self, index: int) -> LabelledSlice:
+        return self._pairs[index].read()
 
     def accept(self, model: Model) -> None:
         """Any model: it encodes the slices itself."""
@@ -115,37 +85,33 @@ class SliceFolder:
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON values, for provenance."""
-        return {"kind": "slices", "path": str(self._folder), "split": self._split, "slices": len(self)}
+        return {"kind": "slices", "folder": self._folder.resolve().name, "split": self._split, "slices": len(self)}
 
 
 class EmbeddedSlices:
     """Slices that were embedded before: nothing is encoded, so all models must share the encoder.
 
     Args:
-        parts: Stores and published caches, of one dataset or of several.
+        sources: Stores and published caches, of one dataset or of several.
 
     Raises:
         InputError: None, or not of one encoder.
     """
 
-    def __init__(self, *parts: Embeddings) -> None:
-        self._embeddings = combine(parts)
-        above = Path(os.path.commonpath([part.path.absolute() for part in parts]))
-        self._datasets = [
-            _dataset([*part.path.absolute().relative_to(above).parts, *name.split("/")[:-1]])
-            for part in parts
-            for name, _ in part.names()
+    def __init__(self, *sources: Embeddings) -> None:
+        self._embeddings = combine(sources)
+        above = Path(os.path.commonpath([source.path.absolute() for source in sources]))
+        self.datasets: Sequence[str] = [
+            _dataset([*source.path.absolute().relative_to(above).parts, *name.split("/")[:-1]])
+            for source in sources
+            for name, _ in source.names()
         ]
 
     def __len__(self) -> int:
         return len(self._embeddings)
 
-    def __iter__(self) -> Iterator[Sample]:
-        for index in range(len(self._embeddings)):
-            stored = self._embeddings[index]
-            features = np.array(stored.features, dtype=np.float32)[None]
-            dataset = self._datasets[index]
-            yield Sample(stored.name, stored.case, stored.mask, stored.spacing, features=features, dataset=dataset)
+    def __getitem__(self, index: int) -> EmbeddedSlice:
+        return self._embeddings[index]
 
     def accept(self, model: Model) -> None:
         """Refuse a model with another encoder or preprocessing.
@@ -165,7 +131,12 @@ class EmbeddedSlices:
     def describe(self) -> dict[str, Any]:
         """Plain JSON values, for provenance."""
         info = self._embeddings.info
-        return {"kind": "store", "path": str(self._embeddings.path), "slices": len(self), "store": info.to_json()}
+        return {
+            "kind": "store",
+            "folder": self._embeddings.path.resolve().name,
+            "slices": len(self),
+            "store": info.to_json(),
+        }
 
 
 def _dataset(folders: Sequence[str]) -> str:

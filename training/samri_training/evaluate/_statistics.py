@@ -1,12 +1,15 @@
-"""Is one model better than another? Paired by case, without pretending that a patient's slices are independent."""
+"""Paired comparison of models by case: Wilcoxon's test, effect size, Holm's correction."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+_Key = TypeVar("_Key")
 
 _DIGITS = 9  # Differences that agree to so many decimals are ties: beyond them is only rounding.
 
@@ -51,7 +54,7 @@ def spread(values: npt.ArrayLike) -> Spread:
 
 
 def case_means(cases: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """The mean of each case's values: one number a case, whatever the number of its slices and structures."""
+    """The mean of each case's values: one number per case, whatever the number of its slices and structures."""
     grouped: dict[str, list[float]] = {}
     for case, value in zip(cases, values, strict=True):
         grouped.setdefault(case, []).append(value)
@@ -72,6 +75,15 @@ def compare(first: Mapping[str, float], second: Mapping[str, float]) -> Comparis
     rounded = rounded[rounded != 0]
     p = float(wilcoxon(rounded).pvalue) if len(rounded) else 1.0
     return Comparison(len(shared), len(rounded), float(differences.mean()), p, rank_biserial(rounded))
+
+
+def compare_family(
+    pairs: Mapping[_Key, tuple[Mapping[str, float], Mapping[str, float]]],
+) -> dict[_Key, tuple[Comparison, float]]:
+    """`compare` each pair of one family: the comparison, and its p after Holm's correction over all of them."""
+    compared = {key: compare(first, second) for key, (first, second) in pairs.items()}
+    corrected = holm([comparison.p for comparison in compared.values()])
+    return {key: (comparison, p) for (key, comparison), p in zip(compared.items(), corrected, strict=True)}
 
 
 def rank_biserial(differences: npt.ArrayLike) -> float:

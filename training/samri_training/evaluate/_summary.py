@@ -1,4 +1,4 @@
-"""From rows to the numbers of a report: groups of structures, and tests between models."""
+"""Numbers of a report: means by group of structures, and tests between models."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from samri_training.evaluate._evaluation import Evaluation, Row
 from samri_training.evaluate._metrics import METRICS, Metric
-from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare, holm, spread
+from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare_family, spread
 from samri_training.prompting import PromptKind
-from samri_training.sizes import SIZES
+from samri_training.slices import SIZES
 
 ALL = "all"
 GROUPS: tuple[str, ...] = (ALL, *SIZES)
@@ -198,19 +198,18 @@ def _group(rows: list[Row], name: str, label: int | None = None, dataset: str | 
 
 def _family(rows: Rows, prompt: PromptKind, metric: Metric, sizes: Sequence[str], models: Sequence[str]) -> list[Test]:
     """All pairs of models in those size bins that have structures: one family for Holm's correction."""
-    found: list[tuple[str, str, str, Comparison]] = []
+    pairs: dict[tuple[str, str, str], tuple[dict[str, float], dict[str, float]]] = {}
     for size in sizes:
         means = {}
         for model in models:
             some = rows.of(prompt, model, size)
             means[model] = case_means([row.case for row in some], values(some, metric))
-        found += [
-            (size, first, second, compare(means[first], means[second]))
+        pairs |= {
+            (size, first, second): (means[first], means[second])
             for first, second in combinations(models, 2)
             if means[first]
-        ]
-    corrected = holm([comparison.p for *_, comparison in found])
+        }
     return [
         Test(prompt, size, metric, first, second, comparison, p)
-        for (size, first, second, comparison), p in zip(found, corrected, strict=True)
+        for (size, first, second), (comparison, p) in compare_family(pairs).items()
     ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from samri_training.prepare._arrays import prepare_arrays
 from samri_training.prepare._command import main
 from samri_training.prepare._cut import Cut
-from samri_training.prepare._dataset import prepare
+from samri_training.prepare._dataset import prepare, prepare_arrays
 from samri_training.prepare._report import Report
 
 __all__ = ["Cut", "Report", "main", "prepare", "prepare_arrays"]

@@ -10,13 +10,21 @@ from typing import Literal
 import click
 
 from samri.geometry import PLANES, Plane
-from samri_runtime.cli import command, json_option, overwrite_option, say
+from samri_runtime.cli import (
+    GivenFolder,
+    OutputFolder,
+    Progress,
+    command,
+    emit,
+    json_option,
+    overwrite_option,
+    renamed_option,
+    say,
+)
 from samri_training.extras import require_packages
 from samri_training.prepare._cut import Cut
 from samri_training.prepare._dataset import prepare
-from samri_training.prepare._pattern import check_pattern
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+from samri_training.prepare._sources import check_pattern
 
 
 def _index_or_all(_context: click.Context, _option: click.Parameter, value: str | None) -> int | Literal["all"] | None:
@@ -31,57 +39,97 @@ def _index_or_all(_context: click.Context, _option: click.Parameter, value: str 
 
 @command("samri-prepare")
 @click.option(
-    "-i", "--input", "source", required=True, type=_FOLDER, metavar="FOLDER", help="Images with their label maps."
+    "-i",
+    "--input",
+    "source",
+    required=True,
+    type=GivenFolder(),
+    metavar="FOLDER",
+    help="Folder with images and their label maps.",
 )
-@click.option("-o", "--output", required=True, type=_FOLDER, metavar="FOLDER", help="The slice dataset to make.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=OutputFolder(),
+    metavar="FOLDER",
+    help="Folder to create: the slice dataset.",
+)
 @click.option(
     "--pattern",
     nargs=2,
     metavar="IMAGE MASK",
-    help="Paths below the input, as in 'images/{case}.nii.gz' 'masks/{case}_label.nii.gz'; {patient} may stand there "
-    "too.  [default: the layout is recognized: *_img_* with *_seg_*, nnU-Net, BIDS, a segmentations folder a case]",
+    help="Paths of images and masks below --input, such as 'images/{case}.nii.gz' 'masks/{case}_label.nii.gz'; "
+    "{patient} may be used too.  [default: recognized: *_img_* with *_seg_*, nnU-Net, BIDS, or one folder of "
+    "segmentations per case]",
 )
-@click.option("--images", metavar="GLOB", help="Consider these images only, such as '*_T1w.nii.gz'.")
-@click.option("--masks", metavar="GLOB", help="Consider these masks only, such as '*_desc-manual_dseg.nii.gz'.")
-@click.option("--plane", type=click.Choice(PLANES), help="Cut along an anatomical plane, shown as radiologists do.")
-@click.option("--axis", type=click.IntRange(0, 2), help="Cut along an array axis.  [default: 2]")
+@click.option("--images", metavar="GLOB", help="Use only these images, such as '*_T1w.nii.gz'.  [default: all]")
 @click.option(
-    "--frame", callback=_index_or_all, metavar="T|all", help="Frame of 4-D images, from 0; all makes each a case."
+    "--masks", metavar="GLOB", help="Use only these masks, such as '*_desc-manual_dseg.nii.gz'.  [default: all]"
+)
+@click.option(
+    "--plane",
+    type=click.Choice(PLANES),
+    help="Anatomical plane of the slices, instead of --axis; shown in radiological convention.",
+)
+@click.option(
+    "--axis", type=click.IntRange(0, 2), metavar="A", help="Array axis along which slices are cut.  [default: 2]"
+)
+@click.option(
+    "--frame",
+    callback=_index_or_all,
+    metavar="T|all",
+    help="Index of the time point of 4-D images, from 0; all makes each time point a case.",
 )
 @click.option(
     "--min-pixels",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="Drop a label from slices where it has fewer.",
+    metavar="N",
+    help="Smallest area of a label on a slice, in pixels; smaller ones are removed from the slice.",
 )
-@click.option(
-    "--split",
+@renamed_option(
+    "--ratios",
     "shares",
+    former=["--split"],
     nargs=3,
     type=click.FloatRange(min=0),
     metavar="TRAIN VAL TEST",
-    help="Divide the patients anew in these shares.  [default: as the input is divided; else 0.8 0.1 0.1]",
+    help="Divide the patients anew, in these ratios.  [default: the division of the input; without one 0.8 0.1 0.1]",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the division.")
 @click.option(
-    "--splits",
-    "split_files",
-    type=_FOLDER,
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Random seed of the division of the patients.",
+)
+@renamed_option(
+    "--split-files",
+    former=["--splits"],
+    type=GivenFolder(),
     metavar="FOLDER",
-    help="train.txt, val.txt and test.txt, a patient or case a line.  [default: INPUT/splits, if it is there]",
+    help="Folder with train.txt, val.txt and test.txt, one patient or case per line.  [default: INPUT/splits, if it "
+    "exists]",
 )
 @click.option(
     "--patient",
     metavar="REGEX",
-    help="Its first group, found in a case's name, is the patient, as in '^(patient[0-9]+)'.",
+    help="Regular expression whose first group, found in the name of a case, is the patient: '^(patient[0-9]+)'.",
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out pairs that can't be used, rather than stop.")
-@overwrite_option("Replace an earlier dataset at the output.")
+@click.option("--skip-bad", is_flag=True, help="Leave out pairs that cannot be used, instead of stopping.")
+@overwrite_option("Replace an earlier slice dataset at --output.")
 @click.option(
-    "--num-workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes beside this one."
+    "--num-workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Number of extra processes; 0 cuts the slices in this one.",
 )
-@json_option("Print the report as JSON.")
+@json_option("Print the report as JSON instead of text.")
 def main(
     source: Path,
     output: Path,
@@ -103,23 +151,17 @@ def main(
 ) -> None:
     """Make a slice dataset from volumes with label maps, or from ready 2-D pairs.
 
-    Images and masks are matched by their names. Writes training, validation and testing folders with *_img_*.nii.gz
-    and *_seg_*.nii.gz, report.json and report.txt, and prints the report.
+    Images and masks are matched by name. Writes *_img_*.nii.gz and *_seg_*.nii.gz files in training, validation and
+    testing folders, report.json and report.txt, and prints the report.
+
+    Example: samri-prepare -i volumes -o slices --plane axial
     """
-    require_packages("samri-prepare", "nibabel", "tqdm")
+    require_packages("samri-prepare", "nibabel")
     _check_usage(pattern, plane, axis, shares, split_files, patient)
     if split_files is None and shares is None and (source / "splits").is_dir():
         split_files = source / "splits"
-        say(f"note: patients are divided as {split_files} says; --split divides them anew")
-    from tqdm import tqdm
-
-    # Nothing on a stderr that isn't a terminal: the report is the record.
-    with tqdm(unit="pair", disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+        say(f"note: patients are divided as in {split_files}; --ratios divides them anew")
+    with Progress(0, "pair") as progress:
         report = prepare(
             source,
             output,
@@ -134,10 +176,10 @@ def main(
             skip_bad=skip_bad,
             overwrite=overwrite,
             num_workers=num_workers,
-            progress=progress,
+            progress=progress.reach,
         )
     say(f"{report.slices} slices in {output}")
-    click.echo(json.dumps(report.to_json(), indent=2, allow_nan=False) if as_json else report.to_text(), nl=as_json)
+    emit(json.dumps(report.to_json(), indent=2, allow_nan=False) if as_json else report.to_text().rstrip("\n"))
 
 
 def _check_usage(
@@ -151,15 +193,15 @@ def _check_usage(
     if plane is not None and axis is not None:
         raise click.UsageError("give --plane or --axis, not both.")
     if shares is not None and split_files is not None:
-        raise click.UsageError("give --split or --splits, not both.")
+        raise click.UsageError("give --ratios or --split-files, not both.")
     if shares is not None and not sum(shares) > 0:
-        raise click.UsageError("--split needs a share above 0.")
+        raise click.UsageError("--ratios needs a number above 0.")
     if pattern is not None and (wrong := check_pattern(pattern)) is not None:
         raise click.UsageError(f"--pattern: {wrong}.")
     if patient is not None:
         try:
             groups = re.compile(patient).groups
         except re.error as error:
-            raise click.UsageError(f"--patient {patient!r} is no regular expression: {error}.") from error
+            raise click.UsageError(f"--patient {patient!r} is not a regular expression: {error}.") from error
         if not groups:
-            raise click.UsageError(f"--patient {patient!r} needs a group in parentheses, which is the patient.")
+            raise click.UsageError(f"--patient {patient!r} needs a group in parentheses that matches the patient.")

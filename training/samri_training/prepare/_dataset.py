@@ -1,21 +1,28 @@
-"""From a folder of images and label maps to a slice dataset, which appears as a whole or not at all."""
+"""Making a slice dataset from a folder or from arrays: it appears complete or not at all."""
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from samri import __version__
 from samri.errors import InputError, OutputError
+from samri.io.optional import require
+from samri.opening import read_json
+from samri.ownership import refuse_foreign_content
 from samri.preprocessing import profile
 from samri.staging import staged_folder
 from samri_training.prepare._cut import BY_LAST_AXIS, Cut, CutCase, Refused
-from samri_training.prepare._earlier import check_dataset
 from samri_training.prepare._labels import merged_names
 from samri_training.prepare._patients import DEFAULT_SHARES, divide, keep_given, read_split_files
-from samri_training.prepare._report import REPORT_JSON, REPORT_TEXT, Report
+from samri_training.prepare._report import REPORT_FORMAT, REPORT_JSON, REPORT_TEXT, Report
 from samri_training.prepare._sources import LeftOut, SourcePair, find_sources
 from samri_training.prepare._workers import cut_all
 from samri_training.slices import SPLITS, Split
@@ -51,9 +58,9 @@ def prepare(
         images: Glob of the images to consider.
         masks: Glob of the masks to consider.
         patient: Regular expression that finds the patient in a case's name.
-        shares: Of patients for training, validation and testing. None keeps the splits that the source has, if it has
-            any, and else takes 0.8, 0.1 and 0.1.
-        seed: Of the division.
+        shares: Shares of patients for training, validation and testing. None keeps the source's own splits, or takes
+            0.8, 0.1 and 0.1 where it has none.
+        seed: Random seed of the split.
         split_files: Folder with `train.txt`, `val.txt` and `test.txt`, instead of a division at random.
         skip_bad: Leave out pairs that can't be used, rather than stop.
         overwrite: Replace an earlier dataset.
@@ -100,7 +107,7 @@ def prepare(
             "division": _describe_division(sources.pairs, shares, seed, split_files),
         }
         notes = [*(note for labels in described for note in labels.notes), *_notes(cases)]
-        report = Report(str(source), settings, cases, left_out, notes, names)
+        report = Report(source, settings, cases, left_out, notes, names)
         if not report.slices:
             raise InputError(f"{source}: no slice is left: {left_out[0].why if left_out else 'nothing is marked'}")
         _write_records(stage, source, how, report)
@@ -109,7 +116,8 @@ def prepare(
 
 def _check_places(source: Path, output: Path, overwrite: bool) -> None:
     """Refuse what would read its own output, or put it in the place of its input."""
-    here, there = source.resolve(), output.resolve()
+    # Unlike Path.resolve, this takes a link that leads to itself.
+    here, there = Path(os.path.realpath(source)), Path(os.path.realpath(output))
     if here == there or there in here.parents:
         raise OutputError(f"{output} holds the input {source}: name another output")
     if here in there.parents:
@@ -152,7 +160,7 @@ def _describe_division(
     pairs: Sequence[SourcePair], shares: Sequence[float] | None, seed: int, split_files: Path | None
 ) -> dict[str, Any]:
     if split_files is not None:
-        return {"by": "files", "files": str(split_files)}
+        return {"by": "files", "files": split_files.resolve().name}
     if shares is None and all(pair.split is not None for pair in pairs):
         return {"by": "folders of the input"}
     return {"by": "chance", "shares": list(shares or DEFAULT_SHARES), "seed": seed}
@@ -202,3 +210,65 @@ def _sidecar(source: Path, how: Cut, cases: Sequence[CutCase], names: Mapping[in
         "labels": {str(label): name for label, name in names.items()},
         "cases": recorded,
     }
+
+
+def prepare_arrays(
+    output: Path,
+    volumes: Mapping[Split, Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]],
+    how: Cut = BY_LAST_AXIS,
+    *,
+    affine: npt.ArrayLike | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Make a slice dataset from arrays, by the same path that files take.
+
+    Args:
+        output: Folder that appears when all is done.
+        volumes: Split to case to (image, label map), both (H, W) or (I, J, K), of a dtype that NIfTI knows.
+        how: How volumes become slices; with `Cut(axis=0)` an array (slices, H, W) is shown as it is.
+        affine: (4, 4) of all of them, in mm; identity if None.
+        overwrite: Replace an earlier dataset.
+
+    Raises:
+        InputError: A pair can't be used.
+        OutputError: `output` can't be written, or exists.
+    """
+    nibabel = require("nibabel")
+    matrix = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
+    with tempfile.TemporaryDirectory(prefix="samri-") as source:
+        for split, cases in volumes.items():
+            (Path(source) / split).mkdir()
+            for case, arrays in cases.items():
+                for role, array in zip(("img", "seg"), arrays, strict=True):
+                    stored = array.astype(np.uint8) if array.dtype == bool else array
+                    image = nibabel.Nifti1Image(stored, matrix, dtype=stored.dtype)
+                    nibabel.save(image, Path(source) / split / f"{case}_{role}.nii")
+        return prepare(Path(source), Path(output), how, overwrite=overwrite)
+
+
+def check_dataset(folder: Path) -> None:
+    """Refuse to replace a folder that samri-prepare didn't make, or that holds more than its files.
+
+    Raises:
+        OutputError: It says what it holds.
+    """
+    report = _values(folder / REPORT_JSON)
+    if report.get("format") != REPORT_FORMAT:
+        raise OutputError(f"{folder} wasn't made by samri-prepare, so it won't be replaced: name another output")
+    # Slices aren't listed one by one; what lies flat in the folder of a split under their naming is taken for one.
+    slices = [
+        f"{split}/{path.name}"
+        for split in SPLITS
+        for path in (folder / split).glob("*.nii.gz")
+        if "_img_" in path.name or "_seg_" in path.name
+    ]
+    empty = [f"{split}/{SIDECAR}" for split in SPLITS]
+    refuse_foreign_content(folder, [REPORT_JSON, REPORT_TEXT, *empty, *slices], "samri-prepare")
+
+
+def _values(path: Path) -> dict[str, Any]:
+    try:
+        values = read_json(path, error=OutputError, remedy="prepare again")
+    except OutputError:
+        return {}
+    return values if isinstance(values, dict) else {}

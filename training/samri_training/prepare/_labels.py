@@ -1,4 +1,4 @@
-"""What a dataset says its labels mean: nnU-Net's `dataset.json`, or the tables of BIDS (`*_dseg.tsv`).
+"""Label names of a dataset, from nnU-Net's `dataset.json` or BIDS tables (`*_dseg.tsv`).
 
 https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
 https://bids-specification.readthedocs.io/en/stable/derivatives/imaging.html#common-image-derived-labels
@@ -29,13 +29,13 @@ class Labels:
     """The labels of a dataset.
 
     Attributes:
-        file: That says so.
+        file: The file they were read from.
         names: (label, name) of each structure, sorted by label; without background and `ignore`.
         declared: All labels that may be there, but for `ignore`; None where others may be there too.
-        ignore: Marks where nobody looked, if there is one.
+        ignore: Label of regions without annotation, if there is one.
         channels: (four digits of a file's name, name) of each channel.
-        file_ending: Of the dataset's images, if it says.
-        notes: What a person should know of, in plain lines.
+        file_ending: File ending of the dataset's images, if recorded.
+        notes: Notes for the user, one line each.
     """
 
     file: Path

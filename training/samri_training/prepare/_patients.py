@@ -1,4 +1,4 @@
-"""Which patients are for training, for validation and for testing: all slices of a patient stay together."""
+"""The split of patients into training, validation and testing: all slices of a patient stay together."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def divide(patients: Sequence[str], shares: Sequence[float], seed: int) -> dict[
 
     Args:
         patients: Their names.
-        shares: Of training, validation and testing; need not add up to 1. A share above 0 gets at least one patient.
-        seed: Of the shuffle.
+        shares: Shares of training, validation and testing; need not add up to 1. Each above 0 gets a patient at least.
+        seed: Random seed of the shuffle.
 
     Raises:
         InputError: Fewer patients than shares above 0.
@@ -32,7 +32,7 @@ def divide(patients: Sequence[str], shares: Sequence[float], seed: int) -> dict[
         into = ", ".join(split for split, wanted in zip(SPLITS, asked, strict=True) if wanted)
         raise InputError(
             f"the dataset has {who}, too few to divide into {into} by patient: give a share of 0 to the rest, such as "
-            "--split 1 0 0 to put all into training"
+            "--ratios 1 0 0 to put all into training"
         )
     counts = _counts(len(patients), shares)
     shuffled = [sorted(patients)[index] for index in np.random.default_rng(seed).permutation(len(patients))]
@@ -41,7 +41,7 @@ def divide(patients: Sequence[str], shares: Sequence[float], seed: int) -> dict[
 
 
 def read_split_files(folder: Path, pairs: Sequence[SourcePair]) -> tuple[dict[str, Split], list[LeftOut]]:
-    """Patient to split by `train.txt`, `val.txt` and `test.txt`: one patient or case a line, `#` begins a comment.
+    """Patient to split by `train.txt`, `val.txt` and `test.txt`: one patient or case per line, `#` begins a comment.
 
     Raises:
         InputError: None of the files, a name that no pair has, or a patient in two of them.
@@ -65,7 +65,7 @@ def read_split_files(folder: Path, pairs: Sequence[SourcePair]) -> tuple[dict[st
                         f"({patient}): a patient belongs to one split"
                     )
     left_out = [
-        LeftOut(str(pair.image), f"its patient {pair.patient} is in no file of {folder}")
+        LeftOut(str(pair.image), f"its patient {pair.patient} is in no file of {folder.name}")
         for pair in pairs
         if pair.patient not in chosen
     ]
@@ -83,7 +83,7 @@ def keep_given(pairs: Sequence[SourcePair], shares: Sequence[float], seed: int) 
         if pair.split is not None and chosen.setdefault(pair.patient, pair.split) != pair.split:
             raise InputError(
                 f"{pair.image} is of patient {pair.patient}, who is in {chosen[pair.patient]} as well: a patient "
-                "belongs to one split; --split divides anew, --patient says who is who"
+                "belongs to one split: divide anew with --ratios, or name the patients with --patient"
             )
     rest = sorted({pair.patient for pair in pairs} - chosen.keys())
     if rest:

@@ -1,20 +1,21 @@
-"""What a dataset holds, and what was left out: for programs and for people."""
+"""report.json and report.txt: what a dataset holds, and what was left out."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from samri import __version__
-from samri_training.prepare._cut import CutCase
+from samri.privacy import without_folders
+from samri_training.prepare._cut import CutCase, LabelTally
 from samri_training.prepare._sources import LeftOut
-from samri_training.prepare._tally import LabelTally
 from samri_training.slices import SPLITS, Split
 
 REPORT_JSON, REPORT_TEXT = "report.json", "report.txt"
-FORMAT = "samri-prepare-report"
+REPORT_FORMAT = "samri-prepare-report"
 
 _SHOWN = 20
 
@@ -24,15 +25,16 @@ class Report:
     """What `prepare` made.
 
     Attributes:
-        source: The folder that it was made from.
+        source: The folder that it was made from. The report has its name alone, and files below it by their path in
+            it: the folders above often name a patient.
         settings: Layout and options, in plain JSON values.
         cases: Cases of each split, in the order of their names.
         left_out: Files that nothing came of, and why.
-        notes: What a person should know of, in plain lines.
+        notes: Notes for the user, one line each.
         names: Label to the name of its structure, as far as the source says.
     """
 
-    source: str
+    source: Path
     settings: dict[str, Any]
     cases: dict[Split, list[CutCase]]
     left_out: list[LeftOut]
@@ -55,23 +57,23 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "format": FORMAT,
+            "format": REPORT_FORMAT,
             "format_version": 1,
             "samri": __version__,
-            "source": self.source,
+            "source": self._name,
             "settings": self.settings,
             "label_names": {str(label): name for label, name in self.names.items()},
             "splits": {split: self._describe(split) for split in SPLITS},
             "total": self._describe(None),
-            "left_out": [asdict(item) for item in self.left_out],
-            "notes": self.notes,
+            "left_out": [{key: self._plain(line) for key, line in asdict(item).items()} for item in self.left_out],
+            "notes": [self._plain(note) for note in self.notes],
         }
 
     def to_text(self) -> str:
         """A page to read."""
         total = self._describe(None)
         lines = [
-            f"{self.source}: layout {self.settings['layout']}, slices along {self.settings['cut']}",
+            f"{self._name}: layout {self.settings['layout']}, slices along {self.settings['cut']}",
             "",
             *_table(
                 ("", "patients", "cases", "slices"),
@@ -93,11 +95,18 @@ class Report:
             "",
             f"slices left out: {total['slices_unmarked']} with no label, "
             f"{total['slices_thinned']} with dropped labels only",
-            *(f"left out: {item.what}: {item.why}" for item in self.left_out[:_SHOWN]),
+            *(f"left out: {self._plain(item.what)}: {self._plain(item.why)}" for item in self.left_out[:_SHOWN]),
         ]
         if len(self.left_out) > _SHOWN:
             lines.append(f"left out: {len(self.left_out) - _SHOWN} more, all of them in {REPORT_JSON}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)]) + "\n"
+        return "\n".join([*lines, *(f"note: {self._plain(note)}" for note in self.notes)]) + "\n"
+
+    @property
+    def _name(self) -> str:
+        return self.source.resolve().name
+
+    def _plain(self, line: str) -> str:
+        return without_folders(line, [self.source])
 
     def _named(self, label: int) -> str:
         return f"{label} {self.names[label]}" if label in self.names else str(label)

@@ -1,4 +1,4 @@
-"""Which image belongs to which label map, by their names: the layouts that datasets come in."""
+"""Pairs of image and label map in a folder, by the dataset layouts that are known, or by a pattern."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from typing import Literal
 from samri.errors import InputError
 from samri_training.prepare._bids import match_bids
 from samri_training.prepare._labels import Labels, bids_table_of, read_bids_table, read_dataset_json
-from samri_training.prepare._pattern import compiled, placeholders
 from samri_training.prepare._structures import holds_structures, labels_of, match_structures
 from samri_training.slices import Split, match_slices, split_of
-from samri_training.slices._formats import unread, unread_below
-from samri_training.slices._layout import image_files, stem
+from samri_training.slices._layout import image_files, stem, unread, unread_below
 from samri_training.slices._splits import split_of_folders
 
 Layout = Literal["img-seg", "nnunet", "bids", "structures", "pattern"]
@@ -37,7 +35,7 @@ class SourcePair:
         mask: In the same grid.
         tail: Name of the slice within its case, for a ready 2-D pair.
         split: Where the source has put it already.
-        intensity_range: Of the volume that a ready 2-D pair was cut from, if that was recorded.
+        intensity_range: Percentiles of the volume that a ready 2-D pair was cut from, if recorded.
         labels: What the dataset says that its labels mean.
         structures: (label, file) of each structure, where each has a file of its own; `mask` is then their folder.
     """
@@ -89,7 +87,7 @@ def find_sources(
     """Match images and masks below a folder.
 
     Args:
-        folder: Of one dataset.
+        folder: Folder of one dataset.
         pattern: Paths of image and mask below `folder` with placeholders such as `{case}`; None recognizes the layout.
         images: Consider only images whose path matches this glob, such as `*_T1w.nii.gz`.
         masks: The same for masks.
@@ -189,7 +187,7 @@ def _match_nnunet(folder: Path, wanted_image: Callable[[Path], bool], wanted_mas
             if case not in masks:
                 left_out += [LeftOut(str(image), _NO_MASK) for image in found]
                 continue
-            # One image a case: the channel that comes first. The others are there for whoever asks by --images.
+            # One image per case: the first channel. --images chooses another.
             image, *others = found
             for other in others:
                 name = names.get(stem(other)[-4:])
@@ -282,3 +280,35 @@ def _refuse_equal_names(pairs: list[SourcePair]) -> None:
 
 def _written_name(pair: SourcePair) -> str:
     return f"{pair.case}_{pair.tail}" if pair.tail else pair.case
+
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def placeholders(template: str) -> list[str]:
+    """The names in it, each once, in their order."""
+    return list(dict.fromkeys(_PLACEHOLDER.findall(template)))
+
+
+def check_pattern(pattern: tuple[str, str]) -> str | None:
+    """What is wrong with a `--pattern`, if anything is."""
+    image, mask = ({*_PLACEHOLDER.findall(template)} for template in pattern)
+    if not all(name.isidentifier() for name in image | mask):
+        return "a placeholder is a word that begins with a letter, such as {case}"
+    if not image:
+        return "a pattern needs a placeholder such as {case}, where the names of two cases differ"
+    if image != mask:
+        return f"both patterns need the same placeholders: {sorted(image)} and {sorted(mask)} differ"
+    return None
+
+
+def compiled(template: str) -> re.Pattern[str]:
+    """`{name}` stands for any characters but a slash; named twice, for the same ones."""
+    parts, seen = [], set()
+    for index, part in enumerate(_PLACEHOLDER.split(template)):
+        if index % 2 == 0:
+            parts.append(re.escape(part))
+        else:
+            parts.append(f"(?P={part})" if part in seen else f"(?P<{part}>[^/]+?)")
+            seen.add(part)
+    return re.compile("".join(parts))

@@ -1,4 +1,4 @@
-"""Cutting many pairs, in this process or in several."""
+"""Cutting many volumes, in this process or in several."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cut_all(
     num_workers: int,
     progress: Callable[[int, int], None],
 ) -> list[list[CutCase] | Refused]:
-    """Cut each pair into its folder; results in the order of the pairs, whoever made them.
+    """Cut each pair into its folder; results in the order of the pairs, whatever the number of processes.
 
     Raises:
         OSError: A slice can't be written.

@@ -1,4 +1,4 @@
-"""Files of a slice dataset: which belong together, and what they hold."""
+"""Slices of a dataset: finding and pairing their files, and reading them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from samri.errors import InputError
 from samri.io import read_scan
-from samri_training.slices._formats import unread_below
 from samri_training.slices._scans import check_same_grid, gray, label_map, one_slice, slice_spacing
 from samri_training.slices._splits import SPLITS, Split, split_named, split_of_folders
 
@@ -26,11 +25,16 @@ SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".png", ".jpg", ".jpeg", ".tif", 
 _ROLE = re.compile(r"(?P<case>.+)_(?P<role>img|seg)(?:_(?P<tail>.*))?", re.DOTALL)
 
 
+_T_co = TypeVar("_T_co", covariant=True)
+
+
 @dataclass(frozen=True, eq=False)
-class Slice:
+class LabelledSlice:
     """One slice with its ground truth.
 
     Attributes:
+        name: Unique in its dataset.
+        case: What is held out and compared as one: the patient, or the scan where patients aren't known.
         image: (H, W), in the file's own dtype.
         mask: (H, W) uint16 label map, 0 is background; it holds at least one label.
         spacing: Between rows and between columns, in mm; 1 where the file doesn't say.
@@ -38,10 +42,20 @@ class Slice:
             where the volume isn't known.
     """
 
+    name: str
+    case: str
     image: npt.NDArray[Any]
     mask: npt.NDArray[np.uint16]
     spacing: tuple[float, float]
-    intensity_range: tuple[float, float] | None
+    intensity_range: tuple[float, float] | None = None
+
+
+class SliceSource(Protocol[_T_co]):
+    """Slices by index, in an order that doesn't change: `LabelledSlice`s of a folder, `EmbeddedSlice`s of a store."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> _T_co: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class SlicePair:
         patient: Whom `case` shows; `case` itself where nothing else is recorded.
         split: By the name of a folder that it lies in, see `split_named`.
         tail: What stands behind `_img_`.
-        intensity_range: See `Slice`.
+        intensity_range: See `LabelledSlice`.
     """
 
     name: str
@@ -68,7 +82,12 @@ class SlicePair:
     tail: str = ""
     intensity_range: tuple[float, float] | None = None
 
-    def read(self) -> Slice:
+    @property
+    def subject(self) -> str:
+        """The patient, or the scan where patients aren't known."""
+        return self.patient or self.case
+
+    def read(self) -> LabelledSlice:
         """Read and check both files.
 
         Raises:
@@ -82,7 +101,8 @@ class SlicePair:
         mask = view.extract(label_map(labels)).astype(np.uint16)
         if not mask.any():
             raise InputError(f"{self.mask} is empty: every pixel is 0; remove the pair, or mark its structures")
-        return Slice(view.extract(image), mask, slice_spacing(scan, view), self.intensity_range)
+        spacing = slice_spacing(scan, view)
+        return LabelledSlice(self.name, self.subject, view.extract(image), mask, spacing, self.intensity_range)
 
 
 def find_slices(folder: str | os.PathLike[str]) -> list[SlicePair]:
@@ -201,3 +221,38 @@ def _read_sidecar(file: Path) -> dict[str, Any]:
 
 def _is_range(values: Any) -> bool:
     return isinstance(values, list) and len(values) == 2 and all(isinstance(value, (int, float)) for value in values)
+
+
+_CONVERT = "convert them to NIfTI, for example with SimpleITK: sitk.WriteImage(sitk.ReadImage('a{0}'), 'a.nii.gz')"
+_UNREAD = {
+    ".nrrd": ("NRRD", _CONVERT),
+    ".nhdr": ("NRRD", _CONVERT),
+    ".mha": ("MetaImage", _CONVERT),
+    ".mhd": ("MetaImage", _CONVERT),
+    ".dcm": ("DICOM", "convert them to NIfTI with dcm2niix"),
+    ".ima": ("DICOM", "convert them to NIfTI with dcm2niix"),
+    ".hdr": ("Analyze or two-file NIfTI", "join them with nibabel: nib.save(nib.load('a.hdr'), 'a.nii.gz')"),
+    ".mnc": ("MINC", "convert them to NIfTI with mnc2nii"),
+    ".par": ("Philips PAR/REC", "convert them to NIfTI with dcm2niix"),
+    ".h5": ("HDF5", "save each volume as NIfTI, for example with nibabel"),
+    ".mat": ("MATLAB", "save each volume as NIfTI, for example with nibabel"),
+}
+
+
+def unread(name: str) -> str | None:
+    """What is wrong with a file of that name, or files with that ending, and the way out; None where nothing is."""
+    ending = Path(name.lower()).suffix or name.lower()
+    if ending not in _UNREAD:
+        return None
+    format_name, way_out = _UNREAD[ending]
+    return f"{format_name} ({ending}), which SAMRI doesn't read: {way_out.format(ending)}"
+
+
+def unread_below(folder: Path) -> str | None:
+    """The same of the first such file below a folder."""
+    for _, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if (found := unread(name)) is not None and not name.startswith("."):
+                return f"{name} is {found}"
+    return None

@@ -1,8 +1,8 @@
-"""What makes two scans an image and its label map."""
+"""Checks that two scans are an image and its label map, and the size bins of structures."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -112,3 +112,18 @@ def _furthest_corner(image: Scan, mask: Scan) -> float:
 
 def _shortest(value: Any) -> str:
     return np.format_float_positional(value, trim="-")
+
+
+Size = Literal["small", "medium", "large"]
+SIZES: tuple[Size, ...] = get_args(Size)
+
+
+def size_of(pixels: int, shape: tuple[int, ...]) -> Size:
+    """The bin of a structure of that many pixels in an (H, W) image: under 0.5 %, to 3.5 %, above."""
+    area = 1
+    for length in shape:
+        area *= length
+    # In whole numbers, since the bounds are often met exactly.
+    if 1000 * pixels < 5 * area:
+        return "small"
+    return "large" if 1000 * pixels > 35 * area else "medium"

@@ -1,4 +1,4 @@
-"""Which part of a dataset a folder holds, by its name: `training`, but also `train`, `imagesTr` or `Embedding_val`."""
+"""The split that a folder holds, by its name: `training`, but also `train`, `imagesTr` or `Embedding_val`."""
 
 from __future__ import annotations
 

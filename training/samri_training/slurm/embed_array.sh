@@ -1,11 +1,11 @@
 #!/bin/bash
-# Embed a slice dataset with a SLURM array: one GPU a task, any number of tasks.
+# Embed a slice dataset with a SLURM array: one GPU per task, any number of tasks.
 #
 #   sbatch --array=0-15 embed_array.sh DATA_DIR SAVE_DIR CHECKPOINT
 #
 # Tasks share nothing but SAVE_DIR, which lies on a file system that all nodes see. Each makes its own files; none waits
-# for another. A task that was killed, preempted or out of time goes on where it was: submit the same array again, as a
-# whole. Tasks that have nothing left to do end within seconds.
+# for another. If tasks are killed, preempted or out of time, submit the same array again, as a whole,
+# to resume. Tasks that have nothing left to do end within seconds.
 #SBATCH --job-name=samri-embed
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -29,7 +29,7 @@ shift 3
 export OMP_NUM_THREADS=1
 
 # samri-embed reads its part off SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT. exec, so that SLURM's signals reach it.
-# What was passed takes the place of this script's own.
+# Options passed by the user replace this script's own.
 own=()
 for pair in "--device cuda" "--batch-size 8" "--num-workers ${SLURM_CPUS_PER_TASK:-8}"; do
     [[ " $* " == *" ${pair%% *} "* || " $* " == *" ${pair%% *}="* ]] || own+=($pair)

@@ -3,7 +3,7 @@
 #
 #   sbatch --nodes=2 embed_nodes.sh DATA_DIR SAVE_DIR CHECKPOINT
 #
-# Where GPUs can be had one by one, embed_array.sh starts sooner. Killed at any moment, the same command goes on.
+# Where GPUs can be had one by one, embed_array.sh starts sooner. If the job is killed, the same command resumes.
 #SBATCH --job-name=samri-embed
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -30,7 +30,7 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # srun doesn't take sbatch's number of cores over by itself, and leaves one core to all processes of a node. Two jobs that
 # share a node must not meet at one port.
-# What was passed takes the place of this script's own.
+# Options passed by the user replace this script's own.
 own=()
 for pair in "--device cuda" "--batch-size 8" "--num-workers $((${SLURM_CPUS_PER_TASK:-64} / gpus))"; do
     [[ " $* " == *" ${pair%% *} "* || " $* " == *" ${pair%% *}="* ]] || own+=($pair)

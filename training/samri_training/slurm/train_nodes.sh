@@ -3,8 +3,8 @@
 #
 #   sbatch --nodes=2 train_nodes.sh EMBEDDING_DIR CHECKPOINT SAVE_DIR [OPTIONS OF samri-train]
 #
-# Killed, preempted or out of time, the same command goes on after the last finished epoch. One GPU is often enough: the
-# decoder is small.
+# If the job is killed, preempted or out of time, the same command resumes after the last finished epoch. One GPU is
+# often enough: the decoder is small.
 #SBATCH --job-name=samri-train
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -29,15 +29,16 @@ gpus=${SLURM_GPUS_ON_NODE:-8}
 export OMP_NUM_THREADS=1
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# A run that was begun is gone on with, under its own settings and the options that are given with it.
+# Resume an existing run with its own settings and the options passed now.
 if [[ -f $save/last.pth ]]; then
     run=(--resume "$save" "$@")
 else
     run=(--embedding-dir "$embeddings" --checkpoint "$checkpoint" --save-dir "$save")
-    # What was passed takes the place of this script's own.
+    # Options passed by the user replace this script's own; --no-amp, too.
     own=()
     for pair in "--device cuda" --amp "--num-workers $((${SLURM_CPUS_PER_TASK:-64} / gpus - 1))"; do
-        [[ " $* " == *" ${pair%% *} "* || " $* " == *" ${pair%% *}="* ]] || own+=($pair)
+        name=${pair%% *}
+        [[ " $* " =~ \ -(-no)?${name#-}[\ =] ]] || own+=($pair)
     done
     run+=("${own[@]}" "$@")
 fi

@@ -1,4 +1,4 @@
-"""The embedding store: what the frozen encoder saw, computed once, memory-mapped for every epoch after.
+"""The embedding store: the frozen encoder's output, computed once and memory-mapped in every epoch.
 
 A store is a folder of a few large files (see docs/embeddings.md): `store.json` says which encoder and preprocessing
 made it, each shard is a safetensors file with a manifest that holds its SHA-256, `index.json` follows from those.
@@ -6,11 +6,11 @@ made it, each shard is a safetensors file with a manifest that holds its SHA-256
 
 from __future__ import annotations
 
-from samri_training.store._combined import Embeddings, combine, require_encoder
+from samri_training.store._embeddings import EmbeddedSlice, Embeddings, combine, require_encoder
 from samri_training.store._info import EncoderFacts, StoredDtype, StoreInfo
 from samri_training.store._plan import PLAN_NAME, StorePlan
-from samri_training.store._shard_writer import EmbeddedSlice, ShardWriter
-from samri_training.store._store import EmbeddingStore, StoredSlice
+from samri_training.store._shard_writer import ShardWriter
+from samri_training.store._store import EmbeddingStore
 
 __all__ = [
     "PLAN_NAME",
@@ -22,7 +22,6 @@ __all__ = [
     "StoreInfo",
     "StorePlan",
     "StoredDtype",
-    "StoredSlice",
     "combine",
     "require_encoder",
 ]

@@ -1,4 +1,4 @@
-"""What a store says of itself: the encoder, the preprocessing and the number format behind every embedding in it."""
+"""Metadata of a store: encoder, preprocessing and number format of its embeddings."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class EncoderFacts:
         image_size: S, the side of the encoder's input in pixels.
         embedding_shape: (C, G, G).
         backbone: `vit_b` and so on.
-        precision: Of the encoder's arithmetic.
+        precision: Precision of the encoder's arithmetic.
         checkpoint: Name of the file that the weights came from.
-        checkpoint_sha256: Of that file.
+        checkpoint_sha256: SHA-256 of that file.
     """
 
     embedding_id: str
@@ -95,12 +95,12 @@ class StoreInfo:
         profile: Name of the preprocessing.
         image_size: S.
         embedding_shape: (C, G, G).
-        backbone: Of the encoder.
-        encoder_precision: Of the encoder's arithmetic.
+        backbone: The encoder's backbone.
+        encoder_precision: Precision of the encoder's arithmetic.
         checkpoint: Name of the file that the weights came from.
-        checkpoint_sha256: Of that file.
+        checkpoint_sha256: SHA-256 of that file.
         dtype: In which the embeddings are stored.
-        source: What was embedded: `slices`, or `published cache`, whose encoder is known only by word of mouth.
+        source: What was embedded: `slices`, or `published cache`, which doesn't record its encoder.
         spacing_known: Whether pixel sizes are real millimetres; where they aren't, they read 1.
         samri_version: That began the store.
     """
@@ -138,7 +138,7 @@ class StoreInfo:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """Of the stored embeddings, little-endian."""
+        """The dtype of the stored embeddings, little-endian."""
         return np.dtype(_NUMPY[self.dtype])
 
     @property

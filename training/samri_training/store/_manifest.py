@@ -1,4 +1,4 @@
-"""A shard's manifest, and the index of a whole store, which follows from the manifests."""
+"""Manifests of shards, and the index of a store, which is derived from them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from typing import Any
 from samri.errors import InputError
 from samri.hashing import file_sha256
 from samri_training.store import _info
-from samri_training.store._checksum import check_checksum, with_checksum
 from samri_training.store._own_files import write_text
-from samri_training.store._plan import FORMAT_VERSION, INDEX_NAME, Shard, StorePlan, check_format, read_json
+from samri_training.store._plan import (
+    FORMAT_VERSION,
+    INDEX_NAME,
+    Shard,
+    StorePlan,
+    check_checksum,
+    check_format,
+    read_json,
+    with_checksum,
+)
 
 _SHARD_FORMAT = "samri-embeddings-shard"
 _INDEX_FORMAT = "samri-embeddings-index"
@@ -25,12 +33,12 @@ class ShardManifest:
 
     Attributes:
         shard: Which slices it holds.
-        embedding_id: Of the encoder that made it.
-        bytes: Of the file.
-        sha256: Of the file.
+        embedding_id: Id of the encoder that made it.
+        bytes: Size of the file.
+        sha256: SHA-256 of the file.
         made_with: Versions of the programs that made it, and what the encoder ran on.
-        tables_sha256: Of the file's header and small tables; None in a manifest of format 1.0.
-        inputs_sha256: Of the files that its slices came from; None where that wasn't recorded.
+        tables_sha256: SHA-256 of the file's header and small tables; None in a manifest of format 1.0.
+        inputs_sha256: SHA-256 of the files that its slices came from; None where that wasn't recorded.
     """
 
     shard: Shard

@@ -1,6 +1,6 @@
-"""How a store's files are opened and written, in a folder that other people may write to as well.
+"""Opening and writing a store's files safely, in a folder that others may write to.
 
-No link is followed, no pipe waited for, and no file written that has a second name elsewhere. A killed writer leaves at
+Links are not followed, pipes are not waited for, and hard-linked files are not written. A killed writer leaves at
 most files of fixed names, which the next one takes over.
 """
 
@@ -11,13 +11,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from samri.errors import OutputError
 from samri.locking import try_lock
+from samri.staging import as_output_error
 
 _FLAGS = os.O_RDWR | os.O_CREAT
 for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
@@ -97,18 +97,6 @@ def write_all(file: FileIO, content: Any, at: int) -> None:
     left = memoryview(content).cast("B")
     while left:
         left = left[file.write(left) :]
-
-
-@contextlib.contextmanager
-def as_output_error(path: Path, remedy: str = "") -> Iterator[None]:
-    """What the system refuses becomes one plain line, which ends with `remedy`."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno is not None else str(error)
-        raise OutputError(f"cannot write {path}: {reason}{remedy}") from error
 
 
 def _refuse_foreign(path: Path, found: os.stat_result) -> None:

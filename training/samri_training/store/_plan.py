@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samri import opening
 from samri.errors import InputError
-from samri_training.store._checksum import check_checksum, with_checksum
 from samri_training.store._info import StoreInfo, field
 from samri_training.store._own_files import write_text
 
@@ -48,7 +47,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of its files, without the ending."""
+        """Name of its files, without the suffix."""
         return f"shard-{self.index:06d}"
 
 
@@ -59,7 +58,7 @@ class StorePlan:
     Attributes:
         info: The encoder, the preprocessing and the number format.
         slices: How many.
-        slices_sha256: Of their names and cases, in order (`slices_digest`).
+        slices_sha256: SHA-256 of their names and cases, in order (`slices_digest`).
         slices_per_shard: The last shard may have fewer.
     """
 
@@ -140,7 +139,10 @@ class StorePlan:
                 f"profile {mine.profile}, {mine.encoder_precision}: they can't be mixed; {other}"
             )
         if mine.dtype != theirs.dtype:
-            raise InputError(f"{folder} holds {theirs.dtype} embeddings, not {mine.dtype}: pass --precision or {other}")
+            raise InputError(
+                f"{folder} holds {theirs.dtype} embeddings, not {mine.dtype}: pass "
+                f"--store-dtype {theirs.dtype} or {other}"
+            )
         if (self.slices, self.slices_sha256) != (begun.slices, begun.slices_sha256):
             raise InputError(
                 f"{folder} was begun for {begun.slices} slices, and these are {self.slices} or have other names: "
@@ -192,3 +194,29 @@ def _no_store(folder: Path) -> str:
     if inside:
         return f"{folder} holds the stores {', '.join(inside)}: name one of them, such as {folder / inside[0]}"
     return f"{folder} is not an embedding store: it holds no {PLAN_NAME} (samri-embed makes one)"
+
+
+_KEY = "checksum"
+
+
+def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values and their checksum: SHA-256 of their JSON with sorted keys and no spaces."""
+    return {**values, _KEY: _digest(values)}
+
+
+def check_checksum(values: Mapping[str, Any], where: str) -> None:
+    """The values are those that were written; `where` names the file. Files of format 1.0 have no checksum.
+
+    Raises:
+        InputError: They aren't.
+    """
+    if _KEY not in values and values.get("format_version") == "1.0":
+        return
+    others = {key: value for key, value in values.items() if key != _KEY}
+    if field(values, _KEY, str, where) != _digest(others):
+        raise InputError(f"{where} is damaged (its checksum differs): copy the store again")
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -30,7 +30,6 @@ import numpy.typing as npt
 from samri.errors import InputError
 from samri.opening import open_regular
 from samri_training.store._info import StoreInfo
-from samri_training.store._masks import unpack_mask
 
 HEADER_BYTES = 4096
 _TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "<u1"}
@@ -39,17 +38,17 @@ _LONGEST_HEADER = 1 << 20
 
 
 @dataclass(frozen=True)
-class SliceRow:
-    """What a shard knows of one slice beside its embedding and the pixels of its mask.
+class SliceEntry:
+    """One slice's entry in a shard's tables: everything but the embedding and the mask's pixels.
 
     Attributes:
-        name: Of the slice.
+        name: Name of the slice.
         case: The patient or scan it belongs to.
         shape: (H, W).
         spacing: (row, column) distance in mm.
         mask_bytes: Length of the deflated label map.
         mask_itemsize: Bytes a pixel.
-        crc32: Of the embedding and the deflated map.
+        crc32: CRC-32 of the embedding and the deflated map.
     """
 
     name: str
@@ -61,7 +60,7 @@ class SliceRow:
     crc32: int
 
 
-def tables(rows: list[SliceRow]) -> dict[str, npt.NDArray[Any]]:
+def tables(rows: list[SliceEntry]) -> dict[str, npt.NDArray[Any]]:
     """The small tensors behind the masks, by name, in file order."""
     names = json.dumps([[row.name, row.case] for row in rows]).encode()
     return {
@@ -114,7 +113,7 @@ class ShardFile:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:  # Python's mmap says so of an empty file.
+        except ValueError as error:  # mmap refuses an empty file.
             raise self._damaged("it is empty") from error
         tensors = self._tensors(info)
         expected = {
@@ -140,7 +139,7 @@ class ShardFile:
         self._spacing, self._ends = tensors["spacing"], tensors["mask_ends"]
         self._sizes, self._crc32 = tensors["sizes"], tensors["crc32"]
 
-    def row(self, index: int) -> SliceRow:
+    def row(self, index: int) -> SliceEntry:
         """Facts on one slice."""
         name, case = self._name_table[index]
         height, width, itemsize = (int(size) for size in self._sizes[index])
@@ -148,7 +147,7 @@ class ShardFile:
         row, column = (float(distance) for distance in self._spacing[index])
         if not (0 < row < np.inf and 0 < column < np.inf):
             raise self._damaged("its table of spacing")
-        return SliceRow(name, case, (height, width), (row, column), end - begin, itemsize, int(self._crc32[index]))
+        return SliceEntry(name, case, (height, width), (row, column), end - begin, itemsize, int(self._crc32[index]))
 
     def names(self) -> list[tuple[str, str]]:
         """(name, case) of every slice."""
@@ -239,3 +238,27 @@ class ShardFile:
 
     def _damaged(self, what: str) -> InputError:
         return InputError(f"{self.path} is damaged ({what}): delete it and run samri-embed again, or copy it again")
+
+
+def pack_mask(mask: npt.NDArray[Any]) -> tuple[bytes, int]:
+    """Deflate an (H, W) label map; returns its bytes and how many bytes a pixel had: 1, or 2 for labels above 255."""
+    dtype = "<u1" if not mask.size or int(mask.max()) <= 255 else "<u2"
+    return zlib.compress(mask.astype(dtype).tobytes(), level=6), np.dtype(dtype).itemsize
+
+
+def unpack_mask(packed: bytes, shape: tuple[int, int], itemsize: int) -> npt.NDArray[Any]:
+    """The (H, W) label map behind `packed`, uint8 or uint16.
+
+    Raises:
+        ValueError: The bytes aren't a label map of that shape.
+    """
+    size = shape[0] * shape[1] * itemsize
+    inflater = zlib.decompressobj()
+    try:
+        pixels = inflater.decompress(packed, max(size, 1))  # 0 would mean no limit.
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    # The end mark and the checksum may still be waiting when all pixels are out.
+    if len(pixels) != size or inflater.decompress(inflater.unconsumed_tail, 1) or not inflater.eof:
+        raise ValueError("not as many pixels as the slice has")
+    return np.frombuffer(pixels, dtype=f"<u{itemsize}").reshape(shape)

@@ -1,19 +1,21 @@
-"""Writing a shard so that a kill at any moment loses one batch at most, and changes nothing of the result.
+"""Writing a shard so that a kill loses at most one batch and never changes the result.
 
 While it grows, a shard is `shard-000012.part`, with `shard-000012.journal` beside it: a line for each batch, written
-after the batch's bytes. Whoever goes on believes neither: every slice that the journal claims is read again and its
-checksum compared, and the shard goes on behind the last whole batch. A finished shard gets its tables and header, its
-manifest with the SHA-256, and its name, in that order; all of it can be done twice.
+after the batch's bytes. To resume, every slice that the journal claims is read again and its checksum compared; writing
+continues behind the last intact batch. A finished shard gets its tables and header, its manifest with the SHA-256, and
+its name, in that order; each of these steps can be repeated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -25,44 +27,25 @@ import numpy.typing as npt
 from samri.errors import InputError, OutputError
 from samri.hashing import file_sha256
 from samri.opening import read_regular
+from samri.staging import as_output_error
+from samri_training.store._embeddings import EmbeddedSlice
 from samri_training.store._info import StoreInfo
-from samri_training.store._journal import journal_line, read_rows, rows_line
 from samri_training.store._manifest import ShardManifest
-from samri_training.store._masks import pack_mask
-from samri_training.store._own_files import as_output_error, lock_own, open_own, rename_own, write_all, write_text
+from samri_training.store._own_files import lock_own, open_own, rename_own, write_all, write_text
 from samri_training.store._plan import FORMAT, FORMAT_VERSION, Shard
-from samri_training.store._shard_file import HEADER_BYTES, SliceRow, header, tables
-
-
-@dataclass(frozen=True)
-class EmbeddedSlice:
-    """A slice on its way into a store.
-
-    Attributes:
-        name: Of the slice.
-        case: The patient or scan it belongs to.
-        features: (C, G, G) of any float dtype.
-        mask: (H, W) label map, 0 to 65535.
-        spacing: (row, column) distance in mm.
-    """
-
-    name: str
-    case: str
-    features: npt.NDArray[Any]
-    mask: npt.NDArray[Any]
-    spacing: tuple[float, float]
+from samri_training.store._shard_file import HEADER_BYTES, SliceEntry, header, pack_mask, tables
 
 
 class ShardWriter:
     """One shard being written; a context manager. Leaving it early keeps what is done for the next one.
 
     Args:
-        folder: Of the store.
+        folder: Folder of the store.
         info: What the store says of itself.
         shard: Which shard.
-        batch_size: Slices that are encoded at once. An unfinished shard of another batch size is begun anew, since the
+        batch_size: Slices that are encoded at once. An unfinished shard of another batch size is restarted, since the
             last digits of an embedding may depend on its batch.
-        inputs_sha256: Of the files that the slices come from. An unfinished shard of other files is begun anew.
+        inputs_sha256: SHA-256 of the files that the slices come from. An unfinished shard of other files is restarted.
 
     Raises:
         OutputError: The folder can't be written, or another process is writing this shard.
@@ -72,7 +55,7 @@ class ShardWriter:
         self, folder: Path, info: StoreInfo, shard: Shard, batch_size: int, inputs_sha256: str | None = None
     ) -> None:
         self.shard = shard
-        self.rows: list[SliceRow] = []
+        self.rows: list[SliceEntry] = []
         self._info = info
         self._folder = folder
         self._journal_path = folder / f"{shard.name}.journal"
@@ -89,7 +72,7 @@ class ShardWriter:
             if file is None:
                 raise OutputError(
                     f"{self._part} is being written by another samri-embed: wait for it, or give each process its own "
-                    "--shard"
+                    "--part"
                 )
             self._file = file
             self._journal: FileIO | None = None
@@ -131,7 +114,7 @@ class ShardWriter:
                 mask_at += len(packed)
                 crc = zlib.crc32(packed, zlib.crc32(features.data))
                 shape = (item.mask.shape[0], item.mask.shape[1])
-                batch.append(SliceRow(item.name, item.case, shape, item.spacing, len(packed), itemsize, crc))
+                batch.append(SliceEntry(item.name, item.case, shape, item.spacing, len(packed), itemsize, crc))
             write_all(self._journal, rows_line(batch), self._journal.tell())
             self.rows += batch
 
@@ -175,12 +158,12 @@ class ShardWriter:
                 f"the embedding of {item.name} has shape {item.features.shape}, and this encoder makes "
                 f"{self._info.embedding_shape}: it is another encoder's"
             )
-        with np.errstate(over="ignore"):  # What doesn't fit becomes infinite, and is said below.
+        with np.errstate(over="ignore"):  # What doesn't fit becomes infinite, and is refused below.
             features = np.ascontiguousarray(item.features, dtype=self._info.numpy_dtype)
         if not np.isfinite(features).all():
             raise InputError(
                 f"the embedding of {item.name} holds NaN or infinite values as {self._info.dtype}: "
-                "check the encoder, or store it with --precision fp32"
+                "check the encoder, or store it with --store-dtype fp32"
             )
         return features
 
@@ -225,7 +208,7 @@ class ShardWriter:
         if not kept:
             write_all(self._journal, self._head, 0)
 
-    def _claimed(self) -> Iterator[tuple[list[SliceRow], int]]:
+    def _claimed(self) -> Iterator[tuple[list[SliceEntry], int]]:
         """Batches that the journal claims, each with the journal's length up to it."""
         if not self._journal_path.is_file():
             return
@@ -241,7 +224,7 @@ class ShardWriter:
             end += len(line)
             yield rows, end
 
-    def _whole(self, rows: list[SliceRow]) -> bool:
+    def _whole(self, rows: list[SliceEntry]) -> bool:
         """The bytes of these next slices are in the file, unchanged."""
         mask_at = self._masks_begin + sum(row.mask_bytes for row in self.rows)
         if self.done + len(rows) > self.shard.count:
@@ -267,3 +250,39 @@ def _read(file: FileIO, at: int, count: int) -> bytes:
 
 def _writing(path: Path) -> contextlib.AbstractContextManager[None]:
     return as_output_error(path, "; what is finished is kept, so make room and run samri-embed again")
+
+
+def journal_line(values: Any) -> bytes:
+    """A line of the journal: JSON behind its own checksum, so that a damaged line is ignored."""
+    text = json.dumps(values, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def rows_line(rows: Sequence[SliceEntry]) -> bytes:
+    """The line that claims a batch."""
+    return journal_line([asdict(row) for row in rows])
+
+
+def read_rows(line: bytes) -> list[SliceEntry] | None:
+    """The batch that a line claims; None where the line is torn or damaged."""
+    checksum, _, text = line.removesuffix(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    try:
+        rows = [
+            SliceEntry(**{**row, "shape": tuple(row["shape"]), "spacing": tuple(row["spacing"])})
+            for row in json.loads(text)
+        ]
+        return rows if all(_can_be(row) for row in rows) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _can_be(row: SliceEntry) -> bool:
+    whole = (*row.shape, row.mask_bytes, row.mask_itemsize, row.crc32)
+    return (
+        type(row.name) is type(row.case) is str
+        and len(row.shape) == len(row.spacing) == 2
+        and all(type(value) is int and 0 <= value < 1 << 32 for value in whole)
+        and all(type(value) in (int, float) and math.isfinite(value) for value in row.spacing)
+    )

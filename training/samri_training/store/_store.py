@@ -1,4 +1,4 @@
-"""Reading a store: slice i, wherever it lies, as views of memory maps."""
+"""Reading a store: slice i as views of memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import hashlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from samri_training.store._embeddings import EmbeddedSlice
 from samri_training.store._info import StoreInfo
 from samri_training.store._manifest import ShardManifest, read_manifests
 from samri_training.store._plan import StorePlan
@@ -22,30 +22,6 @@ from samri_training.store._shard_file import ShardFile
 _OPEN_SHARDS = 64
 # Embeddings whose pages stay in this process's memory after they were read.
 _RESIDENT = 32
-
-
-@dataclass(frozen=True, eq=False)
-class StoredSlice:
-    """A slice as training and evaluation see it.
-
-    Attributes:
-        name: Of the slice.
-        case: The patient or scan it belongs to.
-        features: (C, G, G) float16 or float32, the encoder's output; read-only. Copy it to keep it.
-        mask: (H, W) uint8 or uint16 label map at the slice's own size; read-only.
-        spacing: (row, column) distance in mm; 1 where it is unknown (`StoreInfo.spacing_known`).
-    """
-
-    name: str
-    case: str
-    features: npt.NDArray[Any]
-    mask: npt.NDArray[Any]
-    spacing: tuple[float, float]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(H, W) of the slice."""
-        return self.mask.shape[0], self.mask.shape[1]
 
 
 class EmbeddingStore:
@@ -86,7 +62,7 @@ class EmbeddingStore:
     def __len__(self) -> int:
         return self._plan.slices
 
-    def __getitem__(self, index: int) -> StoredSlice:
+    def __getitem__(self, index: int) -> EmbeddedSlice:
         """Slice `index`, in the order of the names.
 
         Raises:
@@ -101,9 +77,9 @@ class EmbeddingStore:
             self._checked[position] = True
         self._remember(shard, place)
         row = shard.row(place)
-        return StoredSlice(row.name, row.case, shard.features[place], shard.mask(place), row.spacing)
+        return EmbeddedSlice(row.name, row.case, shard.features[place], shard.mask(place), row.spacing)
 
-    def __iter__(self) -> Iterator[StoredSlice]:
+    def __iter__(self) -> Iterator[EmbeddedSlice]:
         return (self[index] for index in range(len(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -129,7 +105,7 @@ class EmbeddingStore:
 
     @property
     def content_sha256(self) -> str:
-        """Of everything in it, from the shards' recorded SHA-256: masks that were corrected make another one."""
+        """SHA-256 of the store, from those of its shards: a corrected mask changes it."""
         return hashlib.sha256("".join(manifest.sha256 for manifest in self._manifests).encode()).hexdigest()
 
     def verify(self) -> Iterator[str]:

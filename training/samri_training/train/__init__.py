@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from samri_training.extras import require_training_packages
 from samri_training.train._command import main
 from samri_training.train._settings import Settings
+
+if TYPE_CHECKING:
+    from samri_training.train._run import train
 
 __all__ = ["Settings", "main", "train"]
 

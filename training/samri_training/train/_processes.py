@@ -1,4 +1,4 @@
-"""The processes of a run: one, or as many as torchrun started, which stop together when one has to."""
+"""Processes of a run, one or torchrun's many: sums over all of them, and stopping together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole training run: open, step through the epochs, validate, keep the best, be ready to go on after any end."""
+"""A training run: open the data, step through the epochs, validate, save the best and the latest state."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from samri import __version__
-from samri.model import Checkpoint, PromptDecoder
+from samri.model import Checkpoint, SamDecoder
 from samri.preprocessing import profile
 from samri_training.devices import bf16_note
-from samri_training.train._data import TrainingData, open_data
-from samri_training.train._digest import slices_digest
-from samri_training.train._hint import fine_structure_hint
-from samri_training.train._history import Entry, Progress, Say, best_entry, line, trained_entry, validated_entry
+from samri_training.train._data import TrainingData, fine_structure_hint, names_digest, open_data
 from samri_training.train._last import (
     check_same_curve,
     check_same_data,
@@ -30,18 +27,30 @@ from samri_training.train._last import (
     save_last,
 )
 from samri_training.train._last_checks import RunData
-from samri_training.train._lock import held_folder
-from samri_training.train._outcome import Outcome
 from samri_training.train._processes import Processes, joined_processes
-from samri_training.train._records import Curves, Events, git_commit, write_environment, write_json
-from samri_training.train._samples import Frame, Requests, TrainingBatches, loader
+from samri_training.train._records import (
+    Curves,
+    Entry,
+    Events,
+    Log,
+    Outcome,
+    Progress,
+    best_entry,
+    git_commit,
+    line,
+    trained_entry,
+    validated_entry,
+    write_environment,
+    write_json,
+)
+from samri_training.train._samples import Requests, SamplingConfig, TrainingBatches, loader
 from samri_training.train._settings import Settings
-from samri_training.train._starting import run_folder, starting_point
+from samri_training.train._starting import held_folder, run_folder, starting_point
 from samri_training.train._step import Training, TrainingError
 from samri_training.train._validation import Validation, ValidationBatches, ValidationRequests, asked_with, validate
 
 
-def train(settings: Settings, *, resume: Path | None = None, say: Say = print) -> Outcome:
+def train(settings: Settings, *, resume: Path | None = None, say: Log = print) -> Outcome:
     """Fine-tune the mask decoder on stored embeddings.
 
     Under torchrun all its processes call this, with the same arguments.
@@ -70,7 +79,7 @@ def train(settings: Settings, *, resume: Path | None = None, say: Say = print) -
 
 
 class _Run:
-    def __init__(self, settings: Settings, resume: Path | None, processes: Processes, say: Say) -> None:
+    def __init__(self, settings: Settings, resume: Path | None, processes: Processes, say: Log) -> None:
         self._settings, self._processes, self._say = settings, processes, say
         last = None if resume is None else read_last(resume)
         self._folder = run_folder(settings, last)
@@ -82,7 +91,7 @@ class _Run:
         self._requests = Requests(samples, settings, processes.rank, processes.count)
         began_with = checkpoint.sha256 if last is None else last.data.checkpoint_sha256
         self._run_data = _run_data(self._data, self._requests.samples_per_step, began_with)
-        decoder = PromptDecoder(checkpoint.sam).to(processes.device)
+        decoder = SamDecoder(checkpoint.sam).to(processes.device)
         self._training = Training(decoder, settings, processes, settings.epochs * self._requests.steps)
         # Only the first process writes files; the others need no encoder in their memory.
         self._sam = checkpoint.sam if processes.first else None
@@ -92,8 +101,10 @@ class _Run:
             check_same_data(last, settings, self._run_data)
             restore(self._training, last)
             self._history, self._epoch = list(last.history), last.epoch
-        self._frame = Frame.of(profile(info.profile), info.image_size, info.embedding_shape, settings)
-        self._batches, self._validation_batches = _loaders(self._data, self._requests, self._frame, settings, processes)
+        self._config = SamplingConfig.of(profile(info.profile), info.image_size, info.embedding_shape, settings)
+        self._batches, self._validation_batches = _loaders(
+            self._data, self._requests, self._config, settings, processes
+        )
         self._events = Events(self._folder / "events" if settings.tensorboard and processes.first else None)
         self._curves = Curves(self._folder / "curves.png")
         self._introduce(checkpoint, resume)
@@ -163,7 +174,7 @@ class _Run:
         samples = len(self._data.validation_samples)
         with self._best_weights():
             return validate(
-                self._training.decoder, self._validation_batches, samples, self._frame, self._settings, self._processes
+                self._training.decoder, self._validation_batches, samples, self._config, self._settings, self._processes
             )
 
     def _best_weights(self) -> contextlib.AbstractContextManager[None]:
@@ -207,7 +218,7 @@ class _Run:
         for note in checkpoint.notes:
             self._say(f"note: {note}")
         if resume is not None:
-            self._say(f"going on after epoch {self._epoch} of {resume}")
+            self._say(f"resuming {resume} after epoch {self._epoch}")
         if not self._processes.first:
             return
         for note in self._notes():
@@ -232,7 +243,7 @@ class _Run:
         """What a person may want to change before hours go by."""
         notes = [
             bf16_note(self._settings.amp, self._processes.device),
-            fine_structure_hint(self._data.training, self._data.training_samples, self._frame, self._settings),
+            fine_structure_hint(self._data.training, self._data.training_samples, self._config, self._settings),
         ]
         return [note for note in notes if note is not None]
 
@@ -242,24 +253,24 @@ def _run_data(data: TrainingData, samples_per_step: int, checkpoint_sha256: str)
         samples=len(data.training_samples),
         samples_per_step=samples_per_step,
         embedding_id=data.training.info.embedding_id,
-        slices_sha256=slices_digest(data.training, data.training_samples),
+        slices_sha256=names_digest(data.training, data.training_samples),
         validation_slices_sha256=(
-            None if data.validation is None else slices_digest(data.validation, data.validation_samples)
+            None if data.validation is None else names_digest(data.validation, data.validation_samples)
         ),
         checkpoint_sha256=checkpoint_sha256,
     )
 
 
 def _loaders(
-    data: TrainingData, requests: Requests, frame: Frame, settings: Settings, processes: Processes
+    data: TrainingData, requests: Requests, config: SamplingConfig, settings: Settings, processes: Processes
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """What makes the batches to learn from, and those to validate on."""
     workers, device = settings.num_workers, processes.device
-    training = loader(TrainingBatches(data.training, frame), requests, workers, device)
+    training = loader(TrainingBatches(data.training, config), requests, workers, device)
     if data.validation is None:
         return training, None
     shared = ValidationRequests(len(data.validation_samples), settings.batch_size, processes.rank, processes.count)
-    batches = ValidationBatches(data.validation, data.validation_samples, frame)
+    batches = ValidationBatches(data.validation, data.validation_samples, config)
     return training, loader(batches, shared, workers, device)
 
 

@@ -1,4 +1,4 @@
-"""Batches: embeddings out of the store, labels of each slice, their targets, and a prompt for each.
+"""Training batches: embeddings of slices, with targets and prompts for their labels.
 
 Everything random about a sample comes from a generator keyed by (seed, epoch, sample), so that a batch is the same
 whichever process, and whichever number of them, makes it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,33 +20,15 @@ from samri.errors import SamriError
 from samri.preprocessing import Profile
 from samri.prompts import Prompt, pack, to_model_frame
 from samri_training.prompting import PromptKind, sample_prompt
+from samri_training.slices import SliceSource
+from samri_training.store import EmbeddedSlice
 from samri_training.train._settings import LabelsPerSlice, Settings, Targets, TrainingPrompts
-from samri_training.train._targets import LowRes, low_res_target
-
-
-class StoredSlice(Protocol):
-    """What training needs of a slice in a store."""
-
-    @property
-    def features(self) -> npt.NDArray[Any]:
-        """(C, G, G) float16 or float32."""
-
-    @property
-    def mask(self) -> npt.NDArray[Any]:
-        """(H, W) label map of the slice at its own size, 0 background."""
-
-
-class SliceSource(Protocol):
-    """An embedding store, or what reads like one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> StoredSlice: ...
+from samri_training.train._targets import LowRes, connected_parts, low_res_target
 
 
 @dataclass(frozen=True)
-class Frame:
-    """How slices lie in the model, and how they are asked about."""
+class SamplingConfig:
+    """How samples are made of slices: their place in the model's input, prompts, targets and seed."""
 
     profile: Profile
     image_size: int
@@ -57,10 +39,13 @@ class Frame:
     targets: Targets
     seed: int
     labels_per_slice: LabelsPerSlice = 1
+    connected_parts: int = 0
 
     @classmethod
-    def of(cls, profile: Profile, image_size: int, embedding_shape: tuple[int, int, int], settings: Settings) -> Frame:
-        """The frame of a store's profile and shapes with the prompts and targets that the settings ask for."""
+    def of(
+        cls, profile: Profile, image_size: int, embedding_shape: tuple[int, int, int], settings: Settings
+    ) -> SamplingConfig:
+        """The configuration for a store's profile and shapes with the prompts and targets that the settings ask for."""
         return cls(
             profile,
             image_size,
@@ -70,12 +55,17 @@ class Frame:
             settings.targets,
             settings.seed,
             settings.labels_per_slice,
+            settings.connected_parts,
         )
 
     @property
     def low_res(self) -> int:
         """L: side of the decoder's logits."""
         return 4 * self.embedding_shape[1]
+
+    def structures(self, mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(H, W) label map of what is asked about: the labels themselves, or their connected parts."""
+        return connected_parts(mask, self.connected_parts) if self.connected_parts else mask
 
 
 class Batch(NamedTuple):
@@ -102,7 +92,7 @@ class Batch(NamedTuple):
     failure: str = ""
     """Why the store could not be read; the batch is empty then."""
 
-    def parts(self, size: int) -> Iterator[Batch]:
+    def chunks(self, size: int) -> Iterator[Batch]:
         """The samples, at most `size` at a time and each with its own features: what one decoder pass takes."""
         if self.rows is None:
             yield self
@@ -122,9 +112,9 @@ class Request(NamedTuple):
 class TrainingBatches(Dataset[Batch]):
     """The batch of a request. A store that can't be read becomes `Batch.failure`, since all processes must know."""
 
-    def __init__(self, source: SliceSource, frame: Frame) -> None:
+    def __init__(self, source: SliceSource[EmbeddedSlice], config: SamplingConfig) -> None:
         self._source = source
-        self._frame = frame
+        self._config = config
 
     def __getitem__(self, request: Request) -> Batch:
         prompts, targets, shapes = [], [], []
@@ -136,26 +126,27 @@ class TrainingBatches(Dataset[Batch]):
             try:
                 stored = self._source[index]
             except SamriError as error:
-                return empty_batch(self._frame)._replace(failure=str(error))
-            rng = np.random.default_rng([self._frame.seed, request.epoch, index])
-            labels = labels_of(stored.mask)
-            drawn, tries = drawn_targets(stored.mask, rng.permutation(labels), self._frame)
+                return empty_batch(self._config)._replace(failure=str(error))
+            rng = np.random.default_rng([self._config.seed, request.epoch, index])
+            label_map = self._config.structures(stored.mask)
+            labels = labels_of(label_map)
+            drawn, tries = drawn_targets(label_map, rng.permutation(labels), self._config)
             thin += [index] if tries > len(drawn) else []
             if not drawn:
                 vanished += len(labels) > 0
                 empty += len(labels) == 0
                 continue
             relabelled += tries > len(drawn)
-            for place, (mask, target) in enumerate(drawn):
-                kind = prompt_kind(self._frame.prompts, request.epoch, index + place)
-                prompts.append(sample_prompt(mask, kind, rng, self._frame.jitter))
+            for place, (binary, target) in enumerate(drawn):
+                kind = prompt_kind(self._config.prompts, request.epoch, index + place)
+                prompts.append(sample_prompt(binary, kind, rng, self._config.jitter))
                 targets.append(target)
-                shapes.append((mask.shape[0], mask.shape[1]))
+                shapes.append((binary.shape[0], binary.shape[1]))
                 rows.append(len(features))
             features.append(stored.features)
-        batch = assembled(features, prompts, targets, shapes, self._frame)
+        batch = assembled(features, prompts, targets, shapes, self._config)
         return batch._replace(
-            rows=None if self._frame.labels_per_slice == 1 else torch.tensor(rows, dtype=torch.int64),
+            rows=None if self._config.labels_per_slice == 1 else torch.tensor(rows, dtype=torch.int64),
             relabelled=relabelled,
             vanished=vanished,
             empty=empty,
@@ -164,7 +155,7 @@ class TrainingBatches(Dataset[Batch]):
 
 
 class Requests(Sampler[Request]):
-    """This process's requests of one epoch, `accumulate` of them a step; set `epoch` before each pass.
+    """This process's requests of one epoch, `accumulate` of them per step; set `epoch` before each pass.
 
     The order of all samples depends on seed and epoch only. Each step takes the next `processes * accumulate *
     batch_size` of them, dealt out in turn; the last step takes what is left, so that a process may get an empty batch
@@ -182,12 +173,12 @@ class Requests(Sampler[Request]):
 
     @property
     def samples_per_step(self) -> int:
-        """Of all processes together."""
+        """Slices per step, over all processes."""
         return self._processes * self._accumulate * self._batch_size
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Steps per epoch."""
         return -(-len(self._samples) // self.samples_per_step)
 
     def __len__(self) -> int:
@@ -229,19 +220,19 @@ def labels_of(mask: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 
 
 def drawn_targets(
-    mask: npt.NDArray[Any], labels: npt.NDArray[np.intp], frame: Frame
+    mask: npt.NDArray[Any], labels: npt.NDArray[np.intp], config: SamplingConfig
 ) -> tuple[list[tuple[npt.NDArray[np.bool_], LowRes]], int]:
-    """The first of `labels` that are left at low resolution, as many as the frame asks for, and how many were tried.
+    """The first of `labels` that are left at low resolution, as many as the config asks for, and how many were tried.
 
     Each is its (H, W) mask and its (L, L) target.
     """
-    most = len(labels) if frame.labels_per_slice == "all" else frame.labels_per_slice
+    most = len(labels) if config.labels_per_slice == "all" else config.labels_per_slice
     drawn: list[tuple[npt.NDArray[np.bool_], LowRes]] = []
     for tries, label in enumerate(labels):
         if len(drawn) == most:
             return drawn, tries
         binary = mask == label
-        target = low_res_target(binary, frame.profile, frame.image_size, frame.low_res, frame.targets)
+        target = low_res_target(binary, config.profile, config.image_size, config.low_res, config.targets)
         if target.any():
             drawn.append((binary, target))
     return drawn, len(labels)
@@ -254,13 +245,13 @@ def prompt_kind(prompts: TrainingPrompts, epoch: int, index: int) -> PromptKind:
     return prompts
 
 
-def empty_batch(frame: Frame) -> Batch:
+def empty_batch(config: SamplingConfig) -> Batch:
     """No samples, in the right shapes."""
     return Batch(
-        torch.zeros(0, *frame.embedding_shape),
+        torch.zeros(0, *config.embedding_shape),
         torch.zeros(0, 2, 2),
         torch.zeros(0, 2),
-        torch.zeros(0, 1, frame.low_res, frame.low_res, dtype=torch.bool),
+        torch.zeros(0, 1, config.low_res, config.low_res, dtype=torch.bool),
     )
 
 
@@ -269,14 +260,14 @@ def assembled(
     prompts: Sequence[Prompt],
     targets: Sequence[LowRes],
     shapes: Sequence[tuple[int, int]],
-    frame: Frame,
+    config: SamplingConfig,
 ) -> Batch:
     """One batch of samples: prompts packed together and scaled into the model frame as inference scales them."""
     if not features:
-        return empty_batch(frame)
+        return empty_batch(config)
     coords, labels = pack(prompts)
     for row, shape in enumerate(shapes):
-        coords[row] = to_model_frame(coords[row], shape, frame.profile, frame.image_size)
+        coords[row] = to_model_frame(coords[row], shape, config.profile, config.image_size)
     return Batch(
         torch.from_numpy(np.stack(features)),
         torch.from_numpy(coords),

@@ -25,7 +25,7 @@ BadSteps = Literal["skip", "stop"]
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What people are told about a setting, and its bounds: a number above `above`, at least `least`."""
+    """Help text of a setting, and its bounds: a number above `above`, at least `least`."""
 
     text: str
     above: float | None = None
@@ -37,54 +37,85 @@ class Settings:
     """What a training run was asked to do. Made by `Settings.of`, which checks types and bounds."""
 
     embedding_dir: Annotated[
-        Path | None, About("Embedding store or published cache, or a folder with `training` and `validation`.")
+        Path | None,
+        About("Embedding store or published cache to train on, or a folder with training and validation stores."),
     ] = None
-    val_embedding_dir: Annotated[Path | None, About("Embedding store or published cache to validate on.")] = None
-    val_fraction: Annotated[float, About("Share of the cases held out when there is nothing else.", above=0)] = 0.1
-    checkpoint: Annotated[Path | None, About("SAM, SAMRI or MedSAM checkpoint whose encoder made the embeddings.")] = (
+    val_embedding_dir: Annotated[
+        Path | None, About("Embedding store or published cache to validate on, rather than that of --embedding-dir.")
+    ] = None
+    val_fraction: Annotated[
+        float, About("Fraction of the cases held out for validation if there is no validation store.", above=0)
+    ] = 0.1
+    checkpoint: Annotated[
+        Path | None, About("Checkpoint to fine-tune: the SAM, SAMRI or MedSAM whose encoder made the embeddings.")
+    ] = None
+    base: Annotated[Path | None, About("Full checkpoint from which a decoder-only --checkpoint was fine-tuned.")] = None
+    profile: Annotated[ProfileName | None, About("Preprocessing of a published cache; a store has its own.")] = None
+    save_dir: Annotated[Path | None, About("Folder for best.pth, last.pth, logs and curves; created if missing.")] = (
         None
     )
-    base: Annotated[Path | None, About("The full checkpoint behind a decoder-only one.")] = None
-    profile: Annotated[ProfileName | None, About("Preprocessing behind a published cache; a store knows its own.")] = (
-        None
-    )
-    save_dir: Annotated[Path | None, About("Folder for best.pth, last.pth, logs and curves.")] = None
-    epochs: Annotated[int, About("Passes over the slices.", least=1)] = 20
-    batch_size: Annotated[int, About("Slices a step and process.", least=1)] = 8
-    accumulate: Annotated[int, About("Batches a process adds up before the weights move.", least=1)] = 1
+    epochs: Annotated[int, About("Number of passes over the slices.", least=1)] = 20
+    batch_size: Annotated[int, About("Number of slices per batch and process.", least=1)] = 8
+    accumulate: Annotated[
+        int, About("Number of batches per process whose gradients are added up for each step.", least=1)
+    ] = 1
     lr: Annotated[float, About("Learning rate of AdamW.", above=0)] = 1e-4
     weight_decay: Annotated[float, About("Weight decay of AdamW.", least=0)] = 0.1
-    scheduler: Annotated[Scheduler, About("How the learning rate goes on after the warm-up.")] = "constant"
-    warmup_steps: Annotated[int, About("Steps in which the learning rate rises to --lr.", least=0)] = 0
-    min_lr: Annotated[float, About("Where the cosine ends.", least=0)] = 0.0
-    clip_norm: Annotated[float, About("Largest norm of a step's gradient; 0 for any.", least=0)] = 1.0
+    scheduler: Annotated[Scheduler, About("Schedule of the learning rate after the warm-up.")] = "constant"
+    warmup_steps: Annotated[int, About("Number of steps in which the learning rate rises to --lr.", least=0)] = 0
+    min_lr: Annotated[float, About("Learning rate at the end of the cosine schedule.", least=0)] = 0.0
+    clip_norm: Annotated[float, About("Maximum norm of the gradient of a step; 0 for no limit.", least=0)] = 1.0
     prompts: Annotated[
-        TrainingPrompts, About("What the decoder is asked with; mixed: box and point in one; alternate: by turns.")
+        TrainingPrompts,
+        About("Prompts for the decoder; mixed: a box with a point; alternate: boxes and points in turn."),
     ] = "box"
-    jitter: Annotated[bool, About("Move the sides of boxes by up to 10 px of 256, in validation too.")] = True
+    jitter: Annotated[bool, About("Move the sides of boxes at random by up to 10 px of 256, also in validation.")] = (
+        True
+    )
     labels_per_slice: Annotated[
         LabelsPerSlice,
-        About("Labels that are learned from each slice in an epoch, drawn at random: N or all.", least=1),
+        About("Number of labels of each slice per epoch, drawn at random; or all.", least=1),
     ] = 1
-    targets: Annotated[Targets, About("How masks become targets of the decoder's resolution.")] = "area"
+    connected_parts: Annotated[
+        int,
+        About(
+            "Minimum number of pixels of a connected part of a label, each of which becomes a target of its own; 0 for "
+            "whole labels.",
+            least=0,
+        ),
+    ] = 0
+    targets: Annotated[Targets, About("Method of reducing masks to the resolution of the decoder.")] = "area"
     loss: Annotated[
-        Loss, About("Of a mask: Dice + 10 focal, as published; or Dice and a cross entropy balanced around the target.")
+        Loss,
+        About(
+            "Loss of a mask; dice-focal: Dice + 10 focal, as published; balanced: Dice and a cross entropy balanced "
+            "around the target."
+        ),
     ] = "dice-focal"
-    train_scores: Annotated[bool, About("Train the other masks and the score head too, so that scores tell IoU.")] = (
-        False
-    )
-    ema: Annotated[float, About("Decay of a moving average of the weights, for best.pth; 0 for none.", least=0)] = 0.0
-    amp: Annotated[Amp, About("Mixed precision; bf16 when no value is given.")] = "off"
-    device: Annotated[str, About("Where the decoder runs: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    seed: Annotated[int, About("Decides order, labels and prompts.", least=0)] = 0
+    train_scores: Annotated[
+        bool, About("Also train the candidate masks and the score head, so that scores estimate IoU.")
+    ] = False
+    ema: Annotated[
+        float, About("Decay of a moving average of the weights, which is saved in best.pth; 0 for none.", least=0)
+    ] = 0.0
+    amp: Annotated[Amp, About("Mixed precision; --amp alone means bf16.")] = "off"
+    device: Annotated[str, About("PyTorch device: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
+    seed: Annotated[int, About("Random seed of the order of slices, the labels and the prompts.", least=0)] = 0
     val_every: Annotated[
-        int, About("Epochs between validations, and the last is always validated; 0 for none.", least=0)
+        int,
+        About(
+            "Number of epochs between validations; the last epoch is always validated; 0 for no validation.", least=0
+        ),
     ] = 1
-    allow_shared_cases: Annotated[bool, About("Train although cases are in the validation slices too.")] = False
-    num_workers: Annotated[int, About("Processes that load batches ahead; 0: the training process does.", least=0)] = 0
-    deterministic: Annotated[bool, About("Only deterministic GPU kernels (slower).")] = False
-    bad_steps: Annotated[BadSteps, About("What all processes do when a loss or gradient is not finite.")] = "skip"
-    tensorboard: Annotated[bool, About("Write TensorBoard events into the folder too.")] = False
+    allow_shared_cases: Annotated[bool, About("Train even if cases are in the validation slices too.")] = False
+    num_workers: Annotated[
+        int, About("Number of processes that load batches ahead; 0 loads them in the training process.", least=0)
+    ] = 0
+    deterministic: Annotated[bool, About("Use deterministic GPU kernels only, which are slower.")] = False
+    bad_steps: Annotated[
+        BadSteps, About("Reaction to a loss or gradient that is not finite: skip the step, or stop.")
+    ] = "skip"
+    tensorboard: Annotated[bool, About("Also write TensorBoard events to --save-dir.")] = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: str) -> Settings:
@@ -126,15 +157,16 @@ class Settings:
 
 
 def described() -> dict[str, tuple[Any, About]]:
-    """The type of each setting, and what is said about it."""
+    """Type and help text of each setting."""
     return {name: get_args(hint) for name, hint in get_type_hints(Settings, include_extras=True).items()}
 
 
 CURVE = (
     "accumulate", "batch_size", "lr", "weight_decay", "scheduler", "warmup_steps", "min_lr", "clip_norm", "prompts",
-    "jitter", "labels_per_slice", "targets", "loss", "train_scores", "ema", "amp", "seed", "val_fraction",
+    "jitter", "labels_per_slice", "connected_parts", "targets", "loss", "train_scores", "ema", "amp", "seed",
+    "val_fraction",
 )  # fmt: skip
-"""What must stay for a resumed run to go on with the same curve; batch_size and accumulate: their product."""
+"""Settings that a resumed run must keep; of batch_size and accumulate, their product."""
 
 
 def read_config(path: Path) -> dict[str, Any]:

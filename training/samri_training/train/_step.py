@@ -1,21 +1,20 @@
-"""One optimiser step over all processes: gradients, one sum, one look whether they are finite, and the move."""
+"""The optimizer step over all processes: gradients, their sum, checks, learning rate, loss scale, moving average."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samri.errors import SamriError
-from samri.model import PromptDecoder
-from samri_training.train._average import MovingAverage
+from samri.model import SamDecoder
 from samri_training.train._loss import sample_losses
 from samri_training.train._processes import Processes, StoppedWithOthersError
 from samri_training.train._samples import Batch
-from samri_training.train._schedule import learning_rate
 from samri_training.train._settings import Settings
 
 MAX_BAD_STEPS = 30
@@ -25,18 +24,18 @@ _LOSS, _COUNT, _FAILED, _EXTRA = 0, 1, 2, 3
 
 
 class TrainingError(SamriError, RuntimeError):
-    """Training can't go on: it diverged, or memory ran out."""
+    """Training must stop: it diverged, or memory ran out."""
 
 
 @dataclass(frozen=True)
-class StepReport:
+class StepResult:
     """What one step did, over all processes."""
 
     loss: float
     """Sum over the samples; not finite when the step was bad."""
     samples: int
     grad_norm: float
-    """Of the mean gradient, before clipping."""
+    """Norm of the mean gradient, before clipping."""
     moved: bool
     """False: nothing to learn from, or not finite."""
     bad: bool
@@ -44,7 +43,7 @@ class StepReport:
     """Only fp16's scale was too high: it was lowered, and the step left out."""
 
 
-def decoder_parameters(decoder: PromptDecoder, train_scores: bool) -> dict[str, torch.nn.Parameter]:
+def decoder_parameters(decoder: SamDecoder, train_scores: bool) -> dict[str, torch.nn.Parameter]:
     """What is trained, by its name in the checkpoint: the mask decoder, without what the loss doesn't reach.
 
     Without `train_scores` that leaves out the score head and the other masks' own heads. Weight decay would shrink them
@@ -68,7 +67,7 @@ class Training:
     step. No process can wait for another that skipped its backward pass.
     """
 
-    def __init__(self, decoder: PromptDecoder, settings: Settings, processes: Processes, total_steps: int) -> None:
+    def __init__(self, decoder: SamDecoder, settings: Settings, processes: Processes, total_steps: int) -> None:
         self.decoder = decoder
         self.settings = settings
         self.total_steps = total_steps
@@ -85,7 +84,7 @@ class Training:
         self.bad_in_a_row = 0
         self._buffer = self._gradient_buffer()
 
-    def step(self, batches: Iterable[Batch]) -> StepReport:
+    def step(self, batches: Iterable[Batch]) -> StepResult:
         """Learn from this process's batches together with those of the other processes.
 
         Raises:
@@ -100,11 +99,11 @@ class Training:
                 failure = batch.failure
                 tail[_FAILED] = 1
             elif len(batch.features):
-                for part in batch.parts(self.settings.batch_size):
-                    total = self.losses(part).sum()
+                for chunk in batch.chunks(self.settings.batch_size):
+                    total = self.losses(chunk).sum()
                     torch.autograd.backward(total * self.loss_scale.scale)
                     tail[_LOSS] += total.detach()
-                    tail[_COUNT] += len(part.features)
+                    tail[_COUNT] += len(chunk.features)
         self._processes.sum(self._buffer)
         return self._moved(failure)
 
@@ -130,10 +129,10 @@ class Training:
             parameter.grad = gradient.view_as(parameter)
         return buffer
 
-    def _moved(self, failure: str) -> StepReport:
+    def _moved(self, failure: str) -> StepResult:
         gradients, tail = self._buffer[:-_EXTRA], self._buffer[-_EXTRA:]
         gradients.div_(tail[_COUNT].clamp(min=1) * self.loss_scale.scale)
-        # The only wait for the device in a step.
+        # The only synchronization with the device in a step.
         norm, loss, samples, failed = torch.cat([gradients.norm()[None], tail]).tolist()
         self.step_number += 1
         if failure:
@@ -142,7 +141,7 @@ class Training:
             raise StoppedWithOthersError("another process of this run stopped; its own line says why")
         finite = math.isfinite(norm) and math.isfinite(loss)
         overflow = not finite and math.isfinite(loss) and self.loss_scale.dynamic
-        report = StepReport(loss, int(samples), norm, finite and samples > 0, not finite and not overflow, overflow)
+        report = StepResult(loss, int(samples), norm, finite and samples > 0, not finite and not overflow, overflow)
         self._judge(report)
         if report.moved:
             self._move(norm)
@@ -157,7 +156,7 @@ class Training:
         if self.average is not None:
             self.average.update()
 
-    def _judge(self, report: StepReport) -> None:
+    def _judge(self, report: StepResult) -> None:
         """The same in every process, since the report is."""
         self.loss_scale.learn(report)
         if not report.bad and not report.overflow:
@@ -188,10 +187,10 @@ class LossScale:
 
     @classmethod
     def starting(cls, dynamic: bool) -> LossScale:
-        """65536 for fp16, else 1 for good."""
+        """65536 for fp16, else always 1."""
         return cls(65536.0 if dynamic else 1.0, dynamic)
 
-    def learn(self, report: StepReport) -> None:
+    def learn(self, report: StepResult) -> None:
         """Adapt to what a step showed."""
         if not self.dynamic or report.bad:
             return
@@ -206,3 +205,61 @@ def autocast(settings: Settings, device: torch.device) -> torch.amp.autocast_mod
     """The mixed precision that the settings ask for; the loss stays outside it."""
     dtype = torch.float16 if settings.amp == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=settings.amp != "off")
+
+
+def learning_rate(settings: Settings, step: int, total_steps: int) -> float:
+    """The rate of step 0, 1, ...: a linear rise over `warmup_steps`, then constant, or a cosine down to `min_lr`.
+
+    It depends on the step alone, so that a resumed run needs nothing else.
+    """
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    if settings.scheduler == "constant":
+        return settings.lr
+    # The last step still learns a little: it stands one short of the end.
+    done = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
+    return settings.min_lr + (settings.lr - settings.min_lr) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+class MovingAverage:
+    """An exponential moving average of `parameters`: a smoother checkpoint than the last step.
+
+    It decays faster in the first steps, so that the initial weights are forgotten.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float) -> None:
+        self._parameters = parameters
+        self._decay = decay
+        self.updates = 0
+        self.weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights as they are now."""
+        self.updates += 1
+        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
+        for name, weight in self.weights.items():
+            weight.lerp_(self._parameters[name], 1 - decay)
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
+        """Go on where another run's average stood."""
+        self.updates = updates
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While this lasts, the model has the averaged weights."""
+        with torch.no_grad():
+            own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+            self._swap(self.weights)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self._swap(own)
+
+    def _swap(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(weights[name])

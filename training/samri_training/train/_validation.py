@@ -1,4 +1,4 @@
-"""How good the masks are that a user would get: Dice at the slice's own size, of each label by itself."""
+"""Validation: Dice of each label at the slice's own size, as inference computes masks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from samri.errors import SamriError
-from samri.model import PromptDecoder
+from samri.metrics import dice, iou
+from samri.model import SamDecoder
 from samri.postprocessing import upscale_logits
 from samri_training.prompting import sample_prompt
+from samri_training.slices import SliceSource
+from samri_training.store import EmbeddedSlice
 from samri_training.train._loss import mask_losses
 from samri_training.train._processes import Processes
-from samri_training.train._samples import Batch, Frame, SliceSource, assembled, empty_batch, labels_of, prompt_kind
+from samri_training.train._samples import Batch, SamplingConfig, assembled, empty_batch, labels_of, prompt_kind
 from samri_training.train._settings import Settings
 from samri_training.train._step import TrainingError, autocast
 from samri_training.train._targets import low_res_target
@@ -41,7 +44,7 @@ class ValidationBatch(NamedTuple):
     """Some slices, and a prompt for each label in each of them."""
 
     prompts: Batch
-    """Its features are one a slice: (n, C, G, G); all else is one a prompt."""
+    """Features are per slice, (n, C, G, G); everything else is per prompt."""
     rows: Tensor
     """(B,) int64: which of the n slices a prompt belongs to."""
     wanted: list[int]
@@ -66,36 +69,37 @@ def asked_with(settings: Settings) -> str:
 class ValidationBatches(Dataset[ValidationBatch]):
     """All labels of some slices, asked as in training, with the same prompts in every epoch."""
 
-    def __init__(self, source: SliceSource, samples: Sequence[int], frame: Frame) -> None:
+    def __init__(self, source: SliceSource[EmbeddedSlice], samples: Sequence[int], config: SamplingConfig) -> None:
         self._source = source
         self._samples = samples
-        self._frame = frame
+        self._config = config
 
     def __getitem__(self, places: Sequence[int]) -> ValidationBatch:
         features, maps = [], []
         rows: list[int] = []
         wanted: list[int] = []
         prompts, targets, shapes = [], [], []
-        frame = self._frame
+        config = self._config
         for row, place in enumerate(places):
             index = self._samples[place]
             try:
                 stored = self._source[index]
             except SamriError as error:
-                failed = empty_batch(frame)._replace(failure=str(error))
+                failed = empty_batch(config)._replace(failure=str(error))
                 return ValidationBatch(failed, torch.zeros(0, dtype=torch.int64), [], [], [])
             features.append(stored.features)
-            maps.append(stored.mask)
-            for label in labels_of(stored.mask).tolist():
-                mask = stored.mask == label
+            label_map = config.structures(stored.mask)
+            maps.append(label_map)
+            for label in labels_of(label_map).tolist():
+                mask = label_map == label
                 # Epoch 0: none of the training's, which count from 1.
-                rng = np.random.default_rng([frame.seed, 0, index, label])
-                prompts.append(sample_prompt(mask, prompt_kind(frame.prompts, 0, index), rng, frame.jitter))
-                targets.append(low_res_target(mask, frame.profile, frame.image_size, frame.low_res, frame.targets))
+                rng = np.random.default_rng([config.seed, 0, index, label])
+                prompts.append(sample_prompt(mask, prompt_kind(config.prompts, 0, index), rng, config.jitter))
+                targets.append(low_res_target(mask, config.profile, config.image_size, config.low_res, config.targets))
                 shapes.append((mask.shape[0], mask.shape[1]))
                 rows.append(row)
                 wanted.append(label)
-        batch = assembled([features[row] for row in rows[:1]], prompts, targets, shapes, frame)
+        batch = assembled([features[row] for row in rows[:1]], prompts, targets, shapes, config)
         batch = batch._replace(features=torch.from_numpy(np.stack(features)))
         return ValidationBatch(batch, torch.tensor(rows, dtype=torch.int64), wanted, maps, list(places))
 
@@ -116,10 +120,10 @@ class ValidationRequests(Sampler[list[int]]):
 
 @torch.no_grad()
 def validate(
-    decoder: PromptDecoder,
+    decoder: SamDecoder,
     batches: Iterable[ValidationBatch],
     samples: int,
-    frame: Frame,
+    config: SamplingConfig,
     settings: Settings,
     processes: Processes,
 ) -> Validation:
@@ -130,7 +134,7 @@ def validate(
         StoppedWithOthersError: Either was so in another process.
     """
     dtype = torch.float64 if processes.device.type != "mps" else torch.float32
-    # A row a slice, so that the order of summing, and with it the last digit, does not depend on the processes.
+    # One row per slice, so that the order of summing, and with it the last digit, does not depend on the processes.
     sums = torch.zeros(samples, 5, dtype=dtype)
 
     def measure_all() -> None:
@@ -138,21 +142,21 @@ def validate(
             if batch.prompts.failure:
                 raise TrainingError(batch.prompts.failure)
             for row, found in zip(
-                batch.rows.tolist(), _measured(decoder, batch, frame, settings, processes), strict=True
+                batch.rows.tolist(), _measured(decoder, batch, config, settings, processes), strict=True
             ):
                 sums[batch.samples[row]] += torch.tensor(found, dtype=dtype)
 
     processes.agree(measure_all)
     everywhere = sums.to(processes.device)
     processes.sum(everywhere)
-    masks, dice, error, losses, loss = everywhere.sum(0).tolist()
+    masks, dices, errors, losses, loss = everywhere.sum(0).tolist()
     if not masks:
         raise TrainingError("the validation slices hold no label at all: give others with --val-embedding-dir")
-    return Validation(dice / masks, loss / max(losses, 1.0), error / masks, int(masks))
+    return Validation(dices / masks, loss / max(losses, 1.0), errors / masks, int(masks))
 
 
 def _measured(
-    decoder: PromptDecoder, batch: ValidationBatch, frame: Frame, settings: Settings, processes: Processes
+    decoder: SamDecoder, batch: ValidationBatch, config: SamplingConfig, settings: Settings, processes: Processes
 ) -> Iterator[tuple[float, float, float, float, float]]:
     """For each prompt: 1, its Dice, its score's error, 1 if it has a loss, and that."""
     weights = decoder.mask_decoder.iou_token.weight
@@ -175,7 +179,6 @@ def _measured(
         ):
             truth = batch.maps[row] == wanted
             shape = (truth.shape[0], truth.shape[1])
-            mask = upscale_logits(low_res[at], shape, frame.profile, frame.image_size) > 0
-            common, pixels = int((mask & truth).sum()), int(mask.sum()) + int(truth.sum())
-            error = abs(score - common / (pixels - common))
-            yield 1.0, 2 * common / pixels, error, float(seen[at]), losses[at] if seen[at] else 0.0
+            mask = upscale_logits(low_res[at], shape, config.profile, config.image_size) > 0
+            error = abs(score - iou(mask, truth))
+            yield 1.0, dice(mask, truth), error, float(seen[at]), losses[at] if seen[at] else 0.0

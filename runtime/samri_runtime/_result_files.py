@@ -1,0 +1,218 @@
+"""The files of one segmentation: their names, what they may replace, and writing all of them or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samri.errors import OutputError
+from samri.geometry import SliceView
+from samri.io import (
+    Scan,
+    draw_overlay,
+    nibabel_version,
+    scan_name,
+    side_by_side,
+    write_label_table,
+    write_mask,
+    write_png,
+)
+from samri.ownership import read_sealed, refuse_foreign_files, sealed_json, unchanged
+from samri.prompts import Prompt
+from samri.staging import claimed_folder, refuse_folders_in_the_way, staged_files
+
+PROGRAM = "samri-run"
+_CANDIDATES = 3
+
+
+def result_files(scan: Path, candidates: int, *, png: bool = True, named: bool = False) -> dict[str, list[str]]:
+    """File names by what they hold: `masks`, `provenance`, `pictures`, `overlay`, and `table` of objects with names."""
+    name = scan_name(scan)
+    numbers = [""] if candidates == 1 else [str(number) for number in range(1, candidates + 1)]
+    return {
+        "masks": [f"{name}_seg_{number}.nii.gz" for number in numbers],
+        "provenance": [f"{name}_seg_.json"],
+        "pictures": [f"{name}_seg_{number}.png" for number in numbers if png],
+        "overlay": [f"{name}_overlay.png"] if png else [],
+        "table": [f"{name}_seg_dseg.tsv"] if named else [],
+    }
+
+
+def names_of(files: Mapping[str, Sequence[str]]) -> list[str]:
+    """All names of `result_files`."""
+    return [name for names in files.values() for name in names]
+
+
+def claimed(output: Path, scan: Path) -> contextlib.AbstractContextManager[None]:
+    """Reserve the results of a scan of this name in `output` for this process, and repair what a killed one left.
+
+    Raises:
+        OutputError: Another process has reserved them, or the folder can't be created.
+    """
+    name = scan_name(scan)
+    busy = f"another samri-run is writing the results of {name} into {output}: wait for it, or name another --output"
+    return claimed_folder(output, f".{name}_seg_.lock", busy)
+
+
+def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True, named: bool = False) -> None:
+    """Check before the work starts that its results can be written.
+
+    Raises:
+        OutputError: `folder` is a file, it or its parent isn't writable, or a folder in it has the name of a result.
+        InputError: `scan` doesn't have the name of an image.
+        MissingDependencyError: nibabel, which writes the masks of pictures too, isn't installed.
+    """
+    nibabel_version()
+    existing = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+    if not existing.is_dir():
+        raise OutputError(f"cannot write {folder}: {existing} is not a folder: name another --output")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {folder}: {existing} is not writable: name another --output")
+    refuse_folders_in_the_way(folder, names_of(result_files(scan, candidates, png=png, named=named)))
+
+
+def own_results(output: Path, scan: Path) -> list[str]:
+    """Names of the files in `output` that an earlier run on a scan of this name wrote, and that are unchanged."""
+    record = _record(output, scan)
+    if record is None:
+        return []
+    every = dict.fromkeys([*names_of(result_files(scan, 1, named=True)), *names_of(result_files(scan, _CANDIDATES))])
+    # A record could name any file; only those that a run writes count.
+    own = {*unchanged(output, {name: record["files"].get(name) for name in every}), _provenance_of(scan)}
+    return [name for name in every if name in own]
+
+
+def check_replaceable(
+    output: Path, scan: Scan, view: SliceView, candidates: int, *, png: bool, named: bool = False
+) -> None:
+    """Refuse to replace any files but those of an earlier run on the same slice.
+
+    Raises:
+        OutputError: A file would be replaced that is another's.
+    """
+    record = _record(output, scan.path)
+    if record is not None and (other := _difference(record, scan, view)):
+        raise OutputError(
+            f"{output / _provenance_of(scan.path)} is the result of {other}: name another --output, "
+            "or pass --overwrite to replace it"
+        )
+    names = names_of(result_files(scan.path, candidates, png=png, named=named))
+    refuse_foreign_files(output, names, own_results(output, scan.path))
+
+
+def replaced(output: Path, source: Path, candidates: int, *, png: bool, named: bool = False) -> list[str]:
+    """Notes on the files that will be replaced: results of an earlier run, and those that need --overwrite."""
+    own = own_results(output, source)
+    new = [name for name in names_of(result_files(source, candidates, png=png, named=named)) if name not in own]
+    others = [name for name in new if os.path.lexists(output / name)]
+    return [
+        *([f"replaced the results of an earlier run: {', '.join(own)}"] if own else []),
+        *([f"replaced, as --overwrite says: {', '.join(others)}"] if others else []),
+    ]
+
+
+def write_results(
+    output: Path,
+    scan: Scan,
+    view: SliceView,
+    prompts: Sequence[Prompt],
+    slice_labels: Sequence[npt.NDArray[Any]],
+    scores: npt.NDArray[np.float32],
+    provenance: Mapping[str, Any],
+    *,
+    names: Sequence[str] = (),
+    png: bool = True,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write `<name>_seg_.nii.gz`, `<name>_seg_.json` and, with `png`, `<name>_seg_.png` and `<name>_overlay.png`.
+
+    Three candidates are `<name>_seg_1.nii.gz` to `<name>_seg_3.nii.gz` (and `.png`), side by side in the overlay. With
+    `names`, there is `<name>_seg_dseg.tsv` too.
+
+    Args:
+        output: The folder; created if missing. Results of an earlier run on the same slice are replaced or removed.
+        scan: The scan.
+        view: The slice of it.
+        prompts: The B prompts, in pixels of the slice as shown.
+        slice_labels: One (H, W) label map of the slice as shown, or three candidates.
+        scores: (B,) float32, or (B, 3).
+        provenance: Written to the JSON file, with the SHA-256 of all other files.
+        names: Names of the objects; they also stand in the headers of the masks.
+        png: Write the mask and the overlay as pictures too.
+        overwrite: Also replace other files of these names.
+
+    Returns:
+        The files, masks first.
+
+    Raises:
+        OutputError: A file can't be written, or would replace one that this program didn't make; then none is written.
+    """
+    candidates = len(slice_labels)
+    named = dict(enumerate(names, start=1))
+    files = result_files(scan.path, candidates, png=png, named=bool(named))
+    (record,) = files["provenance"]
+    with staged_files(output, obsolete=own_results(output, scan.path), last=record) as stage:
+        for name, labels in zip(files["masks"], slice_labels, strict=True):
+            write_mask(stage / name, view.insert(labels, labels.dtype), scan, named)
+        for name, labels in zip(files["pictures"], slice_labels, strict=False):
+            write_png(stage / name, np.where(labels > 0, np.uint8(255), np.uint8(0)))
+        for name in files["overlay"]:
+            write_png(stage / name, _overlay(scan, view, prompts, slice_labels, scores))
+        for name in files["table"]:
+            write_label_table(stage / name, named)
+        others = [name for name in names_of(files) if name != record]
+        (stage / record).write_text(sealed_json(provenance, stage, others), "utf-8")
+        if not overwrite:  # Again: somebody may have put a file there meanwhile.
+            check_replaceable(output, scan, view, candidates, png=png, named=bool(named))
+    return [output / name for name in names_of(files)]
+
+
+def _overlay(
+    scan: Scan,
+    view: SliceView,
+    prompts: Sequence[Prompt],
+    slice_labels: Sequence[npt.NDArray[Any]],
+    scores: npt.NDArray[np.float32],
+) -> npt.NDArray[np.uint8]:
+    image, spacing = view.extract(scan.voxels), view.spacing(scan.spacing)
+    boxes = [prompt.box for prompt in prompts if prompt.box is not None]
+    points = np.concatenate([prompt.points for prompt in prompts])
+    point_labels = np.concatenate([prompt.labels for prompt in prompts]).tolist()
+    drawn = [
+        draw_overlay(image, labels, boxes=boxes, points=points, point_labels=point_labels, spacing=spacing)
+        for labels in slice_labels
+    ]
+    if len(drawn) == 1:
+        return drawn[0]
+    captions = [
+        f"{number}: score {', '.join(f'{score:.2f}' for score in of_map)}" for number, of_map in enumerate(scores.T, 1)
+    ]
+    return side_by_side(drawn, captions)
+
+
+def _difference(record: Mapping[str, Any], scan: Scan, view: SliceView) -> str | None:
+    """How an earlier run differs: its scan, frame or slice; None where all are the same."""
+    was, cut = record.get("input"), record.get("slice")
+    if not (isinstance(was, dict) and isinstance(cut, dict)) or was.get("sha256") != scan.sha256:
+        return "another scan of the same name"
+    if (was.get("frame") or 0) != scan.frame:
+        return f"frame {was.get('frame') or 0}, not {scan.frame}"
+    if (cut.get("axis"), cut.get("index")) != (view.axis, view.index):
+        return f"slice {cut.get('index')} along axis {cut.get('axis')}, not {view.index} along axis {view.axis}"
+    return None
+
+
+def _record(output: Path, scan: Path) -> dict[str, Any] | None:
+    """The provenance of an earlier run, if it is there and unchanged."""
+    record = read_sealed(output / _provenance_of(scan))
+    return record if record is not None and record.get("program") == PROGRAM else None
+
+
+def _provenance_of(scan: Path) -> str:
+    return result_files(scan, 1)["provenance"][0]
