@@ -14,12 +14,18 @@ from samri.errors import SamriError
 if TYPE_CHECKING:
     from samri.io import read_scan
     from samri_runtime.segment import load_model, segment
+    from samri_runtime.volume import segment_volume
 
-__all__ = ["SamriError", "__version__", "load_model", "read_scan", "segment"]
+__all__ = ["SamriError", "__version__", "load_model", "read_scan", "segment", "segment_volume"]
 
 __version__ = "0.1.0"
 
-_LAZY = {"load_model": "samri_runtime.segment", "read_scan": "samri.io", "segment": "samri_runtime.segment"}
+_LAZY = {
+    "load_model": "samri_runtime.segment",
+    "read_scan": "samri.io",
+    "segment": "samri_runtime.segment",
+    "segment_volume": "samri_runtime.volume",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -79,6 +79,10 @@ class Rule:
     shift: float = 0.5
     weak_score: float = 0.7
     weak_agreement: float = 0.7
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, for provenance."""
+        return asdict(self)
 
     def next_question(self, number: int, neighbor: Answer, stack: SliceStack) -> Question:
         """How slice `number` is asked about, given the answer on the slice beside it."""
