@@ -83,9 +83,7 @@ def check_output(
         raise OutputError(f"cannot write {folder}: {existing} is not a folder: name another --output")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {folder}: {existing} is not writable: name another --output")
-    refuse_folders_in_the_way(
-        folder, names_of(result_files(scan, candidates, png=png, named=named, volume=volume))
-    )
+    refuse_folders_in_the_way(folder, names_of(result_files(scan, candidates, png=png, named=named, volume=volume)))
 
 
 def own_results(output: Path, scan: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -183,7 +184,7 @@ class _Decoder:
         return self._first
 
     def ask(self, questions: Sequence[Question], following: Iterable[int]) -> list[Answer]:
-        """Answers in the order of the questions, which are about one slice; `following` are the slices to encode next."""
+        """Answers in the order of the questions, all about one slice; `following` are the slices to encode next."""
         number = questions[0].number
         embedding = self._ahead.get(number, [each for each in following if 0 <= each < len(self._stack)])
         self._first = self._first or replace(embedding, features=embedding.features[:, :0])
@@ -309,10 +310,8 @@ class _Sweep:
         return number
 
     def _resume(self, walk: Generator[Question, Answer, None], answer: Answer | None) -> None:
-        try:
+        with contextlib.suppress(StopIteration):
             self.asking.append((walk, next(walk) if answer is None else walk.send(answer)))
-        except StopIteration:
-            pass
 
 
 class _LabelVolume:

@@ -110,4 +110,5 @@ class Rule:
             return f"the area grew {pixels / before:.1f} times"
         return None
 
+
 RULE = Rule()

@@ -138,7 +138,11 @@ class VolumeSegmentation:
         findings = [found for followed in self.propagation.objects for found in followed.slices.values()]
         every = sorted({found.number for found in findings})
         wanted = [found.number for found in findings if found.source == "prompt"]
-        wanted += [every[0], every[-1], *(found.number for found in sorted(findings, key=lambda f: f.score) if found.weak)]
+        wanted += [
+            every[0],
+            every[-1],
+            *(found.number for found in sorted(findings, key=lambda f: f.score) if found.weak),
+        ]
         wanted += [every[round(place)] for place in np.linspace(0, len(every) - 1, _SHOWN)]
         return sorted(list(dict.fromkeys(wanted))[:_SHOWN])
 
