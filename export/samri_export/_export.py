@@ -39,10 +39,10 @@ from samri_export._gate_slices import gate_slices
 from samri_export._lower_precisions import LowerPrecisions, file_name, measured_graph, without_unneeded
 from samri_export._onnx_writing import OPSET, write_graph
 from samri_export._replacing import check_bundle
-from samri_export._report import Report
+from samri_export._report import VerificationReport
 from samri_export._sam_contract import SamContractDecoder
 from samri_export._verification import verify as verify_graphs
-from samri_export._verification_cases import Picture, own_pictures
+from samri_export._verification_cases import VerificationSlice, user_slices
 
 _CONTRACT_ROLES: dict[Contract, Role] = {"sam": "decoder_sam", "sam-multi": "decoder_sam_multi"}
 _TOOLS = ("torch", "segment-anything", "onnx", "onnxsim", "onnxruntime")
@@ -120,7 +120,7 @@ def export_bundle(
     scans = [Path(image) for image in verify_images]
     slices = gate_slices(scans, profile_named(chosen)) if lower and verify != "off" else None
     # First of all, so that a scan or an output that can't be is told before minutes of work.
-    own = () if verify == "off" else own_pictures(scans, profile_named(chosen))
+    own = () if verify == "off" else user_slices(scans, profile_named(chosen))
     with (
         staged_folder(output, overwrite=overwrite, check=check_bundle) as folder,
         staged_checkpoint(kept, outside=output, overwrite=overwrite) as save_rounded,
@@ -231,9 +231,9 @@ def _verified(
     folder: Path,
     graphs: Sequence[Graph],
     level: Level,
-    own: Sequence[Picture],
+    own: Sequence[VerificationSlice],
     progress: Callable[[str], None],
-) -> Report:
+) -> VerificationReport:
     files: dict[Precision, dict[Role, Path]] = {}
     for graph in graphs:
         files.setdefault(graph.precision, {})[graph.role] = folder / graph.file.path
@@ -246,7 +246,7 @@ def _manifest(
     profile: ProfileName,
     name: str | None,
     graphs: Sequence[Graph],
-    report: Report,
+    report: VerificationReport,
 ) -> Manifest:
     return Manifest(
         name=name or source.path.stem,

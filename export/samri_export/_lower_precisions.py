@@ -18,9 +18,9 @@ from samri_export._exported import Exported
 from samri_export._fp16 import Feeds, overflowing, to_fp16
 from samri_export._int8 import to_int8
 from samri_export._onnx_writing import hold_constants_as_weights, save_graph
-from samri_export._reference import Answer, Floats
-from samri_export._report import Measured, PrecisionResult, informative_dice, relative_difference
-from samri_export._verification_cases import Picture, PromptCase, prompt_cases
+from samri_export._reference import DecoderOutput, Floats
+from samri_export._report import PrecisionMeasurement, PrecisionResult, informative_dice, relative_difference
+from samri_export._verification_cases import PromptCase, VerificationSlice, prompt_cases
 
 ROLES: dict[Precision, tuple[Role, ...]] = {"fp16": ("encoder", "decoder"), "int8": ("encoder",)}
 """The graphs that a precision has; the others are float32's. See docs/precision.md for why."""
@@ -30,7 +30,7 @@ ROLES: dict[Precision, tuple[Role, ...]] = {"fp16": ("encoder", "decoder"), "int
 class Encoded:
     """A real slice, and what the float32 encoder made of it."""
 
-    picture: Picture
+    picture: VerificationSlice
     image: Floats
     embedding: Floats
 
@@ -43,7 +43,7 @@ class PrecisionGate:
     """
 
     def __init__(
-        self, float32: Mapping[Role, Path], profile: Profile, image_size: int, pictures: Sequence[Picture]
+        self, float32: Mapping[Role, Path], profile: Profile, image_size: int, pictures: Sequence[VerificationSlice]
     ) -> None:
         self._files = float32
         self._profile = profile
@@ -55,7 +55,7 @@ class PrecisionGate:
         """The tensors of a graph that come too near to half precision's largest number on these slices."""
         return overflowing(self._files[role], self._runs(role))
 
-    def measure(self, lower: Mapping[Role, Path], too_large: Mapping[str, float]) -> Measured:
+    def measure(self, lower: Mapping[Role, Path], too_large: Mapping[str, float]) -> PrecisionMeasurement:
         """Compare masks, logits and scores; graphs that the lower precision lacks are fp32's.
 
         Args:
@@ -77,7 +77,7 @@ class PrecisionGate:
                 dice.append(informative_dice(expected, answer))
                 masks += expected.scores.size
         informative, score_errors = np.concatenate(dice), np.concatenate(scores)
-        return Measured(
+        return PrecisionMeasurement(
             pictures=tuple(encoded.picture.name for encoded in self._encoded),
             masks=masks,
             masks_without_dice=masks - informative.size,
@@ -92,9 +92,9 @@ class PrecisionGate:
             overflowing=dict(too_large),
         )
 
-    def _answers(self, encoded: Encoded) -> Iterator[tuple[PromptCase, Floats | None, Answer]]:
+    def _answers(self, encoded: Encoded) -> Iterator[tuple[PromptCase, Floats | None, DecoderOutput]]:
         """Each case, the mask that it refines if it does, and float32's answer."""
-        first: Answer | None = None
+        first: DecoderOutput | None = None
         for case in prompt_cases(encoded.picture.shape):
             refined = first.low_res[:1, :1] if case.refines and first is not None else None
             answer = self._float32.answer(encoded.embedding, case, encoded.picture.shape, refined)
@@ -157,7 +157,7 @@ class LowerPrecisions:
 
     precisions: tuple[Precision, ...]
     embedding_ids: Mapping[Precision, str]
-    pictures: Sequence[Picture] | None
+    pictures: Sequence[VerificationSlice] | None
     force: bool
 
     def add(

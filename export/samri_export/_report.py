@@ -14,7 +14,7 @@ import numpy as np
 from samri.manifest import Precision, Role
 from samri.metrics import dice
 from samri_export._choices import Level
-from samri_export._reference import Answer, Floats
+from samri_export._reference import DecoderOutput, Floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ _HEADINGS = ("picture", "", "graph", "prompts", "difference", "of scores", "Dice
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureResult:
+class EncoderResult:
     """The encoder's part, of one picture."""
 
     picture: str
@@ -58,7 +58,7 @@ class PictureResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaseResult:
+class DecoderResult:
     """The decoder's part, of one batch of prompts on a picture.
 
     Attributes:
@@ -110,7 +110,7 @@ THRESHOLDS: dict[Precision, Threshold] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class PrecisionMeasurement:
     """What the comparison on real slices found.
 
     Attributes:
@@ -156,7 +156,7 @@ class PrecisionResult:
     precision: Precision
     roles: tuple[Role, ...]
     kept: bool
-    measured: Measured | None
+    measured: PrecisionMeasurement | None
 
     def failures(self) -> list[str]:
         """What lies beyond the bar, in words. Not a number lies beyond any."""
@@ -205,12 +205,12 @@ class PrecisionResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class VerificationReport:
     """All comparisons of an export: of the float32 graphs with the model, and of lower precisions with those."""
 
     level: Level
-    pictures: tuple[PictureResult, ...]
-    cases: tuple[CaseResult, ...]
+    pictures: tuple[EncoderResult, ...]
+    cases: tuple[DecoderResult, ...]
     variants: tuple[PrecisionResult, ...] = ()
 
     def failures(self) -> list[str]:
@@ -280,12 +280,12 @@ class Report:
 
 
 def compare(
-    reference: Answer, exported: Answer, *, picture: str, case: str, graph: str, precision: Precision
-) -> CaseResult:
+    reference: DecoderOutput, exported: DecoderOutput, *, picture: str, case: str, graph: str, precision: Precision
+) -> DecoderResult:
     """The differences between two answers to the same prompts."""
     coverage = reference.masks.mean(axis=(2, 3))
     dices = informative_dice(reference, exported, TOLERANCES[precision].logits)
-    return CaseResult(
+    return DecoderResult(
         picture=picture,
         case=case,
         graph=graph,
@@ -301,7 +301,7 @@ def compare(
     )
 
 
-def informative_dice(reference: Answer, other: Answer, tolerance: float = 0.0) -> Floats:
+def informative_dice(reference: DecoderOutput, other: DecoderOutput, tolerance: float = 0.0) -> Floats:
     """Dice of those masks at the picture's size whose reference is neither almost empty nor almost full: (n,).
 
     Args:
@@ -326,7 +326,7 @@ def relative_difference(reference: Floats, other: Floats) -> float:
     return largest / spread if spread > 0 else largest
 
 
-def _worst(cases: Sequence[CaseResult]) -> tuple[str, ...]:
+def _worst(cases: Sequence[DecoderResult]) -> tuple[str, ...]:
     dice = [case.dice for case in cases if case.dice is not None]
     low = min(case.coverage[0] for case in cases)
     high = max(case.coverage[1] for case in cases)

@@ -15,9 +15,9 @@ from samri.preprocessing import Profile
 from samri.prompts import pack
 from samri_export._choices import Level
 from samri_export._exported import Exported
-from samri_export._reference import Answer, Floats, Reference
-from samri_export._report import CaseResult, PictureResult, Report, compare, relative_difference
-from samri_export._verification_cases import Picture, PromptCase, built_in_pictures, prompt_cases
+from samri_export._reference import DecoderOutput, Floats, Reference
+from samri_export._report import DecoderResult, EncoderResult, VerificationReport, compare, relative_difference
+from samri_export._verification_cases import PromptCase, VerificationSlice, built_in_slices, prompt_cases
 
 Graphs = Mapping[Precision, Mapping[Role, Path]]
 
@@ -28,9 +28,9 @@ def verify(
     graphs: Graphs,
     *,
     level: Level,
-    own: Sequence[Picture] = (),
+    own: Sequence[VerificationSlice] = (),
     progress: Callable[[str], None],
-) -> Report:
+) -> VerificationReport:
     """Compare on pictures and prompts, from the slice to the mask at its own size.
 
     Args:
@@ -38,7 +38,7 @@ def verify(
         profile: Of the bundle.
         graphs: By precision and role, the files.
         level: `full` takes a portrait, a landscape and a larger picture, `quick` the portrait alone, `off` nothing.
-        own: The user's own images, from `own_pictures`; added at any level but `off`.
+        own: The user's own images, from `user_slices`; added at any level but `off`.
         progress: Gets a line for each picture.
 
     Raises:
@@ -46,14 +46,14 @@ def verify(
         MissingDependencyError: ONNX Runtime isn't installed.
     """
     if level == "off":
-        return Report("off", (), ())
+        return VerificationReport("off", (), ())
     image_size = checkpoint.architecture.image_size
-    pictures = built_in_pictures(image_size)
+    pictures = built_in_slices(image_size)
     chosen = [*(pictures if level == "full" else pictures[:1]), *own]
     reference = Reference(checkpoint.sam, profile)
     exported = {precision: Exported(files, profile, image_size) for precision, files in graphs.items()}
-    encoded: list[PictureResult] = []
-    answered: list[CaseResult] = []
+    encoded: list[EncoderResult] = []
+    answered: list[DecoderResult] = []
     for picture in chosen:
         progress(f"verifying on {picture.name} ({picture.shape[1]} x {picture.shape[0]})")
         image, embedding = reference.encode(picture)
@@ -61,7 +61,7 @@ def verify(
         for precision, side in exported.items():
             own_image, own_embedding = side.encode(picture)
             encoded.append(
-                PictureResult(
+                EncoderResult(
                     picture=picture.name,
                     shape=picture.shape,
                     precision=precision,
@@ -71,7 +71,7 @@ def verify(
             )
             further = [role for role in graphs[precision] if role.startswith(("decoder_sam", "decoder_prompts"))]
             answered += _compared(side, further, own_embedding, answers, picture, precision)
-    report = Report(level, tuple(encoded), tuple(answered))
+    report = VerificationReport(level, tuple(encoded), tuple(answered))
     failures = report.failures()
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
@@ -82,10 +82,10 @@ def verify(
 
 
 def _reference_answers(
-    reference: Reference, embedding: torch.Tensor, picture: Picture
-) -> list[tuple[PromptCase, Floats | None, Answer]]:
+    reference: Reference, embedding: torch.Tensor, picture: VerificationSlice
+) -> list[tuple[PromptCase, Floats | None, DecoderOutput]]:
     """Each case with its mask input, where it refines the answer to the first case, and the reference's answer."""
-    answers: list[tuple[PromptCase, Floats | None, Answer]] = []
+    answers: list[tuple[PromptCase, Floats | None, DecoderOutput]] = []
     for case in prompt_cases(picture.shape):
         masks = answers[0][2].low_res[:1, :1] if case.refines else None
         answers.append((case, masks, reference.answer(embedding, case, picture.shape, masks)))
@@ -96,17 +96,17 @@ def _compared(
     side: Exported,
     further: Sequence[Role],
     embedding: Floats,
-    answers: Sequence[tuple[PromptCase, Floats | None, Answer]],
-    picture: Picture,
+    answers: Sequence[tuple[PromptCase, Floats | None, DecoderOutput]],
+    picture: VerificationSlice,
     precision: Precision,
-) -> list[CaseResult]:
+) -> list[DecoderResult]:
     """All decoders of one precision; those with Meta's interface take one prompt at a time."""
     results = []
     for case, masks, expected in answers:
         answer = side.answer(embedding, case, picture.shape, masks)
-        graphs: list[tuple[Role, Answer, Answer]] = [("decoder", expected, answer)]
+        graphs: list[tuple[Role, DecoderOutput, DecoderOutput]] = [("decoder", expected, answer)]
         if "decoder_prompts" in further and masks is None:
-            graphs.append(("decoder_prompts", expected, side.answer_in_two(embedding, case, picture.shape)))
+            graphs.append(("decoder_prompts", expected, side.decode_in_stages(embedding, case, picture.shape)))
         contracts = [role for role in further if role.startswith("decoder_sam")]
         for role in contracts if len(case.prompts) == 1 else ():
             wanted = _single_mask(expected, case) if role == "decoder_sam" else expected
@@ -118,9 +118,9 @@ def _compared(
     return results
 
 
-def _single_mask(answer: Answer, case: PromptCase) -> Answer:
+def _single_mask(answer: DecoderOutput, case: PromptCase) -> DecoderOutput:
     """What Meta's `--return-single-mask` picks: mask 0 from three points on, else the best-scored of the others."""
     points = pack(case.prompts)[1].shape[1]
     best = 0 if points > 2 else 1 + int(answer.scores[0, 1:].argmax())
     kept = slice(best, best + 1)
-    return Answer(answer.low_res[:, kept], answer.scores[:, kept], answer.at_size[:, kept])
+    return DecoderOutput(answer.low_res[:, kept], answer.scores[:, kept], answer.at_size[:, kept])

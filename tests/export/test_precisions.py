@@ -22,7 +22,7 @@ from samri_export import OFFERED_PRECISIONS, _gate_slices, _lower_precisions, ex
 from samri_export._fp16 import overflowing, to_fp16
 from samri_export._gate_slices import gate_slices
 from samri_export._int8 import LARGEST_WEIGHT, linear_layers, to_int8
-from samri_export._report import THRESHOLDS, Measured, PrecisionResult
+from samri_export._report import THRESHOLDS, PrecisionMeasurement, PrecisionResult
 from samri_export.command import main
 from samri_runtime import Predictor
 from tests.support.parity import picture
@@ -262,7 +262,7 @@ def test_nothing_is_written_when_no_precision_is_left(
 
 def test_not_a_number_is_below_every_bar() -> None:
     nan = float("nan")
-    measured = Measured(("a",), 4, 0, nan, nan, nan, nan, nan, nan, nan, nan, {})
+    measured = PrecisionMeasurement(("a",), 4, 0, nan, nan, nan, nan, nan, nan, nan, nan, {})
     for precision in THRESHOLDS:
         assert len(PrecisionResult(precision, ("encoder",), False, measured).failures()) == 4
 

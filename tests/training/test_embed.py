@@ -20,8 +20,8 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from samri.errors import InputError, OutputError
-from samri_runtime.cli import Progress, duration
-from samri_training.embed import Share, TorchEncoder, checkpoint_facts, embed, find_sources, main
+from samri_runtime.cli import ProgressBar, duration
+from samri_training.embed import TorchEncoder, WorkShare, checkpoint_facts, embed, find_sources, main
 from samri_training.embed._division import parse_share, share_from
 from samri_training.store import EmbeddingStore, EncoderFacts
 from tests.support.commands import call, start
@@ -263,7 +263,7 @@ def test_torchrun_divides_the_work(tmp_path: Path, data: Path, checkpoint: Path,
 
 @given(st.integers(0, 60), st.integers(1, 9))
 def test_shares_leave_nothing_out_and_do_nothing_twice(pieces: int, count: int) -> None:
-    parts = [Share(index, count).of(range(pieces)) for index in range(count)]
+    parts = [WorkShare(index, count).of(range(pieces)) for index in range(count)]
     assert sorted(piece for part in parts for piece in part) == list(range(pieces))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -281,12 +281,12 @@ def test_torchrun_within_an_array_counts_every_process_once(tasks: int, ranks: i
         for task in range(tasks)
         for rank in range(ranks)
     }
-    assert shares == {Share(index, tasks * ranks) for index in range(tasks * ranks)}
+    assert shares == {WorkShare(index, tasks * ranks) for index in range(tasks * ranks)}
 
 
 def test_one_process_alone_does_everything() -> None:
-    assert share_from({}) == Share(0, 1)
-    assert share_from({"SLURM_ARRAY_TASK_ID": "5"}, Share(1, 2)) == Share(1, 2)
+    assert share_from({}) == WorkShare(0, 1)
+    assert share_from({"SLURM_ARRAY_TASK_ID": "5"}, WorkShare(1, 2)) == WorkShare(1, 2)
 
 
 def test_some_tasks_of_an_array_repeated_have_to_be_named() -> None:
@@ -412,7 +412,7 @@ def test_missing_things_are_named(tmp_path: Path, data: Path, checkpoint: Path) 
 
 
 def test_progress_tells_rate_and_time_left() -> None:
-    with Progress(100, "slice", 40) as progress:
+    with ProgressBar(100, "slice", 40) as progress:
         assert progress.line() == "40 of 100 slices, 0 per second, unknown time left"
         progress.skip(10)
         progress.advance(25)

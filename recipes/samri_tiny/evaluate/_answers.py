@@ -15,7 +15,7 @@ from samri.postprocessing import upscale_logits
 from samri.prompts import Prompt, pack
 from samri_runtime import Embedding, Prediction, Predictor
 from samri_tiny.evaluate._baselines import filled_ellipse, otsu_in_box
-from samri_tiny.evaluate._cases import Case, Mask, TestSlice, cases_of, digest, middle
+from samri_tiny.evaluate._cases import Mask, PromptedStructure, TestSlice, cases_of, digest, middle
 
 Way = Literal["box", "tight box", "refined", "point", "best of three"]
 """How a case is asked for:
@@ -35,7 +35,7 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class PromptedMask:
     """What one model or baseline made of one case.
 
     Attributes:
@@ -47,7 +47,7 @@ class Answer:
         iou: What it is.
     """
 
-    case: Case
+    case: PromptedStructure
     by: str
     dice: Mapping[Way, float]
     mask: npt.NDArray[np.uint8]
@@ -61,7 +61,9 @@ class Answer:
         return mask
 
 
-def ask_all(test: TestSlice, cases: Sequence[Case], predictors: Mapping[str, Predictor]) -> list[Answer]:
+def ask_all(
+    test: TestSlice, cases: Sequence[PromptedStructure], predictors: Mapping[str, Predictor]
+) -> list[PromptedMask]:
     """The baselines' and all models' answers to the cases of one slice; models with one encoder share its embedding."""
     if not cases:
         return []
@@ -91,7 +93,7 @@ def corrective_point(found: Mask, truth: Mask) -> tuple[npt.NDArray[np.float64],
     return None if largest is None else (middle(largest[1]), largest[2])
 
 
-def _baseline(name: Baseline, image: npt.NDArray[Any], cases: Sequence[Case]) -> list[Answer]:
+def _baseline(name: Baseline, image: npt.NDArray[Any], cases: Sequence[PromptedStructure]) -> list[PromptedMask]:
     answers = []
     for case in cases:
         masks = {
@@ -104,7 +106,9 @@ def _baseline(name: Baseline, image: npt.NDArray[Any], cases: Sequence[Case]) ->
     return answers
 
 
-def _model(name: str, predictor: Predictor, embedding: Embedding, cases: Sequence[Case]) -> list[Answer]:
+def _model(
+    name: str, predictor: Predictor, embedding: Embedding, cases: Sequence[PromptedStructure]
+) -> list[PromptedMask]:
     box = predictor.predict(embedding, boxes=[case.box for case in cases])
     tight = predictor.predict(embedding, boxes=[case.tight_box for case in cases])
     refined = _refined(predictor, embedding, cases, box)
@@ -126,7 +130,9 @@ def _model(name: str, predictor: Predictor, embedding: Embedding, cases: Sequenc
     ]
 
 
-def _refined(predictor: Predictor, embedding: Embedding, cases: Sequence[Case], first: Prediction) -> list[Mask]:
+def _refined(
+    predictor: Predictor, embedding: Embedding, cases: Sequence[PromptedStructure], first: Prediction
+) -> list[Mask]:
     masks = list(first.masks)
     corrections = [corrective_point(mask, case.truth) for mask, case in zip(masks, cases, strict=True)]
     wrong = [row for row, correction in enumerate(corrections) if correction is not None]
@@ -144,7 +150,7 @@ def _refined(predictor: Predictor, embedding: Embedding, cases: Sequence[Case], 
 
 
 def _from_points(
-    predictor: Predictor, embedding: Embedding, cases: Sequence[Case]
+    predictor: Predictor, embedding: Embedding, cases: Sequence[PromptedStructure]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """The single mask, and the best-scored of the three candidates, (B, H, W) each; both come from one decoding."""
     low_res, scores = predictor.decode(embedding, *pack([Prompt.of([case.point]) for case in cases]))
@@ -156,10 +162,10 @@ def _from_points(
     return single, chosen
 
 
-def _answer(case: Case, by: str, masks: Mapping[Way, Mask], score: float | None) -> Answer:
+def _answer(case: PromptedStructure, by: str, masks: Mapping[Way, Mask], score: float | None) -> PromptedMask:
     by_way = {way: dice(mask, case.truth) for way, mask in masks.items()}
     overlap = by_way["box"] / (2 - by_way["box"])  # IoU of a Dice.
-    return Answer(case, by, by_way, np.packbits(masks["box"]), score, overlap)
+    return PromptedMask(case, by, by_way, np.packbits(masks["box"]), score, overlap)
 
 
 Kind = Literal["drawn", "real"]
@@ -201,7 +207,7 @@ class Results:
     """
 
     of: TestSet
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[PromptedMask] = field(default_factory=list)
     images: dict[tuple[str, str], TestSlice] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     slices: int = 0
@@ -219,7 +225,7 @@ def evaluate_set(
     Raises:
         InputError: There is not one case.
     """
-    answers: list[Answer] = []
+    answers: list[PromptedMask] = []
     images: dict[tuple[str, str], TestSlice] = {}
     digests: dict[str, str] = {}
     count = 0

@@ -10,7 +10,7 @@ import click
 
 from samri.staging import staged_folder
 from samri_runtime import Predictor
-from samri_runtime.cli import Progress, command, emit, say
+from samri_runtime.cli import ProgressBar, command, emit, say
 from samri_runtime.providers import Provider
 from samri_tiny.evaluate._answers import Baseline, TestSet, evaluate_set
 from samri_tiny.evaluate._card import check_card, write_figures
@@ -121,7 +121,7 @@ def main(
         predictors = {name: Predictor(path, provider, threads=threads) for name, path in names.items()}
         results, lists = [], {}
         for of, of_slices in _sets(label_maps, template, mricrop, slices, seed, QUICK if quick else 1):
-            with Progress(0, "slice") as progress:
+            with ProgressBar(0, "slice") as progress:
                 found = evaluate_set(of, of_slices, predictors, seed, on_slice=progress.advance)
             results.append(found)
             lists[of.name] = compared(of.name, found.digests, seed, known)

@@ -24,8 +24,8 @@ from samri_runtime.bench._case import (
     scan_scene,
     usable_providers,
 )
-from samri_runtime.bench._measure import Repeats, Sample, measure
-from samri_runtime.bench._report import FILES, Report, environment, import_matplotlib
+from samri_runtime.bench._measure import Measurements, Repeats, measure
+from samri_runtime.bench._report import FILES, BenchReport, environment, import_matplotlib
 from samri_runtime.bench._tune import best, candidates, seconds_of, settings_of
 from samri_runtime.cli import (
     GivenModel,
@@ -190,7 +190,7 @@ def main(
     repeats = Repeats(rounds, encodes, decodes, tuple(sorted({*(batches or (1, 16)), *((1,) if tune else ())})))
     samples = measure(bundle.folder, requested, scene, repeats, progress=say)
     typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    report = Report(environment(bundle), scene.name, samples, repeats.batches, typed)
+    report = BenchReport(environment(bundle), scene.name, samples, repeats.batches, typed)
     if output is not None:
         for path in report.write(output, png=png):
             say(f"wrote {path}")
@@ -213,7 +213,7 @@ def _can_plot() -> bool:
     return True
 
 
-def _keep_best(bundle: Bundle, samples: Sequence[Sample]) -> None:
+def _keep_best(bundle: Bundle, samples: Sequence[Measurements]) -> None:
     winner, left_out = best(samples)
     for line in left_out:
         say(f"left out: {line}")

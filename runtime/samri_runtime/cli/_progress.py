@@ -89,7 +89,7 @@ class Stages:
                 self._next = now + _BETWEEN_LINES_S
 
 
-class Progress:
+class ProgressBar:
     """How many of a number of things are done, on stderr: a bar on a terminal, else a line each minute.
 
     Args:
@@ -108,7 +108,7 @@ class Progress:
         self._cleanup = contextlib.ExitStack()
         self._bar: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         self._open_bar()
         return self
 

@@ -172,7 +172,7 @@ def _prompt_stage_feeds(bundle: Bundle, precision: Precision) -> Feeds:
 
 
 @dataclass(frozen=True)
-class Share:
+class NodeShare:
     """One provider's part of a run: ONNX Runtime's name of it, the number of nodes it ran, and their milliseconds."""
 
     execution_provider: str
@@ -191,7 +191,7 @@ class Placement:
     """
 
     promised: str
-    shares: tuple[Share, ...]
+    shares: tuple[NodeShare, ...]
     elsewhere: Mapping[str, int]
 
     @property
@@ -252,7 +252,7 @@ def read_profile(path: Path, promised: str) -> Placement:
         microseconds[provider] += 0 if kind in _CONTROL_FLOW else duration
         if provider != promised and _HEAVY.search(kind):
             elsewhere[kind] += 1
-    shares = [Share(name, count, round(microseconds[name] / 1000, 3)) for name, count in nodes.items()]
+    shares = [NodeShare(name, count, round(microseconds[name] / 1000, 3)) for name, count in nodes.items()]
     shares.sort(key=lambda share: share.milliseconds, reverse=True)
     return Placement(promised, tuple(shares), dict(elsewhere.most_common()))
 

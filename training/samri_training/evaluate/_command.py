@@ -16,7 +16,7 @@ from samri.staging import staged_folder
 from samri_runtime.cli import (
     GivenFolder,
     OutputFolder,
-    Progress,
+    ProgressBar,
     Stages,
     command,
     emit,
@@ -212,7 +212,7 @@ def main(
         # A cache without provenance is taken to be the first model's own.
         source = slices or EmbeddedSlices(*_opened(found, embedding_dirs, opened[0].facts("fp32")))
         stages.end()
-        with Progress(len(source), "slice") as progress:
+        with ProgressBar(len(source), "slice") as progress:
             evaluation = evaluate(source, opened, protocol, on_slice=progress.advance)
         stages.begin("comparing the models")
         summary = summarize(evaluation)

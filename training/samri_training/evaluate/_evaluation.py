@@ -13,7 +13,7 @@ from samri.prompts import Prompt
 from samri_runtime import Embedding
 from samri_training.evaluate._metrics import Measures, measure
 from samri_training.evaluate._models import Model, segment
-from samri_training.evaluate._sources import Source
+from samri_training.evaluate._sources import TestSource
 from samri_training.prompting import PromptKind, sample_prompt
 from samri_training.slices import LabelledSlice, Size, size_of
 from samri_training.store import EmbeddedSlice
@@ -39,7 +39,7 @@ class Protocol:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EvaluationRow:
     """One structure of one slice, as one model found it from one prompt.
 
     Attributes:
@@ -69,7 +69,7 @@ class Evaluation:
     protocol: Protocol
     models: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    rows: list[Row] = field(default_factory=list)
+    rows: list[EvaluationRow] = field(default_factory=list)
     slices: int = 0
     structures: int = 0
     cases: set[str] = field(default_factory=set)
@@ -78,7 +78,7 @@ class Evaluation:
 
 
 def evaluate(
-    source: Source,
+    source: TestSource,
     models: Sequence[Model],
     protocol: Protocol,
     on_slice: Callable[[], object] = lambda: None,
@@ -150,7 +150,7 @@ def _evaluate_slice(
             masks, scores = segment(model, embeddings[encoder], prompts, protocol.multimask)
             for (label, pixels), mask, score, asked in zip(structures, masks, scores, prompts, strict=True):
                 evaluation.rows.append(
-                    Row(
+                    EvaluationRow(
                         kind,
                         model.name,
                         sample.name,

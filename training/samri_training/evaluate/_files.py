@@ -12,7 +12,7 @@ from samri import __version__
 from samri.errors import OutputError
 from samri.opening import read_json
 from samri.ownership import refuse_foreign_content
-from samri_training.evaluate._evaluation import Evaluation, Row
+from samri_training.evaluate._evaluation import Evaluation, EvaluationRow
 from samri_training.evaluate._metrics import CONVENTIONS, METRICS, TITLES, Metric
 from samri_training.evaluate._report import PROMPT_TITLES, SIZE_TITLES, report
 from samri_training.evaluate._summary import GROUPS, Rows, Summary, values
@@ -98,7 +98,7 @@ def to_json(evaluation: Evaluation, summary: Summary, provenance: Mapping[str, A
     }
 
 
-def _cells(row: Row, label_name: str) -> list[object]:
+def _cells(row: EvaluationRow, label_name: str) -> list[object]:
     measures, asked = row.measures, row.asked
     return [
         row.prompt,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from samri_training.evaluate._evaluation import Evaluation
 from samri_training.evaluate._metrics import HIGHER_IS_BETTER, METRICS, TITLES, Metric
-from samri_training.evaluate._summary import ALL, GROUPS, Group, Summary, Test
+from samri_training.evaluate._summary import ALL, GROUPS, Group, PairedTest, Summary
 from samri_training.prompting import PromptKind
 
 SIZE_TITLES = {ALL: "all", "small": "small (< 0.5 %)", "medium": "medium (0.5-3.5 %)", "large": "large (> 3.5 %)"}
@@ -110,7 +110,7 @@ def _mean_and_sd(group: Group, metric: Metric) -> str:
     return f"{spread.mean:.{digits}f} ± {spread.sd:.{digits}f}"
 
 
-def _tests(tests: Sequence[Test]) -> str:
+def _tests(tests: Sequence[PairedTest]) -> str:
     """A row for each pair of models and size; of each metric the difference, p after Holm's correction, and effect."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for test in tests:
@@ -126,7 +126,7 @@ def _tests(tests: Sequence[Test]) -> str:
     return markdown_table(["models", "size", "cases", *_HEADS.values()], rows.values(), left=2)
 
 
-def _test_cell(test: Test) -> str:
+def _test_cell(test: PairedTest) -> str:
     digits = _DIGITS[test.metric]
     comparison = test.comparison
     return f"{comparison.mean_difference:+.{digits}f} (p {p_text(test.p_holm)}, r {comparison.effect_size:+.2f})"

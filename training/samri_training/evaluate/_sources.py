@@ -15,7 +15,7 @@ from samri_training.store import EmbeddedSlice, Embeddings, combine, require_enc
 TEST_SPLIT: Split = "testing"
 
 
-class Source(SliceSource[LabelledSlice | EmbeddedSlice], Protocol):
+class TestSource(SliceSource[LabelledSlice | EmbeddedSlice], Protocol):
     """Test slices, to be encoded or embedded already.
 
     Attributes:

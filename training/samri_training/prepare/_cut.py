@@ -81,7 +81,7 @@ class Refused:
     reason: str
 
 
-class _Frame(NamedTuple):
+class _Timepoint(NamedTuple):
     """Image and label map of one frame, checked against each other."""
 
     scan: Scan
@@ -108,7 +108,7 @@ def cut_pair(pair: SourcePair, folder: Path, how: Cut) -> list[CutCase] | Refuse
         return Refused(str(pair.mask), str(error))
 
 
-def _read_frames(pair: SourcePair, frame: int | Literal["all"] | None) -> Iterator[tuple[int | None, _Frame]]:
+def _read_frames(pair: SourcePair, frame: int | Literal["all"] | None) -> Iterator[tuple[int | None, _Timepoint]]:
     """Index (None unless all are asked for) and content of each frame asked for."""
     if frame != "all":
         try:
@@ -141,7 +141,7 @@ def _read_mask(pair: SourcePair, scan: Scan) -> Scan:
     return mask if scan.frame == 0 else read_scan(path, scan.frame)
 
 
-def _checked(scan: Scan, mask: Scan, pair: SourcePair) -> _Frame:
+def _checked(scan: Scan, mask: Scan, pair: SourcePair) -> _Timepoint:
     check_same_grid(scan, mask)
     image, labels = gray(scan), label_map(mask)
     notes = (*scan.notes, *mask.notes)
@@ -152,11 +152,11 @@ def _checked(scan: Scan, mask: Scan, pair: SourcePair) -> _Frame:
         raise InputError(f"{mask.path} is empty: every voxel is 0; mark its structures, or leave the pair out")
     if labels.shape != scan.grid:  # One of them is a picture, (H, W), the other a NIfTI of one slice, (1, H, W).
         labels = labels.reshape(scan.grid)
-    return _Frame(scan, smallest_exact(image), labels, notes)
+    return _Timepoint(scan, smallest_exact(image), labels, notes)
 
 
 def _cut_frame(
-    pair: SourcePair, frame: _Frame, index: int | None, folder: Path, how: Cut, written: list[Path]
+    pair: SourcePair, frame: _Timepoint, index: int | None, folder: Path, how: Cut, written: list[Path]
 ) -> CutCase:
     if _is_one_slice(frame.scan.grid):
         views = [(pair.tail or "000", whole_view(frame.scan.grid))]

@@ -21,7 +21,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Report:
+class PrepareReport:
     """What `prepare` made.
 
     Attributes:

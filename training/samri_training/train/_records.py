@@ -211,7 +211,7 @@ def line(entry: Entry, epochs: int) -> str:
     return f"{title}: {', '.join(parts)}"
 
 
-class Progress:
+class EpochProgress:
     """A line every half minute within an epoch, which can take hours; never so many that a log can't be read."""
 
     _SECONDS = 30.0
@@ -240,7 +240,7 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainOutcome:
     """How a run ended."""
 
     folder: Path
@@ -253,7 +253,7 @@ class Outcome:
     """Mean validation Dice of the checkpoint that the run started from."""
 
     @classmethod
-    def of(cls, folder: Path, epochs: int, history: Sequence[Entry]) -> Outcome:
+    def of(cls, folder: Path, epochs: int, history: Sequence[Entry]) -> TrainOutcome:
         """The outcome of at least one epoch."""
         best = best_entry(history)
         assert best is not None  # A run has at least one epoch.

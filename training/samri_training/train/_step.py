@@ -14,7 +14,7 @@ from samri.errors import SamriError
 from samri.model import SamDecoder
 from samri_training.train._loss import sample_losses
 from samri_training.train._processes import Processes, StoppedWithOthersError
-from samri_training.train._samples import Batch
+from samri_training.train._samples import TrainingBatch
 from samri_training.train._settings import Settings
 
 MAX_BAD_STEPS = 30
@@ -84,7 +84,7 @@ class Training:
         self.bad_in_a_row = 0
         self._buffer = self._gradient_buffer()
 
-    def step(self, batches: Iterable[Batch]) -> StepResult:
+    def step(self, batches: Iterable[TrainingBatch]) -> StepResult:
         """Learn from this process's batches together with those of the other processes.
 
         Raises:
@@ -107,7 +107,7 @@ class Training:
         self._processes.sum(self._buffer)
         return self._moved(failure)
 
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: TrainingBatch) -> Tensor:
         """The loss of each sample of a batch, (B,); one decoder pass."""
         device = self._processes.device
         dtype = next(iter(self.parameters.values())).dtype

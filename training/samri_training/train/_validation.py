@@ -21,7 +21,7 @@ from samri_training.slices import SliceSource
 from samri_training.store import EmbeddedSlice
 from samri_training.train._loss import mask_losses
 from samri_training.train._processes import Processes
-from samri_training.train._samples import Batch, SamplingConfig, assembled, empty_batch, labels_of, prompt_kind
+from samri_training.train._samples import SamplingConfig, TrainingBatch, assembled, empty_batch, labels_of, prompt_kind
 from samri_training.train._settings import Settings
 from samri_training.train._step import TrainingError, autocast
 from samri_training.train._targets import low_res_target
@@ -43,7 +43,7 @@ class Validation:
 class ValidationBatch(NamedTuple):
     """Some slices, and a prompt for each label in each of them."""
 
-    prompts: Batch
+    prompts: TrainingBatch
     """Features are per slice, (n, C, G, G); everything else is per prompt."""
     rows: Tensor
     """(B,) int64: which of the n slices a prompt belongs to."""
@@ -104,7 +104,7 @@ class ValidationBatches(Dataset[ValidationBatch]):
         return ValidationBatch(batch, torch.tensor(rows, dtype=torch.int64), wanted, maps, list(places))
 
 
-class ValidationRequests(Sampler[list[int]]):
+class ValidationBatchRequests(Sampler[list[int]]):
     """This process's share of the validation slices, some at a time."""
 
     def __init__(self, samples: int, batch_size: int, rank: int, processes: int) -> None:
