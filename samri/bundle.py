@@ -110,12 +110,12 @@ class Bundle:
         Raises:
             BundleError: The graph or a file of it is missing, changed, or would open a file outside the bundle.
         """
-        with self.opening(role, precision) as file:
+        with self.verified_graph(role, precision) as file:
             return file.path
 
     @contextlib.contextmanager
-    def opening(self, role: Role, precision: Precision = "fp32") -> Iterator[GraphFile]:
-        """A graph that is opened within the block; use what was opened only once the block has ended.
+    def verified_graph(self, role: Role, precision: Precision = "fp32") -> Iterator[GraphFile]:
+        """A graph to open within the block; use the opened graph only once the block has ended.
 
         By then all its files were found whole, unchanged and inside the folder. The graph itself is before the block
         begins. The weights beside it, which are plain numbers, are hashed while the block runs: where there is another

@@ -18,7 +18,7 @@ from samri.contract import (
 from samri.manifest import Role
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, preprocess
-from samri.prompts import pack, to_model_frame
+from samri.prompts import to_batch, to_model_frame
 from samri_export._reference import DecoderOutput, Floats
 from samri_export._verification_cases import PromptCase, VerificationSlice
 from samri_runtime.providers import load_onnxruntime
@@ -89,7 +89,7 @@ class Exported:
         return DecoderOutput(low_res, scores, at_size)
 
     def _points(self, case: PromptCase, shape: tuple[int, int]) -> tuple[Floats, Floats]:
-        coords, labels = pack(case.prompts)
+        coords, labels = to_batch(case.prompts)
         return to_model_frame(coords, shape, self._profile, self._size), labels
 
     def _at_size(self, low_res: Floats, shape: tuple[int, int]) -> Floats:

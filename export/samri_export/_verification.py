@@ -12,7 +12,7 @@ from samri.errors import VerificationError
 from samri.manifest import Precision, Role
 from samri.model import Checkpoint
 from samri.preprocessing import Profile
-from samri.prompts import pack
+from samri.prompts import to_batch
 from samri_export._choices import Level
 from samri_export._exported import Exported
 from samri_export._reference import DecoderOutput, Floats, Reference
@@ -120,7 +120,7 @@ def _compared(
 
 def _single_mask(answer: DecoderOutput, case: PromptCase) -> DecoderOutput:
     """What Meta's `--return-single-mask` picks: mask 0 from three points on, else the best-scored of the others."""
-    points = pack(case.prompts)[1].shape[1]
+    points = to_batch(case.prompts)[1].shape[1]
     best = 0 if points > 2 else 1 + int(answer.scores[0, 1:].argmax())
     kept = slice(best, best + 1)
     return DecoderOutput(answer.low_res[:, kept], answer.scores[:, kept], answer.at_size[:, kept])

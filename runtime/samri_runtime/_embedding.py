@@ -101,7 +101,7 @@ class Embedding:
             raise ValueError(
                 f"the embedding holds numbers beyond the range of {precision}: save it as fp32, or encode again"
             )
-        pieces = pack(self, precision)
+        pieces = to_bytes(self, precision)
         with staged_file(path) as staged:
             descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
             with os.fdopen(descriptor, "wb") as file:
@@ -115,7 +115,7 @@ class Embedding:
             InputError: There is no such file, or it is damaged.
         """
         try:
-            embedding, _, _ = unpack(Path(path).read_bytes())
+            embedding, _, _ = from_bytes(Path(path).read_bytes())
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         except DamagedFileError as error:
@@ -134,7 +134,7 @@ def rounded(features: npt.NDArray[np.float32], precision: StoredPrecision) -> np
     return features if precision == "fp32" else features.astype(np.float16).astype(np.float32)
 
 
-def pack(embedding: Embedding, precision: StoredPrecision, key: str = "") -> list[memoryview]:
+def to_bytes(embedding: Embedding, precision: StoredPrecision, key: str = "") -> list[memoryview]:
     """The bytes of the file, in pieces, so that the features aren't copied.
 
     Args:
@@ -170,11 +170,11 @@ def pack(embedding: Embedding, precision: StoredPrecision, key: str = "") -> lis
     return [memoryview(header), numbers, memoryview(digest.digest())]
 
 
-def unpack(data: bytes) -> tuple[Embedding, StoredPrecision, str]:
+def from_bytes(data: bytes) -> tuple[Embedding, StoredPrecision, str]:
     """An embedding in float32, its precision in the file and its cache key, from the bytes of a file.
 
     Raises:
-        DamagedFileError: The bytes aren't those of `pack`.
+        DamagedFileError: The bytes aren't those of `to_bytes`.
     """
     if len(data) < 8 + _DIGEST_BYTES:
         raise DamagedFileError("it is cut off")

@@ -18,7 +18,7 @@ from samri.bundle import Bundle
 from samri.errors import InputError, PromptError, ProviderError
 from samri.manifest import Graph, Manifest, Precision
 from samri.preprocessing import checked_pixels, preprocess
-from samri.prompts import Prompt, finite_numbers, gather, pack, to_model_frame
+from samri.prompts import Prompt, finite_numbers, prompts_from_arrays, to_batch, to_model_frame
 from samri_runtime import models
 from samri_runtime._decoders import ALL, CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
@@ -257,10 +257,10 @@ class Predictor:
         if prompts is None and boxes is None and points is None and point_labels is None:
             raise PromptError("no prompt: give boxes, points or prompts")
         self._check(embedding)
-        requested = gather(boxes, points, point_labels) if prompts is None else _listed(prompts)
+        requested = prompts_from_arrays(boxes, points, point_labels) if prompts is None else _listed(prompts)
         checked = [prompt.validate(embedding.shape) for prompt in requested]
         valid = tuple(prompt for prompt, _ in checked)
-        coords, labels = pack(valid)
+        coords, labels = to_batch(valid)
         low_res, scores = self.decode(embedding, coords, labels, mask_input, CANDIDATES if multimask else SINGLE)
         if not multimask:
             low_res, scores = low_res[:, 0], scores[:, 0]
@@ -282,7 +282,7 @@ class Predictor:
         mask_input: npt.ArrayLike | None = None,
         wanted: slice = ALL,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Run the decoder on prompts that are packed already (`samri.prompts.pack`).
+        """Run the decoder on prompts that are packed already (`samri.prompts.to_batch`).
 
         Args:
             embedding: From `encode`.

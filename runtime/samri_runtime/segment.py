@@ -21,7 +21,7 @@ from samri.manifest import Precision
 from samri.outliers import outlier_note
 from samri.preprocessing import percentile_range
 from samri.privacy import without_folders
-from samri.prompts import Prompt, gather
+from samri.prompts import Prompt, prompts_from_arrays
 from samri_runtime import models
 from samri_runtime._prediction import Prediction
 from samri_runtime._predictor import Predictor
@@ -231,7 +231,7 @@ def segment(
     """
     if prompts is not None and not (boxes is None and points is None and point_labels is None):
         raise PromptError("give either prompts, or boxes and points")
-    requested = gather(boxes, points, point_labels) if prompts is None else list(prompts)
+    requested = prompts_from_arrays(boxes, points, point_labels) if prompts is None else list(prompts)
     if not requested:
         raise PromptError("there is no prompt: give boxes, points or prompts")
     check_names(names, len(requested))

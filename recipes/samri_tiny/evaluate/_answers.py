@@ -12,7 +12,7 @@ import numpy.typing as npt
 from samri.errors import InputError
 from samri.metrics import dice
 from samri.postprocessing import upscale_logits
-from samri.prompts import Prompt, pack
+from samri.prompts import Prompt, to_batch
 from samri_runtime import Embedding, Prediction, Predictor
 from samri_tiny.evaluate._baselines import filled_ellipse, otsu_in_box
 from samri_tiny.evaluate._cases import Mask, PromptedStructure, TestSlice, cases_of, digest, middle
@@ -153,7 +153,7 @@ def _from_points(
     predictor: Predictor, embedding: Embedding, cases: Sequence[PromptedStructure]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """The single mask, and the best-scored of the three candidates, (B, H, W) each; both come from one decoding."""
-    low_res, scores = predictor.decode(embedding, *pack([Prompt.of([case.point]) for case in cases]))
+    low_res, scores = predictor.decode(embedding, *to_batch([Prompt.of([case.point]) for case in cases]))
     rows, best = np.arange(len(cases)), 1 + scores[:, 1:].argmax(axis=1)
     profile, side = predictor.manifest.profile, predictor.manifest.image_size
     single, chosen = (

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samri.errors import SamriError
 from samri.preprocessing import Profile
-from samri.prompts import Prompt, pack, to_model_frame
+from samri.prompts import Prompt, to_batch, to_model_frame
 from samri_training.prompting import PromptKind, sample_prompt
 from samri_training.slices import SliceSource
 from samri_training.store import EmbeddedSlice
@@ -76,7 +76,7 @@ class TrainingBatch(NamedTuple):
     coords: Tensor
     """(B, N, 2) float32, (x, y) in the S x S model frame."""
     labels: Tensor
-    """(B, N) float32, as `samri.prompts.pack` defines them."""
+    """(B, N) float32, as `samri.prompts.to_batch` defines them."""
     targets: Tensor
     """(B, 1, L, L) bool."""
     rows: Tensor | None = None
@@ -267,7 +267,7 @@ def assembled(
     """One batch of samples: prompts packed together and scaled into the model frame as inference scales them."""
     if not features:
         return empty_batch(config)
-    coords, labels = pack(prompts)
+    coords, labels = to_batch(prompts)
     for row, shape in enumerate(shapes):
         coords[row] = to_model_frame(coords[row], shape, config.profile, config.image_size)
     return TrainingBatch(
