@@ -100,8 +100,12 @@ class Bundle:
         """
         graph = self.manifest.find(role, precision)
         if graph is None:
-            held = ", ".join(f"{graph.role} {graph.precision}" for graph in self.manifest.graphs) or "no graph at all"
-            raise BundleError(f"{self.folder} holds no {precision} {role}, only {held}: export it with samri-export")
+            available = (
+                ", ".join(f"{graph.role} {graph.precision}" for graph in self.manifest.graphs) or "no graph at all"
+            )
+            raise BundleError(
+                f"{self.folder} holds no {precision} {role}, only {available}: export it with samri-export"
+            )
         return graph
 
     def graph_path(self, role: Role, precision: Precision = "fp32") -> Path:
@@ -192,10 +196,10 @@ class Bundle:
     def _check_hash(self, file: BundleFile) -> None:
         path = self.folder / file.path
         try:
-            found = file_sha256(path)
+            actual = file_sha256(path)
         except OSError as error:
             raise BundleError(f"cannot read {path}: {error.strerror}") from error
-        if found != file.sha256:
+        if actual != file.sha256:
             raise BundleError(f"{path} was changed since the export (its SHA-256 differs): copy the bundle again")
 
     def _check_external_data(self, graph: Graph) -> None:

@@ -154,9 +154,9 @@ class Manifest:
 
         The same where the bundle holds it, else fp32: int8 bundles have an int8 encoder and a float32 decoder.
         """
-        held = self.precisions(role)
-        choices = [precision] if role == "encoder" else [precision, "fp32", *held]
-        return next((choice for choice in choices if choice in held), precision)
+        available = self.precisions(role)
+        choices = [precision] if role == "encoder" else [precision, "fp32", *available]
+        return next((choice for choice in choices if choice in available), precision)
 
     def embedding_id(self, precision: Precision = "fp32") -> str | None:
         """The id of embeddings that the encoder of that precision makes."""

@@ -143,10 +143,10 @@ def claimed_folder(folder: Path, lock: str, busy: str) -> Iterator[None]:
     Raises:
         OutputError: Another process holds the lock, which is told as `busy`, or the folder can't be written.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as cleanup:
         with as_output_error(folder):
-            held.enter_context(_made_folders(folder))
-            held.enter_context(exclusive(folder / lock, busy))
+            cleanup.enter_context(_made_folders(folder))
+            cleanup.enter_context(exclusive(folder / lock, busy))
         clean(folder)
         yield
 
@@ -163,9 +163,9 @@ def _made_folders(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        for made in missing:
+        for created in missing:
             with contextlib.suppress(OSError):
-                made.rmdir()
+                created.rmdir()
 
 
 @contextlib.contextmanager

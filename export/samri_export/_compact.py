@@ -109,26 +109,26 @@ def stored_in_full(model: onnx.ModelProto) -> onnx.ModelProto:
         for name, cast in casts.items()
     ]
     nodes = [node for node in model.graph.node if node.output[0] not in casts]
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in halves]
+    initializers = [tensor for tensor in model.graph.initializer if tensor.name not in halves]
     del model.graph.initializer[:], model.graph.node[:]
-    model.graph.initializer.extend([*kept, *full])
+    model.graph.initializer.extend([*initializers, *full])
     model.graph.node.extend(nodes)
     return model
 
 
 def _store_in_half(graph: onnx.GraphProto) -> None:
-    casts, kept = [], []
+    casts, initializers = [], []
     for tensor in graph.initializer:
         half = _exact_half(tensor)
         if half is None:
-            kept.append(tensor)
+            initializers.append(tensor)
             continue
         stored = numpy_helper.from_array(half, f"{tensor.name}.{ROUNDED_TO}")
         casts.append(make_node("Cast", [stored.name], [tensor.name], f"{tensor.name}.cast", to=onnx.TensorProto.FLOAT))
-        kept.append(stored)
+        initializers.append(stored)
     nodes = [*casts, *graph.node]
     del graph.initializer[:], graph.node[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(initializers)
     graph.node.extend(nodes)
 
 

@@ -103,9 +103,9 @@ def export_bundle(
         ValueError: The options don't go together; see `check_choices`.
     """
     output = Path(output)
-    chosen = _chosen_profile(profile, checkpoint, base)
+    profile_name = _chosen_profile(profile, checkpoint, base)
     check_choices(
-        profile=chosen,
+        profile=profile_name,
         contracts=contracts,
         precisions=precisions,
         verify=verify,
@@ -115,15 +115,15 @@ def export_bundle(
         rounded_checkpoint=rounded_checkpoint,
     )
     lower = tuple(dict.fromkeys(precision for precision in precisions if precision != "fp32"))
-    kept = None if rounded_checkpoint is None else Path(rounded_checkpoint)
-    progress(f"profile {chosen}" + ("" if profile else " (the default; --profile names another)"))
+    rounded_path = None if rounded_checkpoint is None else Path(rounded_checkpoint)
+    progress(f"profile {profile_name}" + ("" if profile else " (the default; --profile names another)"))
     scans = [Path(image) for image in verify_images]
-    slices = gate_slices(scans, profile_named(chosen)) if lower and verify != "off" else None
+    slices = gate_slices(scans, profile_named(profile_name)) if lower and verify != "off" else None
     # First of all, so that a scan or an output that can't be is told before minutes of work.
-    own = () if verify == "off" else user_slices(scans, profile_named(chosen))
+    user_images = () if verify == "off" else user_slices(scans, profile_named(profile_name))
     with (
         staged_folder(output, overwrite=overwrite, check=check_bundle) as folder,
-        staged_checkpoint(kept, outside=output, overwrite=overwrite) as save_rounded,
+        staged_checkpoint(rounded_path, outside=output, overwrite=overwrite) as save_rounded,
     ):
         source = load_checkpoint(checkpoint, base)
         for note in source.notes:
@@ -132,7 +132,7 @@ def export_bundle(
         if compact:
             round_weights(source)
             progress(f"weights rounded to {ROUNDED_TO}")
-        ids = _embedding_ids(source, chosen)
+        ids = _embedding_ids(source, profile_name)
         if encoder_from is None:
             progress("writing the encoder")
             encoder = _write_encoder(source, folder, ids["fp32"])
@@ -143,10 +143,10 @@ def export_bundle(
         graphs = [encoder, *_write_decoders(source, folder, contracts)]
         if compact:
             graphs = [stored_in_half(folder, graph) for graph in graphs]
-        report = _verified(source, chosen, folder, graphs, verify, own, progress)
+        report = _verified(source, profile_name, folder, graphs, verify, user_images, progress)
         precisions_to_add = LowerPrecisions(lower, ids, slices, force)
         added, results = precisions_to_add.add(
-            folder, graphs, profile_named(chosen), source.architecture.image_size, progress
+            folder, graphs, profile_named(profile_name), source.architecture.image_size, progress
         )
         report = dataclasses.replace(report, variants=results)
         graphs = [*without_unneeded(folder, graphs, precisions, results), *added]
@@ -155,7 +155,7 @@ def export_bundle(
         provenance = _provenance(source)
         if compact:
             provenance |= {"rounded_to": ROUNDED_TO, **save_rounded(source)}
-        write_manifest(folder, _manifest(source, provenance, chosen, name, graphs, report))
+        write_manifest(folder, _manifest(source, provenance, profile_name, name, graphs, report))
     return Bundle.open(output)
 
 
@@ -231,13 +231,13 @@ def _verified(
     folder: Path,
     graphs: Sequence[Graph],
     level: Level,
-    own: Sequence[VerificationSlice],
+    user_images: Sequence[VerificationSlice],
     progress: Callable[[str], None],
 ) -> VerificationReport:
     files: dict[Precision, dict[Role, Path]] = {}
     for graph in graphs:
         files.setdefault(graph.precision, {})[graph.role] = folder / graph.file.path
-    return verify_graphs(source, profile_named(profile), files, level=level, own=own, progress=progress)
+    return verify_graphs(source, profile_named(profile), files, level=level, user_images=user_images, progress=progress)
 
 
 def _manifest(

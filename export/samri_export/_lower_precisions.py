@@ -128,7 +128,7 @@ def write_precision(
         Each graph's file and the external files beside it, and the tensors that half precision couldn't hold.
     """
     written: dict[Role, tuple[Path, tuple[Path, ...]]] = {}
-    found: dict[str, float] = {}
+    overflowing: dict[str, float] = {}
     for role in ROLES[precision]:
         model = stored_in_full(onnx.load(str(float32[role])))
         if precision == "int8":
@@ -137,11 +137,11 @@ def write_precision(
             model = to_int8(model)
         else:
             too_large = {} if gate is None else gate.overflowing(role)
-            found |= too_large
+            overflowing |= too_large
             model = to_fp16(model, too_large)
         path = path_of(role)
         written[role] = (path, save_graph(model, path))
-    return written, found
+    return written, overflowing
 
 
 @dataclass(frozen=True)
@@ -184,15 +184,15 @@ class LowerPrecisions:
         if self.pictures is not None:
             progress(f"running fp32 on {len(self.pictures)} real slices")
             gate = PrecisionGate(files, profile, image_size, self.pictures)
-        kept: list[Graph] = []
+        bundled: list[Graph] = []
         results = []
         for precision in self.precisions:
             progress(f"writing and judging {precision}")
             graphs, result = self._one(precision, folder, files, gate)
             results.append(result)
-            if result.kept:
-                kept += graphs
-        return kept, tuple(results)
+            if result.included:
+                bundled += graphs
+        return bundled, tuple(results)
 
     def _one(
         self, precision: Precision, folder: Path, float32: Mapping[Role, Path], gate: PrecisionGate | None
@@ -218,20 +218,20 @@ class LowerPrecisions:
 
 
 def without_unneeded(
-    folder: Path, float32: Sequence[Graph], asked: Sequence[Precision], results: Sequence[PrecisionResult]
+    folder: Path, float32: Sequence[Graph], requested: Sequence[Precision], results: Sequence[PrecisionResult]
 ) -> list[Graph]:
     """The float32 graphs to keep: all if fp32 was asked for, else those that a lower precision runs without a own.
 
     Raises:
         VerificationError: No precision that was asked for is left.
     """
-    if "fp32" in asked:
+    if "fp32" in requested:
         return list(float32)
-    kept = [result for result in results if result.kept]
-    if not kept:
+    included = [result for result in results if result.included]
+    if not included:
         reasons = "; ".join(f"{result.precision}: {result.failures()[0]}" for result in results)
         raise VerificationError(f"no precision that was asked for reaches its bar ({reasons}); nothing was written")
-    needed = [graph for graph in float32 if not all(graph.role in result.roles for result in kept)]
+    needed = [graph for graph in float32 if not all(graph.role in result.roles for result in included)]
     for graph in float32:
         if graph not in needed:
             for file in (graph.file, *graph.external_data):

@@ -149,13 +149,13 @@ class PrecisionResult:
     Attributes:
         precision: Of the graphs.
         roles: The graphs that it has; those it lacks are float32's.
-        kept: Whether they are in the bundle.
+        included: Whether they are in the bundle.
         measured: None when verification was off.
     """
 
     precision: Precision
     roles: tuple[Role, ...]
-    kept: bool
+    included: bool
     measured: PrecisionMeasurement | None
 
     def failures(self) -> list[str]:
@@ -176,19 +176,23 @@ class PrecisionResult:
 
     def lines(self) -> list[str]:
         """For the screen."""
-        failed = self.failures()
-        verdict = "kept" if self.kept else "not kept"
+        failures = self.failures()
+        verdict = "kept" if self.included else "not kept"
         if self.measured is None:
-            return [f"{self.precision}: {verdict}: {failed[0]}"]
-        found = self.measured
-        dice = "no mask that Dice says something about" if found.mean_dice is None else f"Dice {found.mean_dice:.4f}"
+            return [f"{self.precision}: {verdict}: {failures[0]}"]
+        measured = self.measured
+        dice = (
+            "no mask that Dice says something about" if measured.mean_dice is None else f"Dice {measured.mean_dice:.4f}"
+        )
         lines = [
-            f"{self.precision} against fp32, {len(found.pictures)} real slices, {found.masks} masks: {dice}, "
-            f"embedding {found.embedding:.2%}, logits {found.logits:.2%}, scores {found.scores:.4f}: {verdict}"
+            f"{self.precision} against fp32, {len(measured.pictures)} real slices, {measured.masks} masks: {dice}, "
+            f"embedding {measured.embedding:.2%}, logits {measured.logits:.2%}, scores {measured.scores:.4f}: {verdict}"
         ]
-        lines += [f"{self.precision} is below its bar: {failure}" for failure in failed]
-        if found.overflowing:
-            lines.append(f"{self.precision}: {len(found.overflowing)} tensors stay float32, being too large for fp16")
+        lines += [f"{self.precision} is below its bar: {failure}" for failure in failures]
+        if measured.overflowing:
+            lines.append(
+                f"{self.precision}: {len(measured.overflowing)} tensors stay float32, being too large for fp16"
+            )
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -196,7 +200,7 @@ class PrecisionResult:
         return {
             "precision": self.precision,
             "roles": list(self.roles),
-            "kept": self.kept,
+            "kept": self.included,
             "reference": "the float32 graphs, ONNX Runtime, CPUExecutionProvider",
             "bar": dataclasses.asdict(THRESHOLDS[self.precision]),
             "measured": None if self.measured is None else dataclasses.asdict(self.measured),
@@ -268,9 +272,13 @@ class VerificationReport:
         for result in self.pictures:
             picture = f"{result.picture}, {result.shape[1]} x {result.shape[0]}"
             rows.append((picture, result.precision, "encoder", "", f"{result.embedding:.1e}", "", "", ""))
-            own = [case for case in self.cases if (case.picture, case.precision) == (result.picture, result.precision)]
-            for graph in dict.fromkeys(case.graph for case in own):
-                rows.append((picture, result.precision, graph, *_worst([case for case in own if case.graph == graph])))
+            results = [
+                case for case in self.cases if (case.picture, case.precision) == (result.picture, result.precision)
+            ]
+            for graph in dict.fromkeys(case.graph for case in results):
+                rows.append(
+                    (picture, result.precision, graph, *_worst([case for case in results if case.graph == graph]))
+                )
         lines = _aligned(rows)
         undecided = sum(case.masks_without_dice for case in self.cases)
         if undecided:

@@ -28,7 +28,7 @@ def verify(
     graphs: Graphs,
     *,
     level: Level,
-    own: Sequence[VerificationSlice] = (),
+    user_images: Sequence[VerificationSlice] = (),
     progress: Callable[[str], None],
 ) -> VerificationReport:
     """Compare on pictures and prompts, from the slice to the mask at its own size.
@@ -38,7 +38,7 @@ def verify(
         profile: Of the bundle.
         graphs: By precision and role, the files.
         level: `full` takes a portrait, a landscape and a larger picture, `quick` the portrait alone, `off` nothing.
-        own: The user's own images, from `user_slices`; added at any level but `off`.
+        user_images: The user's own images, from `user_slices`; added at any level but `off`.
         progress: Gets a line for each picture.
 
     Raises:
@@ -49,18 +49,18 @@ def verify(
         return VerificationReport("off", (), ())
     image_size = checkpoint.architecture.image_size
     pictures = built_in_slices(image_size)
-    chosen = [*(pictures if level == "full" else pictures[:1]), *own]
+    slices = [*(pictures if level == "full" else pictures[:1]), *user_images]
     reference = Reference(checkpoint.sam, profile)
     exported = {precision: Exported(files, profile, image_size) for precision, files in graphs.items()}
-    encoded: list[EncoderResult] = []
-    answered: list[DecoderResult] = []
-    for picture in chosen:
+    encoder_results: list[EncoderResult] = []
+    decoder_results: list[DecoderResult] = []
+    for picture in slices:
         progress(f"verifying on {picture.name} ({picture.shape[1]} x {picture.shape[0]})")
         image, embedding = reference.encode(picture)
         answers = _reference_answers(reference, embedding, picture)
         for precision, side in exported.items():
             own_image, own_embedding = side.encode(picture)
-            encoded.append(
+            encoder_results.append(
                 EncoderResult(
                     picture=picture.name,
                     shape=picture.shape,
@@ -70,8 +70,8 @@ def verify(
                 )
             )
             further = [role for role in graphs[precision] if role.startswith(("decoder_sam", "decoder_prompts"))]
-            answered += _compared(side, further, own_embedding, answers, picture, precision)
-    report = VerificationReport(level, tuple(encoded), tuple(answered))
+            decoder_results += _compared(side, further, own_embedding, answers, picture, precision)
+    report = VerificationReport(level, tuple(encoder_results), tuple(decoder_results))
     failures = report.failures()
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
@@ -109,11 +109,11 @@ def _compared(
             graphs.append(("decoder_prompts", expected, side.decode_in_stages(embedding, case, picture.shape)))
         contracts = [role for role in further if role.startswith("decoder_sam")]
         for role in contracts if len(case.prompts) == 1 else ():
-            wanted = _single_mask(expected, case) if role == "decoder_sam" else expected
-            graphs.append((role, wanted, side.answer_sam_contract(role, embedding, case, picture.shape, masks)))
+            reference = _single_mask(expected, case) if role == "decoder_sam" else expected
+            graphs.append((role, reference, side.answer_sam_contract(role, embedding, case, picture.shape, masks)))
         results += [
-            compare(wanted, given, picture=picture.name, case=case.name, graph=role, precision=precision)
-            for role, wanted, given in graphs
+            compare(reference, output, picture=picture.name, case=case.name, graph=role, precision=precision)
+            for role, reference, output in graphs
         ]
     return results
 
@@ -122,5 +122,5 @@ def _single_mask(answer: DecoderOutput, case: PromptCase) -> DecoderOutput:
     """What Meta's `--return-single-mask` picks: mask 0 from three points on, else the best-scored of the others."""
     points = to_batch(case.prompts)[1].shape[1]
     best = 0 if points > 2 else 1 + int(answer.scores[0, 1:].argmax())
-    kept = slice(best, best + 1)
-    return DecoderOutput(answer.low_res[:, kept], answer.scores[:, kept], answer.at_size[:, kept])
+    best_mask = slice(best, best + 1)
+    return DecoderOutput(answer.low_res[:, best_mask], answer.scores[:, best_mask], answer.at_size[:, best_mask])

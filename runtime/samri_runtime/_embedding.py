@@ -56,7 +56,7 @@ class Embedding:
         shape: (H, W) of the slice, to which prompts and masks refer.
         embedding_id: Identifies the encoder weights, preprocessing and precision.
         cached: Whether it was read from the embedding cache; the encoder graph isn't opened then.
-        made: Provenance: SHA-256 of the encoder graph, provider, versions.
+        provenance: SHA-256 of the encoder graph, provider, versions; `made` in files.
         notes: Messages for the user, such as that a cached embedding was damaged.
 
     Example:
@@ -71,7 +71,7 @@ class Embedding:
     shape: tuple[int, int]
     embedding_id: str | None
     cached: bool = False
-    made: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def half(self) -> Embedding:
@@ -152,7 +152,7 @@ def to_bytes(embedding: Embedding, precision: StoredPrecision, key: str = "") ->
             "height": str(embedding.shape[0]),
             "width": str(embedding.shape[1]),
             "key": key,
-            "made": json.dumps(dict(embedding.made), sort_keys=True),
+            "made": json.dumps(dict(embedding.provenance), sort_keys=True),
         },
         _FEATURES: {"dtype": name, "shape": list(data.shape), "data_offsets": [0, data.nbytes]},
         _DIGEST: {
@@ -208,6 +208,6 @@ def _read(entries: Any, data: memoryview) -> tuple[Embedding, StoredPrecision, s
     height, width = int(metadata["height"]), int(metadata["width"])
     if min(height, width) < 1:
         raise DamagedFileError("its header makes no sense")
-    made = {str(name): str(value) for name, value in json.loads(metadata["made"]).items()}
-    embedding = Embedding(values, (height, width), str(metadata["embedding_id"]), made=made)
+    provenance = {str(name): str(value) for name, value in json.loads(metadata["made"]).items()}
+    embedding = Embedding(values, (height, width), str(metadata["embedding_id"]), provenance=provenance)
     return embedding, precision, str(metadata["key"])

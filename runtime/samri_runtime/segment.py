@@ -269,13 +269,13 @@ def _segment(
     volume_range = percentile_range(scan.voxels, profile) if profile.intensity == "percentile" else None
     started = time.perf_counter()
     embedding = predictor.encode(image, intensity_range=volume_range)
-    encoded = time.perf_counter()
+    encoded_at = time.perf_counter()
     prediction = predictor.predict(embedding, prompts=prompts, multimask=multimask)
     maps = [LabelMap(view.shape, len(prompts)) for _ in range(3 if multimask else 1)]
     for logits in prediction.each_logits():
         for labels, candidate in zip(maps, logits if multimask else logits[np.newaxis], strict=True):
             labels.add(candidate)
-    seconds = {"encode": encoded - started, "decode": time.perf_counter() - encoded}
+    seconds = {"encode": encoded_at - started, "decode": time.perf_counter() - encoded_at}
     slice_labels = tuple(labels.labels for labels in maps)
     notes = [
         *scan.notes,

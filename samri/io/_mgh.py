@@ -48,9 +48,9 @@ def read_mgh(path: Path, frame: int | None) -> VolumeImage:
         *volume, frames = check_shape(path, tuple(sides))
         dtype = np.dtype(_DTYPES[kind])
         data_bytes = source.check((*volume, frames), dtype, _HEADER_BYTES, frames)
-        chosen = choose_frame(path, frames, frame)
+        index = choose_frame(path, frames, frame)
         frame_bytes = data_bytes // frames
-        source.bytes.seek(_HEADER_BYTES + chosen * frame_bytes)
+        source.bytes.seek(_HEADER_BYTES + index * frame_bytes)
         content = bytearray(source.bytes.read(frame_bytes))
         source.finish(_HEADER_BYTES, data_bytes)
         voxels = np.frombuffer(content, dtype).reshape(volume, order="F")
@@ -64,7 +64,7 @@ def read_mgh(path: Path, frame: int | None) -> VolumeImage:
         voxels.astype(dtype.newbyteorder("="), copy=False),
         affine,
         grid_of(affine, tuple(volume)),
-        chosen,
+        index,
         frames,
         () if placed > 0 else ("it doesn't say where its axes point: read as coronal slices, as FreeSurfer does",),
     )

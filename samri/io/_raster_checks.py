@@ -224,14 +224,14 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         position += 2 + length
         if marker == 0xFFDA:
             scans += 1
-            found = _JPEG_MARKER.search(data, position)
-            if found is None or size is None:
+            match = _JPEG_MARKER.search(data, position)
+            if match is None or size is None:
                 break
-            if data[found.end() - 1] == 0xD9:
+            if data[match.end() - 1] == 0xD9:
                 return size
             if scans == _MOST_SCANS:
                 raise BrokenFileError(f"it has more than {_MOST_SCANS} scans")
-            position = found.start()
+            position = match.start()
     raise BrokenFileError("it breaks off")
 
 
@@ -246,9 +246,10 @@ def jpeg_damage(log: str) -> tuple[str | None, str]:
 def tiff_damage(log: str) -> tuple[str | None, str]:
     """As `jpeg_damage`, of what OpenCV logs for libtiff (from OpenCV 4.11 on; earlier ones say nothing)."""
     lines = log.splitlines(keepends=True)
-    found = [match for match in map(_TIFF_COMPLAINT.match, lines) if match]
+    complaints = [match for match in map(_TIFF_COMPLAINT.match, lines) if match]
     damage = next(
-        (text for level, text in map(re.Match.groups, found) if level == "Error" or text.startswith(_TIFF_DAMAGE)), None
+        (text for level, text in map(re.Match.groups, complaints) if level == "Error" or text.startswith(_TIFF_DAMAGE)),
+        None,
     )
     return damage, "".join(line for line in lines if not _OPENCV_LINE.match(line))
 

@@ -123,8 +123,8 @@ def choose_frame(path: Path, frames: int, frame: int | None) -> int:
     if frame is None and frames > 1:
         raise MissingFrameError(f"{path} has {frames} frames: choose one with --frame 0 to {frames - 1}")
     if frame is not None and not 0 <= frame < frames:
-        held = "one frame only" if frames == 1 else f"frames 0 to {frames - 1}"
-        raise InputError(f"{path} has {held}: there is no frame {frame}")
+        available = "one frame only" if frames == 1 else f"frames 0 to {frames - 1}"
+        raise InputError(f"{path} has {available}: there is no frame {frame}")
     return frame or 0
 
 
@@ -134,16 +134,16 @@ def check_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         InputError: It isn't a picture, a volume or frames of one.
     """
-    kept = shape
-    while len(kept) > 4 and kept[-1] == 1:
-        kept = kept[:-1]
-    if len(kept) > 4:
+    reduced = shape
+    while len(reduced) > 4 and reduced[-1] == 1:
+        reduced = reduced[:-1]
+    if len(reduced) > 4:
         raise InputError(f"{path} is {len(shape)}-D, of shape {shape}: save a 2-D, 3-D or 4-D part of it")
-    if len(kept) < 2:
+    if len(reduced) < 2:
         raise InputError(f"{path} is no image: its shape is {shape}")
-    if min(kept) < 1:
+    if min(reduced) < 1:
         raise InputError(f"{path} has no voxels: its shape is {shape}")
-    return kept
+    return reduced
 
 
 def one_line(error: Exception) -> str:

@@ -41,10 +41,10 @@ def index_of(path: Path) -> Path | None:
         return path
     if not os.path.isdir(path):  # noqa: PTH112 - no error for a name that is too long: whoever opens it reports it.
         return None
-    found = sorted(path.glob(f"*{SUFFIX}"))
-    if len(found) == 1:
-        return found[0]
-    named = f"holds {found[0].name} and {found[1].name}" if found else f"is a folder, and no *{SUFFIX} lies in it"
+    indexes = sorted(path.glob(f"*{SUFFIX}"))
+    if len(indexes) == 1:
+        return indexes[0]
+    named = f"holds {indexes[0].name} and {indexes[1].name}" if indexes else f"is a folder, and no *{SUFFIX} lies in it"
     raise CheckpointError(f"{path} {named}: give the file with the weights")
 
 

@@ -213,7 +213,7 @@ def test_connected_parts_are_asked_about_one_by_one() -> None:
     assert boxes(training.coords) == knees
     validation = ValidationBatches(TwoKnees(), [0], frame)[[0]]
     assert boxes(validation.prompts.coords) == knees
-    areas = {int((validation.maps[0] == wanted).sum()) for wanted in validation.wanted}
+    areas = {int((validation.maps[0] == value).sum()) for value in validation.label_values}
     assert areas == {30 * 30, 50 * 40}
     whole = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(jitter=False))
     assert boxes(TrainingBatches(TwoKnees(), whole)[BatchRequest(1, (0,))].coords) == {(2.0, 10.0, 120.0, 123.0)}

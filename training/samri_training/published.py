@@ -149,17 +149,19 @@ def find_cached(folder: Path) -> list[CachedSlice]:
     Raises:
         InputError: There is none, one has no mask beside it, or two have the same name.
     """
-    found: dict[str, CachedSlice] = {}
+    slices: dict[str, CachedSlice] = {}
     for file in _files(folder):
         name = file.relative_to(folder).as_posix()[: -len(file.suffix)]
-        if name in found:
-            raise InputError(f"{found[name].file} and {file} have the same name but for the suffix: remove one of them")
+        if name in slices:
+            raise InputError(
+                f"{slices[name].file} and {file} have the same name but for the suffix: remove one of them"
+            )
         mask = None if file.suffix == ".npz" else _mask_beside(file)
         above = [part for part in Path(name).parent.parts if split_named(part) is None]
-        found[name] = CachedSlice(name, "/".join([*above, _case_and_mask(file.stem)[0]]), file, mask)
-    if not found:
+        slices[name] = CachedSlice(name, "/".join([*above, _case_and_mask(file.stem)[0]]), file, mask)
+    if not slices:
         raise InputError(f"{folder} holds no cached embeddings (*.npz, or *.npy and *.pt beside their masks)")
-    return [found[name] for name in sorted(found)]
+    return [slices[name] for name in sorted(slices)]
 
 
 def holds_embedding(name: str) -> bool:
@@ -181,8 +183,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _case_and_mask(stem: str) -> tuple[str, str]:
     """Case of an embedding's file, and the name that its mask should have, both without a suffix."""
-    case, found, tail = stem.rpartition("_img_")
-    if found:
+    case, separator, tail = stem.rpartition("_img_")
+    if separator:
         return case, f"{case}_seg_{tail}"
     case = stem.removesuffix("_img")
     return case, f"{case}_seg"
@@ -238,13 +240,13 @@ def _read_npz(file: Path) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def _check_claim(file: Path, key: str, stream: IO[bytes], held: int) -> None:
+def _check_claim(file: Path, key: str, stream: IO[bytes], content: int) -> None:
     """Numpy makes room for what the array's header claims before it reads the numbers."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
-    if math.prod(shape) * dtype.itemsize > held:
-        raise InputError(f"{file} claims an array of shape {shape} for {key!r} in {held} bytes: copy it again")
+    if math.prod(shape) * dtype.itemsize > content:
+        raise InputError(f"{file} claims an array of shape {shape} for {key!r} in {content} bytes: copy it again")
 
 
 def _read_pt(file: Path) -> dict[str, npt.NDArray[Any]]:

@@ -164,7 +164,7 @@ def group_table(groups: Sequence[Group]) -> str:
         ]
         for group in groups
     ]
-    return markdown_table(heads, rows, left=1 + several)
+    return markdown_table(heads, rows, text_columns=1 + several)
 
 
 def comparison_table(found: Sequence[PairedTest]) -> str:
@@ -180,7 +180,7 @@ def comparison_table(found: Sequence[PairedTest]) -> str:
         ]
         for test in found
     ]
-    return markdown_table(["compared", "asked by", "slices", "difference", "effect r", "p"], rows, left=2)
+    return markdown_table(["compared", "asked by", "slices", "difference", "effect r", "p"], rows, text_columns=2)
 
 
 def _p(p: float) -> str:

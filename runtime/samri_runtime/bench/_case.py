@@ -52,8 +52,8 @@ class BenchCase:
     def label(self) -> str:
         """The provider, and settings other than precision and threads."""
         static = {None: "", True: " static", False: " free shapes"}[self.static_shapes]
-        given = "".join(f" {key}={value}" for key, value in self.options.items())
-        return f"{self.provider}{static}{' ' + self.name if self.name else given}"
+        settings = "".join(f" {key}={value}" for key, value in self.options.items())
+        return f"{self.provider}{static}{' ' + self.name if self.name else settings}"
 
     def __str__(self) -> str:
         threads = f" {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
@@ -193,8 +193,10 @@ def scan_scene(path: str | Path, index: int | None = None, boxes: npt.ArrayLike 
         raise InputError(f"{path} is one slice: leave out --slice")
     view = axis_view(scan.grid, 2, scan.grid[2] // 2 if index is None else index) if volume else whole_view(scan.grid)
     image = view.extract(scan.voxels)
-    given = _tiles(image.shape[0], image.shape[1]) if boxes is None else np.atleast_2d(np.asarray(boxes, np.float64))
-    return Scene(scan.path.name, image, given)
+    scene_boxes = (
+        _tiles(image.shape[0], image.shape[1]) if boxes is None else np.atleast_2d(np.asarray(boxes, np.float64))
+    )
+    return Scene(scan.path.name, image, scene_boxes)
 
 
 def _tiles(height: int, width: int) -> npt.NDArray[np.float64]:

@@ -173,19 +173,21 @@ def main(
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"cannot write {output}: it is not a folder; name another --output")
     if output is not None and not overwrite:
-        refuse_foreign_files(output, FILES, own=())
-    wanted = precisions or precisions_of(bundle.manifest)
-    for precision in wanted:
+        refuse_foreign_files(output, FILES, known=())
+    requested_precisions = precisions or precisions_of(bundle.manifest)
+    for precision in requested_precisions:
         bundle.graph("encoder", precision)
     say("looking for providers that work here")
     if tune:
-        requested = [case for case in candidates(bundle.manifest) if case.precision in wanted]
+        requested = [case for case in candidates(bundle.manifest) if case.precision in requested_precisions]
     elif gpu:
-        requested = accelerator_cases(wanted)
+        requested = accelerator_cases(requested_precisions)
         if not requested:
             raise ProviderError("no accelerator works here: run samri-doctor to see why")
     else:
-        requested = cases(providers or usable_providers(), wanted, threads or (None,), provider_options, static_shapes)
+        requested = cases(
+            providers or usable_providers(), requested_precisions, threads or (None,), provider_options, static_shapes
+        )
     scene = phantom_scene() if source is None else scan_scene(source, index)
     repeats = Repeats(rounds, encodes, decodes, tuple(sorted({*(batches or (1, 16)), *((1,) if tune else ())})))
     samples = measure(bundle.folder, requested, scene, repeats, progress=say)

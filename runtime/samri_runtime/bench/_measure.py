@@ -171,9 +171,9 @@ def _ended(command: Sequence[str], limit: float, waiting: Callable[[float], None
     )
     with process:
         try:
-            while (left := started + limit - time.monotonic()) > 0:
+            while (remaining := started + limit - time.monotonic()) > 0:
                 try:
-                    stderr = process.communicate(timeout=min(left, _REPORT_S))[1]
+                    stderr = process.communicate(timeout=min(remaining, _REPORT_S))[1]
                     return process.returncode, stderr
                 except subprocess.TimeoutExpired:
                     waiting(time.monotonic() - started)

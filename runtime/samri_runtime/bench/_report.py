@@ -269,14 +269,14 @@ def environment(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def environment_lines(found: dict[str, Any]) -> list[str]:
+def environment_lines(environment: dict[str, Any]) -> list[str]:
     """`environment` as text."""
-    here, model = found["machine"], found["model"]
+    here, model = environment["machine"], environment["model"]
     name, backbone = printable(model["name"], 200), printable(model["backbone"], 200)
     gpus = f"; GPUs {', '.join(here['nvidia']['gpus'])}" if here["nvidia"]["gpus"] else ""
     return [
         f"{name}: {backbone} at {model['image_size']}, manifest {model['sha256'][:16]}",
         f"{here['processor']}, {here['usable_cores']} of {here['cores']} cores{gpus}; {here['system']}",
-        f"samri {here['samri']}, Python {here['python']}, numpy {here['numpy']}, {', '.join(found['wheels'])}; "
-        f"{found['date']}",
+        f"samri {here['samri']}, Python {here['python']}, numpy {here['numpy']}, {', '.join(environment['wheels'])}; "
+        f"{environment['date']}",
     ]

@@ -29,14 +29,14 @@ def candidates(manifest: Manifest) -> list[BenchCase]:
     A precision that was forced into the bundle, or never compared, isn't tried: the few boxes here are weaker evidence
     than the slices of the exporter.
     """
-    found: list[BenchCase] = []
+    cases_to_try: list[BenchCase] = []
     precisions = [precision for precision in precisions_of(manifest) if is_proven(manifest, precision)]
     for provider in usable_providers():
         threads = thread_counts() if provider in ("cpu", "openvino") else [None]
-        found += cases([provider], precisions, threads)
+        cases_to_try += cases([provider], precisions, threads)
         if provider == "openvino":
-            found.append(BenchCase("openvino", "fp32", options=dict(OPENVINO_BF16), name="in bf16"))
-    return found
+            cases_to_try.append(BenchCase("openvino", "fp32", options=dict(OPENVINO_BF16), name="in bf16"))
+    return cases_to_try
 
 
 def seconds_of(sample: Measurements) -> float:

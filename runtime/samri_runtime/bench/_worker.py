@@ -55,7 +55,7 @@ def _measure(request: dict[str, Any], masks: Path) -> dict[str, Any]:
         batch_boxes = boxes[np.arange(batch) % len(boxes)]
         _masks(predictor, embedding, batch_boxes)
         decodes[str(batch)] = [
-            _timed(lambda own=batch_boxes: _masks(predictor, embedding, own))[1]  # type: ignore[misc]
+            _timed(lambda each=batch_boxes: _masks(predictor, embedding, each))[1]  # type: ignore[misc]
             for _ in range(request["decodes"])
         ]
     memory = {"steady": current_rss(), "peak": peak_rss()}

@@ -151,8 +151,8 @@ class ProgressBar:
         rate = self._worked / max(time.monotonic() - self._started, 1e-9)
         if not self._total:
             return f"{self._done} {self._unit}s, {rate:.3g} per second"
-        left = duration((self._total - self._done) / rate) if rate else "unknown time"
-        return f"{self._done} of {self._total} {self._unit}s, {rate:.3g} per second, {left} left"
+        remaining = duration((self._total - self._done) / rate) if rate else "unknown time"
+        return f"{self._done} of {self._total} {self._unit}s, {rate:.3g} per second, {remaining} left"
 
 
 def duration(seconds: float) -> str:

@@ -129,7 +129,7 @@ def try_probe(provider: Provider, options: Mapping[str, str]) -> tuple[Session, 
 
 def misplaced_nodes(placement: Placement) -> str | None:
     """One line on heavy nodes that ran on other providers, or None."""
-    if placement.kept:
+    if placement.as_promised:
         return None
     if not placement.elsewhere:
         return f"nothing ran on {placement.promised}"
@@ -195,14 +195,14 @@ class Placement:
     elsewhere: Mapping[str, int]
 
     @property
-    def kept(self) -> bool:
+    def as_promised(self) -> bool:
         """Whether nodes ran on the provider of the session, and no compute-heavy ones ran elsewhere."""
         return not self.elsewhere and any(share.execution_provider == self.promised for share in self.shares)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "kept": self.kept,
+            "kept": self.as_promised,
             "elsewhere": dict(self.elsewhere),
             "shares": [
                 {"execution_provider": share.execution_provider, "nodes": share.nodes, "ms": share.milliseconds}

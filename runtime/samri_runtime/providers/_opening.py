@@ -69,8 +69,8 @@ def open_session(
     """Open an ONNX graph on a provider.
 
     Args:
-        graph: The ONNX file. `Bundle.verified_graph` returns it with its SHA-256, so that it isn't hashed again to name the
-            folder of compiled engines.
+        graph: The ONNX file. `Bundle.verified_graph` returns it with its SHA-256, so that it isn't hashed again to
+            name the folder of compiled engines.
         provider: A named provider is used or an error is raised; `auto` takes the fastest that works.
         provider_options: Passed to the provider unchanged, over SAMRI's defaults; not with `auto`.
         threads: CPU threads; by default one per core that this process may use.

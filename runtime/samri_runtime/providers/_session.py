@@ -133,8 +133,10 @@ class BoundSession:
         self._guard = guard
         self._lock = threading.Lock()
         with guard():
-            own = {tensor.name: allocate(tensor.shape, of.device) for tensor in of.inputs if tensor.name not in shared}
-            self._inputs = {**shared, **own}
+            allocated = {
+                tensor.name: allocate(tensor.shape, of.device) for tensor in of.inputs if tensor.name not in shared
+            }
+            self._inputs = {**shared, **allocated}
             self._outputs = {tensor.name: allocate(tensor.shape, of.device) for tensor in of.outputs}
             self._binding = session.io_binding()
             for name, value in self._inputs.items():

@@ -58,7 +58,7 @@ class EvaluationRow:
     size: Size
     measures: Measures
     score: float
-    asked: Prompt
+    prompt_used: Prompt
     dataset: str = ""
 
 
@@ -126,11 +126,11 @@ def _evaluate_slice(
 ) -> None:
     protocol = evaluation.protocol
     labels, counts = np.unique(sample.mask, return_counts=True)
-    found = [(int(label), int(count)) for label, count in zip(labels, counts, strict=True) if label != 0]
-    structures = [(label, count) for label, count in found if count >= protocol.min_pixels]
+    areas = [(int(label), int(count)) for label, count in zip(labels, counts, strict=True) if label != 0]
+    structures = [(label, count) for label, count in areas if count >= protocol.min_pixels]
     evaluation.slices += 1
     evaluation.structures += len(structures)
-    evaluation.structures_too_small += len(found) - len(structures)
+    evaluation.structures_too_small += len(areas) - len(structures)
     if not structures:
         evaluation.slices_without_structures += 1
         return
@@ -148,7 +148,7 @@ def _evaluate_slice(
             if encoder not in embeddings:
                 embeddings[encoder] = _embed(model, sample)
             masks, scores = segment(model, embeddings[encoder], prompts, protocol.multimask)
-            for (label, pixels), mask, score, asked in zip(structures, masks, scores, prompts, strict=True):
+            for (label, pixels), mask, score, prompt_used in zip(structures, masks, scores, prompts, strict=True):
                 evaluation.rows.append(
                     EvaluationRow(
                         kind,
@@ -161,7 +161,7 @@ def _evaluate_slice(
                         size_of(pixels, (mask.shape[0], mask.shape[1])),
                         measure(mask, truths[label], sample.spacing),
                         float(score),
-                        asked,
+                        prompt_used,
                         dataset,
                     )
                 )

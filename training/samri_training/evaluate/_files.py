@@ -99,7 +99,7 @@ def to_json(evaluation: Evaluation, summary: Summary, provenance: Mapping[str, A
 
 
 def _cells(row: EvaluationRow, label_name: str) -> list[object]:
-    measures, asked = row.measures, row.asked
+    measures, prompt = row.measures, row.prompt_used
     return [
         row.prompt,
         row.model,
@@ -114,8 +114,8 @@ def _cells(row: EvaluationRow, label_name: str) -> list[object]:
         *(f"{value:.6f}" for value in (measures.dice, measures.iou, measures.hd, measures.hd95, measures.msd)),
         int(measures.empty),
         f"{row.score:.6f}",
-        "" if asked.box is None else " ".join(f"{value:.9g}" for value in asked.box),
-        " ".join(f"{value:g}" for value in asked.points.ravel()),
+        "" if prompt.box is None else " ".join(f"{value:.9g}" for value in prompt.box),
+        " ".join(f"{value:g}" for value in prompt.points.ravel()),
     ]
 
 

@@ -108,9 +108,9 @@ def segment(
     coords, labels = to_batch(prompts)
     low_res, scores = model.decode(embedding, coords, labels)
     rows = np.arange(len(prompts))
-    chosen = 1 + scores[:, 1:].argmax(axis=1) if multimask else np.zeros(len(prompts), dtype=np.intp)
-    logits = upscale_logits(low_res[rows, chosen], embedding.shape, model.profile, model.image_size)
-    return logits > 0, scores[rows, chosen]
+    best = 1 + scores[:, 1:].argmax(axis=1) if multimask else np.zeros(len(prompts), dtype=np.intp)
+    logits = upscale_logits(low_res[rows, best], embedding.shape, model.profile, model.image_size)
+    return logits > 0, scores[rows, best]
 
 
 class _BundleModel:

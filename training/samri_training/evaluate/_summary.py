@@ -204,8 +204,8 @@ def _family(
     for size in sizes:
         means = {}
         for model in models:
-            some = rows.of(prompt, model, size)
-            means[model] = case_means([row.case for row in some], values(some, metric))
+            model_rows = rows.of(prompt, model, size)
+            means[model] = case_means([row.case for row in model_rows], values(model_rows, metric))
         pairs |= {
             (size, first, second): (means[first], means[second])
             for first, second in combinations(models, 2)

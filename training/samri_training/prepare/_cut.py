@@ -99,11 +99,11 @@ def cut_pair(pair: SourcePair, folder: Path, how: Cut) -> list[CutCase] | Refuse
     Raises:
         OSError: A slice can't be written.
     """
-    written: list[Path] = []
+    paths: list[Path] = []
     try:
-        return [_cut_frame(pair, frame, index, folder, how, written) for index, frame in _read_frames(pair, how.frame)]
+        return [_cut_frame(pair, frame, index, folder, how, paths) for index, frame in _read_frames(pair, how.frame)]
     except InputError as error:
-        for file in written:
+        for file in paths:
             file.unlink()
         return Refused(str(pair.mask), str(error))
 
@@ -146,8 +146,8 @@ def _checked(scan: Scan, mask: Scan, pair: SourcePair) -> _Timepoint:
     image, labels = gray(scan), label_map(mask)
     notes = (*scan.notes, *mask.notes)
     if pair.labels is not None:
-        labels, said = pair.labels.checked(labels, mask.path)
-        notes += said
+        labels, label_notes = pair.labels.checked(labels, mask.path)
+        notes += label_notes
     if not labels.any():
         raise InputError(f"{mask.path} is empty: every voxel is 0; mark its structures, or leave the pair out")
     if labels.shape != scan.grid:  # One of them is a picture, (H, W), the other a NIfTI of one slice, (1, H, W).
@@ -174,14 +174,14 @@ def _cut_frame(
     unmarked = thinned = 0
     for name, view in views:
         mask = view.extract(frame.labels)
-        found = _tally(mask, how.min_pixels)
-        for label, tally in found.items():
+        label_tallies = _tally(mask, how.min_pixels)
+        for label, tally in label_tallies.items():
             tallies[label] = tallies.get(label, LabelTally()) + tally
-        kept = [label for label, tally in found.items() if tally.slices]
-        if not kept:
-            unmarked, thinned = unmarked + (not found), thinned + bool(found)
+        labels_kept = [label for label, tally in label_tallies.items() if tally.slices]
+        if not labels_kept:
+            unmarked, thinned = unmarked + (not label_tallies), thinned + bool(label_tallies)
             continue
-        mask = np.where(np.isin(mask, kept), mask, 0).astype(np.uint8 if max(kept) <= 255 else np.uint16)
+        mask = np.where(np.isin(mask, labels_kept), mask, 0).astype(np.uint8 if max(labels_kept) <= 255 else np.uint16)
         for role, pixels in (("img", view.extract(frame.image)), ("seg", mask)):
             file = folder / f"{case}_{role}_{name}.nii.gz"
             written.append(file)
@@ -265,8 +265,8 @@ def slice_affine(view: SliceView, affine: npt.NDArray[np.float64]) -> npt.NDArra
         view: View of a volume, or of a grid that is one slice.
         affine: (4, 4) of the volume.
     """
-    seen = view.describe()
-    rows, columns = seen["rows_from_axis"], seen["columns_from_axis"]
+    axes = view.describe()
+    rows, columns = axes["rows_from_axis"], axes["columns_from_axis"]
     across = 3 - rows - columns
     height, width = view.shape
     voxels = np.zeros((4, 4))  # (row, column, 0, 1) to (i, j, k, 1).

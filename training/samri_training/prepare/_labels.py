@@ -158,15 +158,15 @@ def merged_names(labels: Iterable[Labels]) -> dict[int, str]:
         InputError: One label means two things.
     """
     names: dict[int, str] = {}
-    said: dict[int, Path] = {}
+    sources: dict[int, Path] = {}
     for each in labels:
         for label, name in each.names:
             if names.setdefault(label, name) != name:
                 raise InputError(
-                    f"{each.file} calls label {label} {name}, and {said[label]} calls it {names[label]}: make the "
+                    f"{each.file} calls label {label} {name}, and {sources[label]} calls it {names[label]}: make the "
                     "labels of all cases mean the same"
                 )
-            said.setdefault(label, each.file)
+            sources.setdefault(label, each.file)
     return dict(sorted(names.items()))
 
 

@@ -56,10 +56,10 @@ def label_map(scan: Scan) -> npt.NDArray[np.uint16]:
         raise InputError(f"{scan.path}: JPEG doesn't keep labels as they are: save the mask as PNG or NIfTI")
     values = gray(scan)
     if values.dtype.kind == "f":
-        broken = values != np.rint(values)
-        if broken.any():
+        fractions = values != np.rint(values)
+        if fractions.any():
             raise InputError(
-                f"{scan.path} holds {_shortest(values[broken][0])}, which is no label: labels are whole numbers; if "
+                f"{scan.path} holds {_shortest(values[fractions][0])}, which is no label: labels are whole numbers; if "
                 "these were meant to be, round them (numpy.rint) and save them as integers"
             )
     lowest, highest = values.min(), values.max()
@@ -95,9 +95,9 @@ def check_same_grid(image: Scan, mask: Scan) -> None:
 
 def slice_spacing(scan: Scan, view: SliceView) -> tuple[float, float]:
     """Between the rows and between the columns of a view of the scan, in mm; 1 where the scan doesn't say."""
-    seen = view.describe()
+    axes = view.describe()
     unit = _MILLIMETRES.get(int(scan.nifti.fields["xyzt_units"]) & 7, 1.0) if scan.nifti is not None else 1.0
-    rows, columns = (scan.spacing[seen[f"{way}_from_axis"]] * unit for way in ("rows", "columns"))
+    rows, columns = (scan.spacing[axes[f"{way}_from_axis"]] * unit for way in ("rows", "columns"))
     return rows, columns
 
 

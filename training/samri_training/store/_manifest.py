@@ -149,14 +149,14 @@ def read_manifests(folder: Path, plan: StorePlan) -> list[ShardManifest]:
     shards = plan.shards
     file = folder / INDEX_NAME
     if not file.is_file():
-        found = [(shard, ShardManifest.read(folder, shard)) for shard in shards]
-        missing = [shard for shard, manifest in found if manifest is None]
+        pairs = [(shard, ShardManifest.read(folder, shard)) for shard in shards]
+        missing = [shard for shard, manifest in pairs if manifest is None]
         if missing:
             raise InputError(
                 f"{folder} isn't finished: {len(missing)} of its {len(shards)} shards are missing, the first is "
                 f"{missing[0].name}: run samri-embed again with the same data and --save-dir"
             )
-        return [manifest for _, manifest in found if manifest is not None]
+        return [manifest for _, manifest in pairs if manifest is not None]
     values = read_json(file)
     check_format(values, _INDEX_FORMAT, file)
     entries = _info.field(values, "shards", list, str(file))

@@ -94,9 +94,9 @@ def write_text(path: Path, text: str) -> None:
 def write_all(file: FileIO, content: Any, at: int) -> None:
     """All of `content`, bytes or a contiguous array, at that place; one system call may write a part only."""
     file.seek(at)
-    left = memoryview(content).cast("B")
-    while left:
-        left = left[file.write(left) :]
+    remaining = memoryview(content).cast("B")
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
 
 
 def _refuse_foreign(path: Path, found: os.stat_result) -> None:

@@ -46,12 +46,12 @@ def git_commit() -> str:
     answers = []
     for command in commands:
         try:
-            done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20, check=False)
+            process = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return "unknown (git can't be run)"
-        if done.returncode:
+        if process.returncode:
             return f"none (samri {__version__} is not run from a git checkout)"
-        answers.append(done.stdout.strip())
+        answers.append(process.stdout.strip())
     return answers[0] + ("+changes" if answers[1] else "")
 
 
@@ -140,8 +140,8 @@ def _facts() -> list[str]:
 
 
 def _installed() -> list[str]:
-    found = {(each.metadata["Name"] or "", each.version) for each in importlib.metadata.distributions()}
-    return sorted((f"{name}=={version}" for name, version in found if name), key=str.lower)
+    packages = {(each.metadata["Name"] or "", each.version) for each in importlib.metadata.distributions()}
+    return sorted((f"{name}=={version}" for name, version in packages if name), key=str.lower)
 
 
 def _finite(values: Any) -> Any:

@@ -163,8 +163,8 @@ class _TrainingRun:
         firsts = torch.zeros(self._processes.count, dtype=torch.int64, device=self._processes.device)
         firsts[self._processes.rank] = 0 if mine is None else mine + 1
         self._processes.sum(firsts)
-        found = [first - 1 for first in firsts.tolist() if first]
-        return {"first_thin": self._data.training[min(found)].name} if found else {}
+        indices = [first - 1 for first in firsts.tolist() if first]
+        return {"first_thin": self._data.training[min(indices)].name} if indices else {}
 
     def _nothing_learned(self, entry: Entry) -> str:
         where = self._data.training.path
@@ -204,9 +204,9 @@ class _TrainingRun:
         if best is not None and best["epoch"] == self._epoch:
             with self._best_weights():
                 save_best(self._folder, self._sam)
-        asked = None if self._data.validation is None else asked_with(self._settings)
+        prompts = None if self._data.validation is None else asked_with(self._settings)
         best_epoch = None if best is None else best["epoch"]
-        logs = {"best_epoch": best_epoch, "validation_prompts": asked, "epochs": self._history}
+        logs = {"best_epoch": best_epoch, "validation_prompts": prompts, "epochs": self._history}
         write_json(self._folder / "logs.json", logs)
         self._curves.draw_now_and_then(self._history)
         self._events.add(self._history[-1])

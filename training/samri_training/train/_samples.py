@@ -98,9 +98,9 @@ class TrainingBatch(NamedTuple):
             yield self
             return
         for start in range(0, len(self.rows), size):
-            some = slice(start, start + size)
+            chunk = slice(start, start + size)
             yield TrainingBatch(
-                self.features[self.rows[some]], self.coords[some], self.labels[some], self.targets[some]
+                self.features[self.rows[chunk]], self.coords[chunk], self.labels[chunk], self.targets[chunk]
             )
 
 

@@ -179,12 +179,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     import yaml
 
-    found = _shipped(path) if not path.exists() else path
-    if not found.is_file():
+    config_file = _shipped(path) if not path.exists() else path
+    if not config_file.is_file():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise InputError(f"{path}: no such config file; the shipped ones are {names}")
     try:
-        values = yaml.safe_load(found.read_text(encoding="utf-8"))
+        values = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):

@@ -26,10 +26,10 @@ def run_folder(settings: Settings, last: RunState | None) -> Path:
     """
     folder = settings.save_dir
     if last is not None:
-        own = last.path.parent
-        if folder is not None and os.path.realpath(folder) != os.path.realpath(own):
-            raise InputError(f"a resumed run goes on in its own folder, {own}: leave out --save-dir")
-        return own
+        run_path = last.path.parent
+        if folder is not None and os.path.realpath(folder) != os.path.realpath(run_path):
+            raise InputError(f"a resumed run goes on in its own folder, {run_path}: leave out --save-dir")
+        return run_path
     if folder is None:
         raise InputError("no folder for the results: pass --save-dir")
     if (folder / LAST).exists() and not _nothing_trained(folder):

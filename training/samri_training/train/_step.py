@@ -217,8 +217,8 @@ def learning_rate(settings: Settings, step: int, total_steps: int) -> float:
     if settings.scheduler == "constant":
         return settings.lr
     # The last step still learns a little: it stands one short of the end.
-    done = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
-    return settings.min_lr + (settings.lr - settings.min_lr) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    progress = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
+    return settings.min_lr + (settings.lr - settings.min_lr) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
 class MovingAverage:
@@ -252,13 +252,13 @@ class MovingAverage:
     def in_place(self) -> Iterator[None]:
         """While this lasts, the model has the averaged weights."""
         with torch.no_grad():
-            own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+            trained = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
             self._swap(self.weights)
         try:
             yield
         finally:
             with torch.no_grad():
-                self._swap(own)
+                self._swap(trained)
 
     def _swap(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
