@@ -219,7 +219,7 @@ def step_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
     seconds = alternating(rounds, plain, ours)
     ratio = np.median(seconds[0]) / np.median(seconds[1])
     parts = [np.median(np.array(share[1:]) / each) for share, each in zip(shares, seconds, strict=True)]
-    print(f"\nWhole steps, ViT-B's decoder, {batch_size} slices a step, ms a slice: median (p10-p90)\n")
+    print(f"\nWhole steps, ViT-B's decoder, {batch_size} slices per step, ms per slice: median (p10-p90)\n")
     print("| | ms | | of it backward |\n|---|---|---|---|")
     print(f"| straightforward | {spread(seconds[0], batch_size)} | 1 | {parts[0]:.0%} |")
     print(f"| samri-train | {spread(seconds[1], batch_size)} | **{ratio:.1f} times** | {parts[1]:.0%} |")

@@ -54,7 +54,7 @@ class Bundle:
     Attributes:
         folder: Where it lies.
         manifest: What it says of itself.
-        sha256: Of `manifest.json`, which holds the hashes of all other files.
+        sha256: SHA-256 of `manifest.json`, which holds the hashes of all other files.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, sha256: str) -> None:

@@ -1,4 +1,4 @@
-"""SHA-256 of files, for whoever must know that a file is the one that was meant."""
+"""SHA-256 of files, to tell that a file is the expected one."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Graph:
 
     Attributes:
         role: What it computes.
-        precision: Of its weights and arithmetic; inputs and outputs are float32 in every precision.
+        precision: Precision of its weights and arithmetic; inputs and outputs are float32 in every precision.
         file: The `.onnx` file.
         external_data: The files beside it that hold its weights, if any do.
         embedding_id: Encoders only: embeddings with the same id may be mixed, others may not.
@@ -82,7 +82,7 @@ class Graph:
 
     @property
     def sha256(self) -> str:
-        """Of the graph with its weights: its file's, or, with files beside it, that of all their SHA-256s in a row."""
+        """SHA-256 of the graph with its weights: its file's or, with files beside it, that of all their SHA-256s."""
         return sha256_of_files([file.sha256 for file in (self.file, *self.external_data)])
 
     def to_json(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def _check_version(version: str, source: str) -> None:
 
 
 def _is_newer(graph: Any) -> bool:
-    """Of a role or precision that a newer minor version has added: left out, and no reason to refuse the rest."""
+    """Whether a newer minor version added its role or precision: it is left out, and the rest is read."""
     if not isinstance(graph, dict):
         return False
     role, precision = graph.get("role"), graph.get("precision")

@@ -11,7 +11,7 @@ _FEW = 0.001  # Share of the pixels.
 
 
 def outlier_note(image: npt.ArrayLike, profile: Profile) -> str | None:
-    """A plain line where a few pixels take over half of the range that the profile maps to 256 levels, else None.
+    """A note if a few pixels take over half of the range that the profile maps to 256 levels, else None.
 
     Args:
         image: (H, W) or (H, W, 3), which `preprocess` would be given without `intensity_range`.

@@ -214,7 +214,7 @@ def _sequence(values: Any) -> Sequence[Any]:
             raise TypeError
         return [values[i] for i in range(len(values))]
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
-        raise PromptError("points and their labels are arrays, or sequences of arrays, one a prompt") from error
+        raise PromptError("points and their labels are arrays, or sequences of arrays, one per prompt") from error
 
 
 def finite_numbers(values: npt.ArrayLike, what: str) -> npt.NDArray[np.float64]:

@@ -88,7 +88,7 @@ def staged_folder(
     Args:
         path: The folder to make.
         overwrite: Replace a folder that holds something.
-        check: Given such a folder, raises OutputError unless it may be replaced: whoever makes folders of a kind
+        check: Given such a folder, raises OutputError unless it may be replaced: the maker of a kind of folder
             replaces folders of that kind alone.
 
     Raises:
@@ -141,7 +141,7 @@ def claimed_folder(folder: Path, lock: str, busy: str) -> Iterator[None]:
     It is removed again if it was made and nothing came of it.
 
     Raises:
-        OutputError: Another process holds the lock, which is told as `busy`, or the folder can't be written.
+        OutputError: Another process holds the lock, reported as `busy`, or the folder can't be written.
     """
     with contextlib.ExitStack() as cleanup:
         with as_output_error(folder):

@@ -75,11 +75,12 @@ def export_bundle(
         output: Folder to make.
         base: For a decoder-only checkpoint, the full one that it was tuned from.
         profile: Preprocessing that the checkpoint was trained with; it can't be read off the weights. None means
-            `samri`, unless the file's name says medsam: then it has to be said.
+            `samri`, unless the file's name says medsam: then it must be named.
         name: Name of the model; the checkpoint's file name by default.
         contracts: Decoders with Meta's published interface to add.
-        precisions: Of the graphs; see `OFFERED_PRECISIONS`. A lower one is compared with fp32 on real slices, and left
-            out if it falls below its bar; graphs that it lacks (`int8` has an encoder only) are added as fp32.
+        precisions: Precisions of the graphs; see `OFFERED_PRECISIONS`. A lower one is compared with fp32 on real
+            slices, and left out if it falls below its bar; graphs that it lacks (`int8` has an encoder only) are
+            added as fp32.
         encoder_from: A bundle whose encoder, made of the same weights, is copied instead of exported anew.
         verify: How much to compare with the checkpoint before anything is kept.
         verify_images: Scans or pictures to compare on, besides the built-in ones; lower precisions are judged on these
@@ -87,9 +88,9 @@ def export_bundle(
         compact: Round the weights to half precision, before anything else, and store them so: about half the size. All
             arithmetic stays in the precision asked for, and `verify` compares with the rounded weights.
         rounded_checkpoint: A .pth file to make of the rounded weights; for compact bundles only.
-        force: Keep a precision that falls below its bar, or that nothing was compared for; the manifest says so.
+        force: Keep a precision that falls below its bar, or that wasn't compared; the manifest records it.
         overwrite: Replace the bundle at `output`, and the rounded checkpoint made with it; nothing else.
-        progress: Gets plain lines on what is going on.
+        progress: Receives one line for each stage.
 
     Returns:
         The bundle, opened; `manifest.verification` is the report.
@@ -119,7 +120,7 @@ def export_bundle(
     progress(f"profile {profile_name}" + ("" if profile else " (the default; --profile names another)"))
     scans = [Path(image) for image in verify_images]
     slices = gate_slices(scans, profile_named(profile_name)) if lower and verify != "off" else None
-    # First of all, so that a scan or an output that can't be is told before minutes of work.
+    # First, so that an unreadable scan or an impossible output is reported before minutes of work.
     user_images = () if verify == "off" else user_slices(scans, profile_named(profile_name))
     with (
         staged_folder(output, overwrite=overwrite, check=check_bundle) as folder,

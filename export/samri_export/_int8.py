@@ -10,7 +10,7 @@ ONNX Runtime fuses the six of a layer into one. All else, attention and normalis
 large constants, such as position embeddings, are stored in half precision, which loses far less than the integers do.
 
 Columns use 7 bits (-64 to 64) rather than 8: the kernels of CPUs without VNNI add pairs of products in 16 bits, which 8
-bits overflow without a word. So masks are the same on every CPU; what it costs in accuracy is in docs/precision.md.
+bits overflow silently. So masks are the same on every CPU; what it costs in accuracy is in docs/precision.md.
 
 ONNX Runtime's own `quantize_dynamic` (`per_channel`, `reduce_range`, release 1.32) makes the same operators, and isn't
 used for two reasons. It also puts the tables of relative positions into integers (on ViT-B 73 integer products instead

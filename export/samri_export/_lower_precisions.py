@@ -150,7 +150,7 @@ class LowerPrecisions:
 
     Attributes:
         precisions: Without `fp32`.
-        embedding_ids: Of the encoder in each precision.
+        embedding_ids: Embedding id of the encoder in each precision.
         pictures: Real slices to gate them on; None when nothing is to be compared.
         force: Keep those that fall below their bar too.
     """
@@ -171,9 +171,9 @@ class LowerPrecisions:
         """Write and gate them; the graphs that are kept, and what was found.
 
         Args:
-            folder: Of the bundle that is being made.
+            folder: Folder of the bundle that is being made.
             float32: Its graphs so far.
-            profile: Of the bundle.
+            profile: Profile of the bundle.
             image_size: S.
             progress: Gets a line for each precision.
         """

@@ -100,8 +100,8 @@ class Reference:
             return torch.from_numpy(
                 preprocess(picture.pixels, self._profile, self._size, intensity_range=picture.intensity_range)
             )
-        grey = to_uint8(picture.pixels, self._profile)
-        rgb = grey if grey.ndim == 3 else np.repeat(grey[:, :, None], 3, axis=2)
+        gray = to_uint8(picture.pixels, self._profile)
+        rgb = gray if gray.ndim == 3 else np.repeat(gray[:, :, None], 3, axis=2)
         resized = self._transform.apply_image(rgb)
         image: torch.Tensor = self._sam.preprocess(torch.as_tensor(resized).permute(2, 0, 1)[None].float())
         return image

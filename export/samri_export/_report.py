@@ -40,7 +40,7 @@ class Tolerance:
 TOLERANCES: dict[Precision, Tolerance] = {"fp32": Tolerance(1e-4, 1e-3, 1e-3, 1e-3, 0.999)}
 
 # A mask that covers less than this, or all but this, can lose Dice with a handful of pixels, and an empty or full one
-# agrees with anything: for these, Dice says nothing.
+# agrees with anything: for these, Dice is uninformative.
 _LEAST_COVERAGE = 0.005
 
 _HEADINGS = ("picture", "", "graph", "prompts", "difference", "of scores", "Dice", "masks cover")
@@ -66,7 +66,7 @@ class DecoderResult:
         logits: Largest difference of low-resolution logits, as a fraction of the reference's range.
         upscaled: The same at the picture's size: of logits, or for `medsam` of probabilities.
         scores: Largest difference.
-        dice: The smallest of the masks that Dice says something about; None if there is no such mask.
+        dice: Smallest Dice, without almost empty and almost full masks; None if no other is left.
         coverage: The smallest and largest fraction of the picture that a reference mask covers.
         masks: How many masks were compared.
         masks_without_dice: How many of them are almost empty or almost full.
@@ -116,15 +116,15 @@ class PrecisionMeasurement:
     Attributes:
         pictures: The slices.
         masks: How many masks were compared.
-        masks_without_dice: How many of them are almost empty or full in float32, so that Dice says nothing.
+        masks_without_dice: How many of them are almost empty or full in float32, so that Dice is uninformative.
         embedding: Difference of the embeddings, root mean square, as a fraction of their standard deviation.
         logits: As in `Threshold`.
         largest_logit: The largest difference of one logit, as a fraction of the range.
         scores: Mean difference of the predicted IoU.
         largest_score: The largest.
-        mean_dice: Of the masks that Dice says something about; None if there are none.
-        low_dice: The Dice that 95 % of them reach.
-        smallest_dice: Of them all.
+        mean_dice: Mean Dice, without almost empty and almost full masks; None if no other is left.
+        low_dice: The Dice that 95 % of those masks reach.
+        smallest_dice: Smallest Dice of those masks.
         overflowing: Tensors that came too near to half precision's end and stayed float32, with their largest values.
     """
 
@@ -147,7 +147,7 @@ class PrecisionResult:
     """One lower precision: what it measured, and whether it is in the bundle.
 
     Attributes:
-        precision: Of the graphs.
+        precision: Precision of the graphs.
         roles: The graphs that it has; those it lacks are float32's.
         included: Whether they are in the bundle.
         measured: None when verification was off.
@@ -181,9 +181,7 @@ class PrecisionResult:
         if self.measured is None:
             return [f"{self.precision}: {verdict}: {failures[0]}"]
         measured = self.measured
-        dice = (
-            "no mask that Dice says something about" if measured.mean_dice is None else f"Dice {measured.mean_dice:.4f}"
-        )
+        dice = "no mask with an informative Dice" if measured.mean_dice is None else f"Dice {measured.mean_dice:.4f}"
         lines = [
             f"{self.precision} against fp32, {len(measured.pictures)} real slices, {measured.masks} masks: {dice}, "
             f"embedding {measured.embedding:.2%}, logits {measured.logits:.2%}, scores {measured.scores:.4f}: {verdict}"
@@ -283,7 +281,7 @@ class VerificationReport:
         undecided = sum(case.masks_without_dice for case in self.cases)
         if undecided:
             total = sum(case.masks for case in self.cases)
-            lines.append(f"{undecided} of {total} masks are almost empty or full: Dice says nothing, logits decide")
+            lines.append(f"{undecided} of {total} masks are almost empty or full: judged by their logits, not by Dice")
         return [*lines, *(line for variant in self.variants for line in variant.lines())]
 
 

@@ -35,7 +35,7 @@ def verify(
 
     Args:
         checkpoint: Its model is run by segment-anything's own modules.
-        profile: Of the bundle.
+        profile: Profile of the bundle.
         graphs: By precision and role, the files.
         level: `full` takes a portrait, a landscape and a larger picture, `quick` the portrait alone, `off` nothing.
         user_images: The user's own images, from `user_slices`; added at any level but `off`.

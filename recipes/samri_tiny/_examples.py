@@ -119,8 +119,8 @@ class ExampleBatch:
     def images(self) -> Tensor:
         """(N, 3, S, S) float32, preprocessed as SAM does: normalised, then padded with zeros."""
         samri = profile("samri")
-        grey = self.slices.float()
-        normalised = torch.stack([(grey - mean) / std for mean, std in zip(samri.mean, samri.std, strict=True)], dim=1)
+        gray = self.slices.float()
+        normalised = torch.stack([(gray - mean) / std for mean, std in zip(samri.mean, samri.std, strict=True)], dim=1)
         place = torch.arange(self.slices.shape[1], device=self.slices.device)
         rows, columns = (place < sides[:, None] for sides in self.shapes.unbind(1))
         return normalised * (rows[:, :, None] & columns[:, None, :])[:, None]

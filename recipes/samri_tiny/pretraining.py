@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 AGAIN = 1 / 3
 """Share of prompts that are asked a second time, with a correction."""
 ASKED = ("box", "point", "both", "before", "refined")
-"""Of what the log has the Dice: by prompt, and of those asked again, before and after."""
+"""Prompts whose Dice is logged: by kind, and before and after a correction."""
 
 Teacher = Callable[..., Sequence[Tensor]]
 """(a batch's tensors, what is asked again, chance) -> the loss and the Dice of `ASKED`; fills the gradients."""
@@ -210,7 +210,7 @@ class _PretrainingRun:
             raise InputError(f"by step {self.step} the loss is not finite; lower the plan's lr")
 
     def averaged(self) -> Sam:
-        """The model with its averaged weights, for good."""
+        """The model, with its averaged weights in place."""
         with self._average.in_place():
             state = {name: value.to(CPU, copy=True) for name, value in self.sam.state_dict().items()}
         result = tiny_sam(self.plan.seed)

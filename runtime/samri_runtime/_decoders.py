@@ -104,7 +104,7 @@ class StaticDecoder:
     """A session for each of a few sizes, opened when first needed; several threads take turns.
 
     Args:
-        session: Of free shapes; only its description is used.
+        session: Session of free shapes; only its description is used.
         open_fixed: Opens the same graph with axes of fixed sizes.
     """
 
@@ -151,7 +151,7 @@ class SplitDecoder:
     """The decoder in two graphs; it may be called from several threads.
 
     Args:
-        session: Of `decoder_prompts`.
+        session: Session of `decoder_prompts`.
         masks: M, the number of masks per prompt.
         open_image: Opens `decoder_image`, when first needed.
         open_whole: Opens `decoder`, when first needed.

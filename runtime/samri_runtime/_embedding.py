@@ -139,8 +139,8 @@ def to_bytes(embedding: Embedding, precision: StoredPrecision, key: str = "") ->
 
     Args:
         embedding: With an `embedding_id`, and finite in `precision` (see `fits`).
-        precision: Of the file.
-        key: Of the cache entry, if it is one.
+        precision: Precision of the numbers in the file.
+        key: Key of the cache entry; empty for any other file.
     """
     name, dtype = _DTYPES[precision]
     data = np.ascontiguousarray(embedding.features, dtype=dtype)

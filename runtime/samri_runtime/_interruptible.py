@@ -64,7 +64,7 @@ class Background(Generic[T]):
     def _run(self) -> None:
         try:
             self._answer.append(self._work())
-        except BaseException as error:  # For whoever asks for the result.
+        except BaseException as error:  # Raised again by `result`.
             self._error = error
         finally:
             _at_work.discard(self._thread)

@@ -36,7 +36,7 @@ def read_mgh(path: Path, frame: int | None) -> VolumeImage:
             raise InputError(f"{path} is empty: copy it again")
         if len(start) < _HEADER_BYTES or start[:4] != b"\0\0\0\1":
             raise InputError(
-                f"{path} is not a FreeSurfer volume, although its name says so: check the name, or convert it "
+                f"{path} is not a FreeSurfer volume despite its name: check the name, or convert it "
                 f"(mri_convert {path.name} scan.nii.gz)"
             )
         *sides, kind, _, placed = struct.unpack_from(">6ih", start, 4)

@@ -56,7 +56,7 @@ class NiftiHeader:
 
     Attributes:
         shape: As stored, all axes.
-        dtype: Of the voxels.
+        dtype: Type of the voxels.
         offset: Byte of the first voxel, in the file that holds the voxels.
         scaling: Slope and intercept; (1, 0) where the header's slope is 0 or not finite, which means no scaling.
         affine: (4, 4) float64, voxel indices to millimetres in RAS+.
@@ -145,14 +145,14 @@ def _version(path: Path, start: bytes, pair: bool) -> Literal[1, 2]:
         version = 2
     if version is None:
         if not pair:
-            raise InputError(f"{path} is not a NIfTI file, although its name says so: convert it or check the name")
+            raise InputError(f"{path} is not a NIfTI file despite its name: convert it or check the name")
         if struct.pack("<i", 348) == start[:4] or struct.pack(">i", 348) == start[:4]:
             raise InputError(
                 f"{path} is the header of an Analyze image, which doesn't tell left from right: convert it "
                 f"(nib-convert {path.name} scan.nii.gz, part of nibabel), and check its orientation in a viewer"
             )
         raise InputError(
-            f"{path} is not the header of a NIfTI pair, although its name says so: check the name, or convert the "
+            f"{path} is not the header of a NIfTI pair despite its name: check the name, or convert the "
             "image to .nii.gz with the program that wrote it (nib-convert or mri_convert, for many formats)"
         )
     single = b"n+" in (start[344:346], start[4:6])

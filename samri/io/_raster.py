@@ -87,7 +87,7 @@ def _checked(path: Path, data: bytes) -> bytes:
         raise InputError(f"{path} is empty: copy it again")
     kind = raster_format(data)
     if kind is None:
-        raise InputError(f"{path} is not a PNG, JPEG or TIFF file, although its name says so: check the name")
+        raise InputError(f"{path} is not a PNG, JPEG or TIFF file despite its name: check the name")
     try:
         if kind == "PNG":
             _check_pixels(path, png_size(data))

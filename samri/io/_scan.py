@@ -39,8 +39,8 @@ class Scan:
             fields; None for a raster.
         frame: Which frame of a 4-D file this is.
         frames: How many there are.
-        notes: What the reader had to put right, in plain lines.
-        sha256: Of the bytes that were read, in hexadecimal digits.
+        notes: What the reader had to put right, one line each.
+        sha256: SHA-256 of the bytes that were read, in hexadecimal digits.
     """
 
     path: Path

@@ -68,16 +68,14 @@ class VolumeStream:
         """Read to the end, whichever part was used: only there does gzip compare its checksum.
 
         Raises:
-            InputError: The content ends before the voxels do, or goes on far beyond them.
+            InputError: The content ends before the voxels do, or continues far beyond them.
         """
         end = offset + data_bytes
         while self.bytes.tell() < end + _MOST_AROUND:
             if not self.bytes.read(_BLOCK):
                 break
         else:
-            raise InputError(
-                f"{self.path} goes on for more than {_MOST_AROUND} bytes behind its voxels: export it again"
-            )
+            raise InputError(f"{self.path} has more than {_MOST_AROUND} bytes after its voxels: export it again")
         if self.bytes.tell() < end:
             raise self.broken_off(data_bytes)
 

@@ -28,7 +28,7 @@ class Checkpoint:
     architecture: Architecture
     path: Path
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     base_path: Path | None = None
     """The full checkpoint that a decoder-only file was combined with."""
     base_sha256: str | None = None

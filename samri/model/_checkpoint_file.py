@@ -1,4 +1,4 @@
-"""A checkpoint file's content as it was saved, undamaged and without any of its code run; or one plain line."""
+"""A checkpoint file's content as it was saved, read without running any of its code; or an error in one line."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Content:
     """As it was saved; of a safetensors file, a dictionary of tensors."""
     bytes: int
     sha256: str
-    """Of the bytes that were read; of several files, see `samri.model._shards.join`."""
+    """SHA-256 of the bytes that were read; for several files, see `samri.model._shards.join`."""
 
 
 def read_content(path: Path) -> Content:

@@ -73,7 +73,7 @@ def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, 
 
 
 def plain_name(name: str, unfit: str = r"[^\w./-]") -> str:
-    """A name fit for a message: whoever made the file chose its characters."""
+    """A name fit for a message: its characters come from an untrusted file."""
     return re.sub(unfit, "?", name)[:100]
 
 

@@ -39,7 +39,7 @@ def index_of(path: Path) -> Path | None:
     """
     if path.name.endswith(SUFFIX) and path.is_file():
         return path
-    if not os.path.isdir(path):  # noqa: PTH112 - no error for a name that is too long: whoever opens it reports it.
+    if not os.path.isdir(path):  # noqa: PTH112 - no error for a name that is too long: opening it reports that.
         return None
     indexes = sorted(path.glob(f"*{SUFFIX}"))
     if len(indexes) == 1:

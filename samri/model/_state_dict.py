@@ -1,4 +1,4 @@
-"""Reading a checkpoint file: a plain `{name: tensor}` dictionary with SAM's bare names comes out, or one plain line."""
+"""Reading a checkpoint file: a plain `{name: tensor}` dictionary with SAM's bare names, or an error in one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Weights:
     state: StateDict
     """Float32, under names that start with one of `SECTIONS`."""
     sha256: str
-    """Of the file's bytes."""
+    """SHA-256 of the file's bytes."""
     notes: tuple[str, ...] = ()
     """What a user should know: how names were read, what was left out."""
 

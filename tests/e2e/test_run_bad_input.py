@@ -1,4 +1,4 @@
-"""What bad input gets from `samri-run`: exit 1 or 2, one plain line, nothing written."""
+"""What bad input gets from `samri-run`: exit 1 or 2, one line, nothing written."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_empty_and_full_masks_are_judged_by_their_logits(tmp_path: Path) -> None
     assert report["masks"] == 76
     coverage = np.array([case["coverage"] for case in report["cases"]])
     assert coverage[:, 0].max() == 0 and coverage[:, 1].min() == 1
-    assert any("Dice says nothing, logits decide" in line for line in lines)
+    assert any("judged by their logits, not by Dice" in line for line in lines)
 
 
 def test_masks_that_are_all_empty_have_no_dice() -> None:

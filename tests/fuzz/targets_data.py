@@ -101,7 +101,7 @@ def journal(ground: Ground, seeds: Path) -> Case:
         if embed(folder) == 0:
             found = {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
             if found != expected:
-                raise BrokenPromiseError("a store that was gone on with differs from one that wasn't interrupted")
+                raise BrokenPromiseError("a store that was resumed differs from one that wasn't interrupted")
             left = [file.name for file in folder.iterdir() if file.suffix in (".part", ".journal")]
             if left:
                 raise BrokenPromiseError(f"a finished store holds {left}")

@@ -275,7 +275,7 @@ def test_weights_in_a_newer_pickle_protocol_are_read_or_said_to_be_so(
             read_state_dict(saved(protocol))
 
 
-def test_a_name_chosen_by_whoever_made_the_file_stays_on_one_line(tmp_path: Path) -> None:
+def test_a_name_from_an_untrusted_file_stays_on_one_line(tmp_path: Path) -> None:
     name = b"sys\nGLOBAL"
     short = b"\x8c" + bytes([len(name)]) + name
     (tmp_path / "evil.pth").write_bytes(b"\x80\x04" + short + b"\x94" + short + b"\x94\x93.")

@@ -61,9 +61,9 @@ def refused(result: Result, *words: str, code: int = 1) -> None:
 def segment_anything_embedding(sam: Sam, image: np.ndarray) -> np.ndarray:
     """The published way: min-max to 8 bits, three channels, segment-anything's own predictor."""
     scaled = (image.astype(np.float64) - image.min()) / (image.max() - image.min())
-    grey = np.round(scaled * 255).astype(np.uint8)
+    gray = np.round(scaled * 255).astype(np.uint8)
     predictor = SamPredictor(sam)
-    predictor.set_image(np.stack([grey] * 3, axis=-1))
+    predictor.set_image(np.stack([gray] * 3, axis=-1))
     return predictor.get_image_embedding()[0].numpy()
 
 

@@ -177,7 +177,7 @@ class TestSet:
 
     Attributes:
         name: In files, and in the frozen list.
-        title: Of its part of the report.
+        title: Heading of its part of the report.
         about: What the slices are, in one sentence.
         kind: Drawn slices are reported by visibility, size and subject; real ones by structure.
         published: Its cases are in the frozen list.
@@ -200,7 +200,7 @@ class Results:
 
     Attributes:
         of: The set.
-        answers: Of all cases, in order: of each slice the baselines', then each model's.
+        answers: Masks of all cases, in order: for each slice the baselines', then each model's.
         images: Slice, by subject and name, for pictures; those with cases only.
         slices: How many were looked at.
         digests: Slice to `digest`; those with cases only.

@@ -49,7 +49,7 @@ class PromptedStructure:
         structure: What it is called.
         part: 1 for the largest connected part (of pixels with a common side), 2 for the next; 0 for all parts together.
         parts: How many parts the structure has in this slice, of any size.
-        pixels: Of the truth.
+        pixels: Area of the truth.
         area: Those, in a slice whose longest side has 256 pixels.
         cnr: Contrast-to-noise ratio to its surroundings.
         truth: (H, W) bool.

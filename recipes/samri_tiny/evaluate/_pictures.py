@@ -21,8 +21,8 @@ _TRUTH, _FOUND, _BOX = "#009E73", "#E69F00", "#56B4E9"
 def write_contact_sheet(path: Path, results: Results) -> None:
     """Outlines of truth and answer, and the box that was asked with, on parts of the slices around it.
 
-    Of a real scan's structures, each shows the case at the 95th, 50th and 5th percentile of Dice; of drawn slices the
-    visible cases are shown at 24 percentiles.
+    A real scan shows the cases at the 95th, 50th and 5th percentile of Dice of each structure; drawn slices show the
+    visible cases at 24 percentiles.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

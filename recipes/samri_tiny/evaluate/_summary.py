@@ -1,4 +1,4 @@
-"""From answers to numbers: means of groups of cases, and paired tests between whoever answered."""
+"""From masks to numbers: means of groups of cases, and paired tests between models and baselines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Group:
     """What one model made of some cases, beside the baselines.
 
     Attributes:
-        name: Of the group.
+        name: Name of the group.
         model: Who answered.
         cases: How many; 0 of a mean of groups.
         dice: Mean, by way of asking.

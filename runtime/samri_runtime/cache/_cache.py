@@ -114,7 +114,7 @@ class EmbeddingCache:
 
         Args:
             key: From `embedding_key`.
-            embedding_id: Of the encoder.
+            embedding_id: Identifies the encoder.
             shape: (1, C, G, G) of its embeddings.
 
         Returns:

@@ -1,4 +1,4 @@
-"""A click command with SAMRI's exit codes: errors as one plain line, and a stop that cleans up."""
+"""A click command with SAMRI's exit codes: errors in one line, and a stop that cleans up."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ before it is known how long the masks behind them will be. The tensors, in file 
     masks      U8 (bytes,)   deflated label maps, one after the other, padded to a multiple of 8
     spacing    F64 (n, 2)    row and column distance in mm
     mask_ends  I64 (n,)      where each map ends in `masks`
-    sizes      I32 (n, 3)    height, width, bytes a pixel of the label map
+    sizes      I32 (n, 3)    height, width, bytes per pixel of the label map
     crc32      U32 (n,)      of a slice's embedding, then its deflated map
     names      U8 (bytes,)   JSON: [[name, case], ...]
 """

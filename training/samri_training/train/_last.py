@@ -127,7 +127,7 @@ def _new_run(last: RunState) -> str:
 
 
 def check_same_data(last: RunState, settings: Settings, data: RunData) -> None:
-    """The data and the number of slices a step are those that the run began with.
+    """The data and the number of slices per step are those that the run began with.
 
     Raises:
         InputError: They aren't.
@@ -145,7 +145,7 @@ def check_same_data(last: RunState, settings: Settings, data: RunData) -> None:
         )
     if data.samples_per_step != before.samples_per_step:
         raise InputError(
-            f"{last.path} took {before.samples_per_step} slices a step, and processes x --batch-size x "
+            f"{last.path} took {before.samples_per_step} slices per step, and processes x --batch-size x "
             f"--accumulate make {data.samples_per_step} now: choose them so that the product is the same"
         )
 

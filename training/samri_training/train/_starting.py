@@ -28,7 +28,7 @@ def run_folder(settings: Settings, last: RunState | None) -> Path:
     if last is not None:
         run_path = last.path.parent
         if folder is not None and os.path.realpath(folder) != os.path.realpath(run_path):
-            raise InputError(f"a resumed run goes on in its own folder, {run_path}: leave out --save-dir")
+            raise InputError(f"a resumed run continues in its own folder, {run_path}: leave out --save-dir")
         return run_path
     if folder is None:
         raise InputError("no folder for the results: pass --save-dir")
