@@ -32,7 +32,7 @@ class InputError(SamriError, ValueError):
 
 
 class PromptError(SamriError, ValueError):
-    """A box, point or mask prompt makes no sense for this image."""
+    """A box, point or mask prompt is invalid for this image."""
 
 
 class BundleError(SamriError, ValueError):

@@ -58,7 +58,7 @@ def open_regular(
     except OSError as caught:
         raise error(f"cannot read {path}: {caught.strerror or caught}") from caught
     except ValueError as caught:  # A NUL character.
-        raise error(f"{str(path)!r} is no path: check it") from caught
+        raise error(f"{str(path)!r} is not a path: check it") from caught
     try:
         _refuse_irregular(path, os.fstat(descriptor), error, limit)
     except BaseException:

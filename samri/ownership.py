@@ -67,7 +67,7 @@ def refuse_foreign_files(folder: Path, names: Iterable[str], known: Iterable[str
     for name in names:
         if name not in known and os.path.lexists(folder / name):
             raise OutputError(
-                f"{folder / name} is there already: name another --output, or pass --overwrite to replace it"
+                f"{folder / name} already exists: name another --output, or pass --overwrite to replace it"
             )
 
 
@@ -90,8 +90,8 @@ def refuse_foreign_content(folder: Path, listed: Iterable[str], maker: str) -> N
         for name, known in entries:
             if (relative / name).as_posix() not in known:
                 raise OutputError(
-                    f"{folder} also holds {(relative / name).as_posix()}, which {maker} didn't make: --overwrite would "
-                    "remove it: move it, or name another output"
+                    f"{folder} also holds {(relative / name).as_posix()}, which {maker} didn't make and "
+                    "--overwrite would remove: move it, or name another output"
                 )
 
 

@@ -28,7 +28,7 @@ def staged_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if os.path.lexists(path) and not (path.is_symlink() or path.is_file() or path.is_dir()):
-        raise OutputError(f"cannot write {path}: it is no regular file: name another output")
+        raise OutputError(f"cannot write {path}: it is not a regular file: name another output")
     with as_output_error(path), _made_folders(path.parent), stage_beside(path.parent, path.name) as stage:
         # The suffix stays, since writers choose their format by it (`.nii.gz`).
         yield stage.new / path.name
@@ -110,7 +110,7 @@ def staged_folder(
 
 def _refuse_existing(path: Path, overwrite: bool, check: Callable[[Path], None]) -> None:
     if path.is_symlink() and not path.exists():
-        raise OutputError(f"{path} is a link that leads nowhere: remove it, or name another folder")
+        raise OutputError(f"{path} is a broken link: remove it, or name another folder")
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists() and not overwrite:

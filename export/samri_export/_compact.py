@@ -43,7 +43,7 @@ def round_weights(source: Checkpoint) -> None:
         if not bool(torch.isfinite(rounded).all()):
             largest = float(weights.abs().max())
             raise CheckpointError(
-                f"{source.path}: {name} holds {largest:g}, and half precision ends at 65504: leave out --compact"
+                f"{source.path}: {name} holds {largest:g}, beyond half precision's limit of 65504: leave out --compact"
             )
         weights.copy_(rounded)
 

@@ -79,7 +79,7 @@ def export_bundle(
         name: Name of the model; the checkpoint's file name by default.
         contracts: Decoders with Meta's published interface to add.
         precisions: Precisions of the graphs; see `OFFERED_PRECISIONS`. A lower one is compared with fp32 on real
-            slices, and left out if it falls below its bar; graphs that it lacks (`int8` has an encoder only) are
+            slices, and left out if it falls below its threshold; graphs that it lacks (`int8` has an encoder only) are
             added as fp32.
         encoder_from: A bundle whose encoder, made of the same weights, is copied instead of exported anew.
         verify: How much to compare with the checkpoint before anything is kept.
@@ -88,7 +88,7 @@ def export_bundle(
         compact: Round the weights to half precision, before anything else, and store them so: about half the size. All
             arithmetic stays in the precision asked for, and `verify` compares with the rounded weights.
         rounded_checkpoint: A .pth file to make of the rounded weights; for compact bundles only.
-        force: Keep a precision that falls below its bar, or that wasn't compared; the manifest records it.
+        force: Keep a precision that falls below its threshold, or that wasn't compared; the manifest records it.
         overwrite: Replace the bundle at `output`, and the rounded checkpoint made with it; nothing else.
         progress: Receives one line for each stage.
 
@@ -98,7 +98,7 @@ def export_bundle(
     Raises:
         CheckpointError: The checkpoint can't be read, doesn't fit, or leaves the profile open.
         BundleError: `encoder_from` is no bundle, or its encoder is another one.
-        VerificationError: A graph doesn't give the model's results, or no precision that was asked for reaches its bar.
+        VerificationError: A graph doesn't give the model's results, or no requested precision reaches its threshold.
         InputError: A scan can't be read, or a precision needs real slices and there are none.
         OutputError: `output` or `rounded_checkpoint` exists and isn't to be overwritten, or can't be written.
         ValueError: The options don't go together; see `check_choices`.
@@ -201,7 +201,9 @@ def _copy_encoder(bundle_folder: Path, folder: Path, identity: str) -> Graph:
         )
     beyond = beyond_bindings(onnx.load(str(bundle.graph_path("encoder")), load_external_data=False).graph)
     if beyond is not None:
-        raise BundleError(f"{bundle_folder}: its encoder is an older version's ({beyond}): leave out --encoder-from")
+        raise BundleError(
+            f"{bundle_folder}: its encoder was made by an older version ({beyond}): leave out --encoder-from"
+        )
     for file in (graph.file, *graph.external_data):
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.folder / file.path, folder / file.path)

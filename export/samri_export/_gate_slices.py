@@ -38,7 +38,7 @@ def gate_slices(scans: Sequence[Path], profile: Profile) -> tuple[VerificationSl
     template = _template()
     if template is None:
         raise InputError(
-            "fp16 and int8 graphs are judged on real slices, and there are none: name a scan with --verify-image, "
+            "fp16 and int8 graphs are checked on real slices, and there are none: name a scan with --verify-image, "
             "or pip install nilearn for its T1 template"
         )
     scan = first_frame(template)

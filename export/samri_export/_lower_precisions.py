@@ -152,7 +152,7 @@ class LowerPrecisions:
         precisions: Without `fp32`.
         embedding_ids: Embedding id of the encoder in each precision.
         pictures: Real slices to gate them on; None when nothing is to be compared.
-        force: Keep those that fall below their bar too.
+        force: Keep those that fall below their threshold too.
     """
 
     precisions: tuple[Precision, ...]
@@ -230,7 +230,7 @@ def without_unneeded(
     included = [result for result in results if result.included]
     if not included:
         reasons = "; ".join(f"{result.precision}: {result.failures()[0]}" for result in results)
-        raise VerificationError(f"no precision that was asked for reaches its bar ({reasons}); nothing was written")
+        raise VerificationError(f"no requested precision reaches its threshold ({reasons}); nothing was written")
     needed = [graph for graph in float32 if not all(graph.role in result.roles for result in included)]
     for graph in float32:
         if graph not in needed:

@@ -19,7 +19,7 @@ def check_bundle(folder: Path) -> None:
     """
     manifest = _manifest(folder)
     if manifest is None:
-        raise OutputError(f"{folder} is no bundle, so --overwrite doesn't replace it: name another output")
+        raise OutputError(f"{folder} is not a bundle, so --overwrite doesn't replace it: name another output")
     files = [file.path for graph in manifest.graphs for file in (graph.file, *graph.external_data)]
     refuse_foreign_content(folder, [FILE_NAME, *files], "samri-export")
 

@@ -159,19 +159,19 @@ class PrecisionResult:
     measured: PrecisionMeasurement | None
 
     def failures(self) -> list[str]:
-        """What lies beyond the bar, in words. Not a number lies beyond any."""
-        found, bar = self.measured, THRESHOLDS[self.precision]
+        """What misses the threshold, in words. Not a number lies beyond any."""
+        found, threshold = self.measured, THRESHOLDS[self.precision]
         if found is None:
             return [f"{self.precision} wasn't compared with float32 (--verify off)"]
         failed = []
-        if found.mean_dice is not None and not found.mean_dice >= bar.mean_dice:
-            failed.append(f"mean Dice of the masks is {found.mean_dice:.4f} (at least {bar.mean_dice:g})")
-        if found.low_dice is not None and not found.low_dice >= bar.low_dice:
-            failed.append(f"5 % of the masks have a Dice below {found.low_dice:.4f} (at least {bar.low_dice:g})")
-        if not found.logits <= bar.logits:
-            failed.append(f"logits differ by {found.logits:.3f} of their deviation (at most {bar.logits:g})")
-        if not found.scores <= bar.scores:
-            failed.append(f"scores differ by {found.scores:.4f} (at most {bar.scores:g})")
+        if found.mean_dice is not None and not found.mean_dice >= threshold.mean_dice:
+            failed.append(f"mean Dice of the masks is {found.mean_dice:.4f} (at least {threshold.mean_dice:g})")
+        if found.low_dice is not None and not found.low_dice >= threshold.low_dice:
+            failed.append(f"5 % of the masks have a Dice below {found.low_dice:.4f} (at least {threshold.low_dice:g})")
+        if not found.logits <= threshold.logits:
+            failed.append(f"logits differ by {found.logits:.3f} of their deviation (at most {threshold.logits:g})")
+        if not found.scores <= threshold.scores:
+            failed.append(f"scores differ by {found.scores:.4f} (at most {threshold.scores:g})")
         return failed
 
     def lines(self) -> list[str]:
@@ -186,7 +186,7 @@ class PrecisionResult:
             f"{self.precision} against fp32, {len(measured.pictures)} real slices, {measured.masks} masks: {dice}, "
             f"embedding {measured.embedding:.2%}, logits {measured.logits:.2%}, scores {measured.scores:.4f}: {verdict}"
         ]
-        lines += [f"{self.precision} is below its bar: {failure}" for failure in failures]
+        lines += [f"{self.precision} is below its threshold: {failure}" for failure in failures]
         if measured.overflowing:
             lines.append(
                 f"{self.precision}: {len(measured.overflowing)} tensors stay float32, being too large for fp16"

@@ -119,7 +119,9 @@ class Embedding:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         except DamagedFileError as error:
-            raise InputError(f"{path} is no valid embedding ({error}): copy it again, or encode the image") from error
+            raise InputError(
+                f"{path} is not a valid embedding ({error}): copy it again, or encode the image"
+            ) from error
         return embedding
 
 
@@ -177,37 +179,37 @@ def from_bytes(data: bytes) -> tuple[Embedding, StoredPrecision, str]:
         DamagedFileError: The bytes aren't those of `to_bytes`.
     """
     if len(data) < 8 + _DIGEST_BYTES:
-        raise DamagedFileError("it is cut off")
+        raise DamagedFileError("it is truncated")
     view = memoryview(data)
     if hashlib.sha256(view[:-_DIGEST_BYTES]).digest() != view[-_DIGEST_BYTES:]:
         raise DamagedFileError("its checksum is wrong")
     length = int.from_bytes(view[:8], "little")
     if length > _LONGEST_HEADER or 8 + length > len(data) - _DIGEST_BYTES:
-        raise DamagedFileError("its header is cut off")
+        raise DamagedFileError("its header is truncated")
     # The checksum excludes damage, not a file that someone made by hand.
     try:
         return _read(json.loads(bytes(view[8 : 8 + length])), view[8 + length : -_DIGEST_BYTES])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
-        raise DamagedFileError("its header makes no sense") from error
+        raise DamagedFileError("its header is invalid") from error
 
 
 def _read(entries: Any, data: memoryview) -> tuple[Embedding, StoredPrecision, str]:
     metadata, tensor = entries["__metadata__"], entries[_FEATURES]
     version = str(metadata["format_version"])
     if metadata["format"] != FORMAT or version.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
-        raise DamagedFileError(f"it is no {FORMAT} {FORMAT_VERSION} file")
+        raise DamagedFileError(f"it is not a {FORMAT} {FORMAT_VERSION} file")
     precision = _PRECISIONS[tensor["dtype"]]
     shape = tuple(int(size) for size in tensor["shape"])
     if len(shape) != 4 or shape[0] != 1 or min(shape) < 1 or shape[2] != shape[3]:
-        raise DamagedFileError("its header makes no sense")
+        raise DamagedFileError("its header is invalid")
     values = np.frombuffer(data, _DTYPES[precision][1]).reshape(shape).astype(np.float32)
     if not np.isfinite(values).all():
         raise DamagedFileError("it holds NaN or infinite numbers")
     height, width = int(metadata["height"]), int(metadata["width"])
     if min(height, width) < 1:
-        raise DamagedFileError("its header makes no sense")
+        raise DamagedFileError("its header is invalid")
     provenance = {str(name): str(value) for name, value in json.loads(metadata["made"]).items()}
     embedding = Embedding(values, (height, width), str(metadata["embedding_id"]), provenance=provenance)
     return embedding, precision, str(metadata["key"])

@@ -251,8 +251,8 @@ def segment(
         except MemoryError as error:
             rows, columns = view.shape
             raise InputError(
-                f"out of memory with a slice of {rows} x {columns} pixels: close other programs, cut out the part that "
-                "is needed, or name a smaller --model"
+                f"out of memory with a slice of {rows} x {columns} pixels: close other programs, crop it to the "
+                "part you need, or name a smaller --model"
             ) from error
 
 
@@ -366,7 +366,7 @@ def check_names(names: Sequence[str], objects: int) -> None:
         InputError: Another number of names, an empty one, or one twice.
     """
     if names and len(names) != objects:
-        raise InputError(f"give one name (--label) per object, so {objects}, in the order of the prompts; or none")
+        raise InputError(f"give one name (--label) per object, that is {objects}, in the order of the prompts; or none")
     if not all(name.strip() and name.isprintable() for name in names):
         raise InputError("a name (--label) must be printable, and not empty")
     if len(set(names)) < len(names):

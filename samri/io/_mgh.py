@@ -59,7 +59,7 @@ def read_mgh(path: Path, frame: int | None) -> VolumeImage:
         numbers = _UNPLACED
     affine = _affine(numbers, tuple(volume))
     if not np.isfinite(affine).all() or not affine[:3, :3].any(axis=0).all():
-        raise InputError(f"{path} has voxel sizes or directions that make no sense: correct them, and save it again")
+        raise InputError(f"{path} has invalid voxel sizes or directions: correct them, and save it again")
     return VolumeImage(
         voxels.astype(dtype.newbyteorder("="), copy=False),
         affine,

@@ -117,7 +117,7 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
     except OSError as error:
         raise InputError(f"cannot read {path}: {os.strerror(error.errno) if error.errno else error}") from error
     except MemoryError as error:
-        raise InputError(f"{path} does not fit in memory: cut out the part that is needed") from error
+        raise InputError(f"{path} does not fit in memory: crop it to the part you need") from error
     if not np.isfinite(scan.affine).all():
         raise InputError(
             f"{path} has an affine of NaN or infinite numbers: correct its sform or qform, and save it again"

@@ -38,7 +38,7 @@ def check_deflate(data: bytes, size: tuple[int, int]) -> None:
     room = _PIXEL_BYTES * max(size[0] * size[1], _SMALLEST)
     for offset, length in sorted(strips):
         if offset + length > len(data):
-            raise BrokenFileError("it breaks off")
+            raise BrokenFileError("it is truncated")
         room -= _unpacked_bytes(data[offset : offset + length], room)
 
 
@@ -80,7 +80,7 @@ def _unpacked_bytes(strip: bytes, room: int) -> int:
             if total > room:
                 raise BrokenFileError("it unpacks to more than its pixels")
             if not piece and not strip and not unpacker.eof:
-                raise BrokenFileError("a strip breaks off")
+                raise BrokenFileError("a strip is truncated")
     except zlib.error as error:
         raise BrokenFileError("a strip is not what its checksum says") from error
     return total

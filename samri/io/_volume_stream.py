@@ -54,13 +54,11 @@ class VolumeStream:
         if offset + data_bytes > self.limit:
             raise self.broken_off(data_bytes)
         if offset > _MOST_AROUND:
-            raise InputError(
-                f"{self.path} has a header that makes no sense (voxels from byte {offset}): export it again"
-            )
+            raise InputError(f"{self.path} has an invalid header (voxels from byte {offset}): export it again")
         if data_bytes // frames > _memory():
             raise InputError(
                 f"{self.path} does not fit in memory ({data_bytes // frames} bytes of voxels): "
-                "cut out the part that is needed"
+                "crop it to the part you need"
             )
         return data_bytes
 
@@ -81,7 +79,7 @@ class VolumeStream:
 
     def broken_off(self, data_bytes: int) -> InputError:
         """The error about a file that ends too early."""
-        return InputError(f"{self.path} breaks off: its header promises {data_bytes} bytes of voxels: copy it again")
+        return InputError(f"{self.path} is truncated: its header promises {data_bytes} bytes of voxels: copy it again")
 
 
 @contextlib.contextmanager
@@ -89,7 +87,7 @@ def volume_stream(path: Path) -> Iterator[VolumeStream]:
     """Open a volume's file; what is wrong with its bytes is told in one line.
 
     Raises:
-        InputError: It isn't a regular file, is a damaged gzip, or breaks off.
+        InputError: It isn't a regular file, is a damaged gzip, or is truncated.
         OSError: The file can't be read.
     """
     with open_regular(path) as file:
@@ -104,11 +102,11 @@ def volume_stream(path: Path) -> Iterator[VolumeStream]:
                 # The interface is that of any binary file.
                 yield VolumeStream(path, stream, size * _MOST_DEFLATED)  # type: ignore[arg-type]
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path} is a damaged or broken off gzip file ({error}): copy it again") from error
+            raise InputError(f"{path} is a damaged or truncated gzip file ({error}): copy it again") from error
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise InputError(f"{path} breaks off ({one_line(error)}): copy it again") from error
+            raise InputError(f"{path} is truncated ({one_line(error)}): copy it again") from error
 
 
 def choose_frame(path: Path, frames: int, frame: int | None) -> int:
@@ -138,7 +136,7 @@ def check_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(reduced) > 4:
         raise InputError(f"{path} is {len(shape)}-D, of shape {shape}: save a 2-D, 3-D or 4-D part of it")
     if len(reduced) < 2:
-        raise InputError(f"{path} is no image: its shape is {shape}")
+        raise InputError(f"{path} is not an image: its shape is {shape}")
     if min(reduced) < 1:
         raise InputError(f"{path} has no voxels: its shape is {shape}")
     return reduced

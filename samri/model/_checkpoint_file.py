@@ -28,7 +28,7 @@ WHERE_TO_GET = (
 
 _HEAD = 1 << 10
 
-_DAMAGED = "not a PyTorch checkpoint, or cut off (copy or download it again)"
+_DAMAGED = "not a PyTorch checkpoint, or truncated (copy or download it again)"
 
 _PLAIN_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\.(_utils\._rebuild_\w+|(storage\.)?\w*Storage|Size|\w+\d+)|_codecs\.encode"
@@ -135,7 +135,7 @@ def _check_archive(path: Path, file: BinaryIO, size: int) -> None:
         )
     if not any(member.filename.endswith("data.pkl") for member in members):
         raise CheckpointError(
-            f"{path}: a zip archive, but not one of PyTorch's: if a checkpoint lies in it, unpack it and give that"
+            f"{path}: a zip archive, but not one of PyTorch's: if it contains a checkpoint, unpack it and pass that"
         )
     if sum(member.file_size for member in members) > _MOST_UNPACKED * size:
         raise CheckpointError(f"{path}: unpacks to many times its size, which no checkpoint does")
@@ -148,8 +148,7 @@ def _check_archive(path: Path, file: BinaryIO, size: int) -> None:
                     pass
         except ARCHIVE_DAMAGE as error:
             raise CheckpointError(
-                f"{path}: damaged, {plain_name(member.filename)} in it is not what was saved (by its checksum): "
-                "copy or download it again"
+                f"{path}: damaged, {plain_name(member.filename)} in it has a wrong checksum: copy or download it again"
             ) from error
 
 

@@ -67,7 +67,7 @@ def join(index: Path, read: Callable[[Path], _Content]) -> tuple[dict[str, Any],
         raise CheckpointError(f"{index} is damaged (not JSON): {_AGAIN}") from error
     places = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
-        raise CheckpointError(f"{index} doesn't say where its weights lie (weight_map): {_AGAIN}")
+        raise CheckpointError(f"{index} doesn't say where its weights are (weight_map): {_AGAIN}")
     files = sorted(set(places.values()))
     strange = next((file for file in files if Path(file).name != file or file.endswith(SUFFIX) or "\\" in file), None)
     if strange is not None or len(files) > _MOST:

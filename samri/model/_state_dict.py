@@ -110,9 +110,7 @@ def _unify_places(state: StateDict, path: Path) -> None:
     """Hugging Face keeps the matrix that encodes places under two names, or under one of the two."""
     shared = state.pop(SHARED_PLACES, None)
     if shared is not None and not torch.equal(state.setdefault(PLACES, shared), shared):
-        raise CheckpointError(
-            f"{path}: encodes places in the image and in prompts by different matrices, as SAM doesn't"
-        )
+        raise CheckpointError(f"{path}: uses different positional encodings for images and prompts, unlike SAM")
 
 
 def _as_weights(name: str, tensor: torch.Tensor, path: Path) -> torch.Tensor:
@@ -127,7 +125,7 @@ def _as_weights(name: str, tensor: torch.Tensor, path: Path) -> torch.Tensor:
     if not bool(torch.isfinite(weights).all()):
         raise CheckpointError(
             f"{path}: {name} holds NaN or infinite values, or some beyond float32: "
-            "the training that wrote it has diverged, or the file is damaged"
+            "the training diverged, or the file is damaged"
         )
     return weights
 

@@ -234,7 +234,7 @@ def test_a_precision_below_its_bar_is_left_out_and_said_so(
     entry = variant(bundle, "int8")
     assert entry["kept"] is False and entry["measured"]["logits"] > 0
     assert any("logits differ" in reason for reason in entry["below_bar"])
-    assert any(line.startswith("int8 is below its bar: logits differ") for line in lines)
+    assert any(line.startswith("int8 is below its threshold: logits differ") for line in lines)
 
 
 @pytest.mark.slow
@@ -255,7 +255,9 @@ def test_nothing_is_written_when_no_precision_is_left(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harsh(monkeypatch)
-    with pytest.raises(VerificationError, match=r"no precision .* reaches its bar \(int8: logits differ .*nothing was"):
+    with pytest.raises(
+        VerificationError, match=r"no precision .* reaches its threshold \(int8: logits differ .*nothing was"
+    ):
         export_bundle(checkpoint, tmp_path / "out", precisions=("int8",), verify="quick")
     assert list(tmp_path.iterdir()) == []
 

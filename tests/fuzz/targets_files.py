@@ -47,7 +47,7 @@ def nifti(_ground: Ground, seeds: Path) -> Case:
         try:
             scan = read_scan(path, mutate.pick(rng, (None, 0, 0, 1)))
         except InputError as error:
-            if "breaks off" in str(error) and way < 0.6:
+            if "is truncated" in str(error) and way < 0.6:
                 _refuse_whole(expected)
             raise
         _compare_with_nibabel(scan, expected)
@@ -132,12 +132,12 @@ def check_run(output: Path, scan: Path) -> None:
 
 
 def _refuse_whole(content: bytes) -> None:
-    """A file that was said to break off must break off for nibabel too."""
+    """A file that was said to be truncated must be so for nibabel too."""
     try:
         np.asanyarray(nib.Nifti1Image.from_bytes(content).dataobj)
     except Exception:
         return
-    raise BrokenPromiseError("read_scan says that the file breaks off, and nibabel reads it")
+    raise BrokenPromiseError("read_scan says that the file is truncated, and nibabel reads it")
 
 
 def _compare_with_nibabel(scan: Any, content: bytes) -> None:

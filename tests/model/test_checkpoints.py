@@ -302,7 +302,7 @@ def test_a_cut_off_checkpoint_gets_one_plain_line(new_format: bool, sam: Sam, tm
     cut = tmp_path / "cut.pth"
     for length in [1, 30, 1000, 9000, *random.Random(0).sample(range(len(data)), 12), len(data) - 1]:
         cut.write_bytes(data[:length])
-        with pytest.raises(CheckpointError, match=r"cut\.pth: not a PyTorch checkpoint, or cut off"):
+        with pytest.raises(CheckpointError, match=r"cut\.pth: not a PyTorch checkpoint, or truncated"):
             load_checkpoint(cut)
 
 

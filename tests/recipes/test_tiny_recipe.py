@@ -154,7 +154,7 @@ def test_places_are_compared_axis_by_axis() -> None:
         (["--phases", "100:1:1:1"], "sides are 64"),
         (["--phases", "64:1"], "side:images:prompts:steps"),
         (["--cooldown", "0"], "cooldown"),
-        (["--device", "tpu"], "no torch device 'tpu'"),
+        (["--device", "tpu"], "unknown torch device 'tpu'"),
         (["--from", "other.pth"], "start from a samri-tiny"),
         (["--from", "missing.pth"], "missing.pth"),
     ],

@@ -286,5 +286,5 @@ def test_earlier_figures_are_replaced_only_when_asked(bundle, tmp_path):
     (tmp_path / "bench.md").write_text("mine")
     code, out, err = run("--model", bundle, *QUICK, "--output", tmp_path)
     assert (code, out) == (1, "")
-    assert "bench.md is there already" in err
+    assert "bench.md already exists" in err
     assert (tmp_path / "bench.md").read_text() == "mine"

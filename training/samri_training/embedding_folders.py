@@ -36,8 +36,8 @@ def refuse_mixed_splits(folder: Path, sources: Sequence[Embeddings]) -> None:
     if len(examples) > 1:
         there = ", ".join(examples[split] for split in SPLITS if split in examples)
         raise InputError(
-            f"{folder} holds embeddings in {there}, which would be taken as one set: name one of these folders, or "
-            f"call them {', '.join(SPLITS)}"
+            f"{folder} holds embeddings in {there}, which would be read as one set: name one of these folders, "
+            f"or rename them to {', '.join(SPLITS)}"
         )
 
 
@@ -57,8 +57,9 @@ def refuse_shared_cases(training: Sequence[Embeddings], validation: Sequence[Emb
     if shared:
         names = ", ".join(shared[:_NAMED]) + (" ..." if len(shared) > _NAMED else "")
         raise InputError(
-            f"{len(shared)} case(s) are in the training and in the validation slices ({names}), so validation would "
-            "say too much: divide them by patient, or pass --allow-shared-cases if only the names are the same"
+            f"{len(shared)} case(s) are in the training and in the validation slices ({names}), so validation "
+            "would be too optimistic: split them by patient, or pass --allow-shared-cases if only the names "
+            "are the same"
         )
 
 
@@ -124,8 +125,8 @@ def folders_of_split(folder: Path, split: Split, *, named: bool = False) -> list
         return next(iter(by_split.values()))
     there = ", ".join(name for name in SPLITS if name in by_split)
     if there:
-        raise InputError(f"{folder} holds no embeddings for {split}, only for {there}: name the folder that is meant")
-    raise InputError(f"{folder} has no folders for {KNOWN_NAMES} in it, so {split} can't be told: drop --split")
+        raise InputError(f"{folder} holds no embeddings for {split}, only for {there}: name the folder you need")
+    raise InputError(f"{folder} has no folders for {KNOWN_NAMES} in it, so its split is unknown: leave out --split")
 
 
 def _own_split(folder: Path) -> Split | None:

@@ -219,7 +219,7 @@ def _arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
         raise
     except (OSError, MemoryError, *_UNREADABLE) as error:
         raise InputError(
-            f"{file} can't be read as an embedding: it is cut off, or carries objects; copy it again"
+            f"{file} can't be read as an embedding: it is truncated, or carries objects; copy it again"
         ) from error
 
 
@@ -232,7 +232,9 @@ def _read_npz(file: Path) -> dict[str, npt.NDArray[Any]]:
             if member is None:
                 raise InputError(f"{file} holds no {key!r}: a published cache has img, mask and ori_size")
             if member.file_size > _LARGEST_ARRAY:
-                raise InputError(f"{file} claims {member.file_size} bytes for {key!r}: that is no embedding or mask")
+                raise InputError(
+                    f"{file} claims {member.file_size} bytes for {key!r}, which is not an embedding or mask"
+                )
             with archive.open(member) as stream:
                 _check_claim(file, key, stream, member.file_size)
             with archive.open(member) as stream:
@@ -288,9 +290,11 @@ def _embedding(file: Path, values: npt.NDArray[Any], shape: tuple[int, int, int]
 def _as_scan(file: Path, values: npt.NDArray[Any]) -> Scan:
     """An array that has no place in space, as `label_map` takes it."""
     if values.dtype.kind not in "buif" or values.ndim not in (2, 3) or not values.size:
-        raise InputError(f"{file} holds a mask {values.dtype} {values.shape}: it must be labels, (1, H, W) or (H, W)")
+        raise InputError(
+            f"{file} holds a {values.dtype} mask of shape {values.shape}: it must be labels, (1, H, W) or (H, W)"
+        )
     if values.size > _LARGEST_MASK:
-        raise InputError(f"{file} holds a mask of {values.shape} pixels: that is no slice")
+        raise InputError(f"{file} holds a mask of {values.shape} pixels, which is not a slice")
     return Scan(file, "nifti", values, np.eye(4))
 
 

@@ -54,9 +54,7 @@ def best(samples: Sequence[Measurements]) -> tuple[Measurements, list[str]]:
     """
     reference = samples[0].agreement
     if reference is None or reference.informative == 0:
-        raise InputError(
-            "the masks of fp32 are empty or full here, which proves nothing: pass a slice of yours as --input"
-        )
+        raise InputError("the fp32 masks are empty or full here, which proves nothing: pass your own slice as --input")
     right, left_out = [], []
     for sample in samples:
         if sample.error is not None:

@@ -81,7 +81,7 @@ class EmbeddingCache:
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         if precision not in STORED_PRECISIONS:
-            raise ValueError(f"a cache keeps {' or '.join(STORED_PRECISIONS)}, not {precision!r}")
+            raise ValueError(f"a cache stores {' or '.join(STORED_PRECISIONS)}, not {precision!r}")
         if max_bytes < 0:
             raise ValueError(f"a cache's size is 0 bytes or more, not {max_bytes}")
         self.precision: StoredPrecision = precision

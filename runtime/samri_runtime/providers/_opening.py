@@ -127,7 +127,7 @@ def open_probe(
     (result,) = session.run(probe_feeds()).values()
     expected = probe_result()
     if not np.allclose(result, expected, rtol=0, atol=_PROBE_TOLERANCE * float(np.abs(expected).max())):
-        raise ProviderError(f"{provider} can't be used: it gives wrong numbers on a tiny graph; update its driver")
+        raise ProviderError(f"{provider} can't be used: it computes wrong numbers on a test graph; update its driver")
     return session
 
 

@@ -39,7 +39,7 @@ def parse_share(text: str) -> WorkShare:
     """
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not int(match[1]) < int(match[2]):
-        raise ValueError(f"{text!r} is no part: of eight, name 0/8 to 7/8")
+        raise ValueError(f"{text!r} is not a part: of eight, give 0/8 to 7/8")
     return WorkShare(int(match[1]), int(match[2]))
 
 
@@ -59,7 +59,7 @@ def share_from(environment: Mapping[str, str], outer: WorkShare | None = None) -
     for share, name in ((rank, "RANK and WORLD_SIZE"), (outer, "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT")):
         if not 0 <= share.index < share.count:
             raise InputError(
-                f"{name} say part {share}, which isn't one of {share.count}: name the part with --part 0/{share.count}"
+                f"{name} give part {share}, which is out of range: name the part with --part 0/{share.count}"
             )
     return rank.within(outer)
 
@@ -73,7 +73,7 @@ def _array_task(environment: Mapping[str, str]) -> WorkShare:
     step = _number(environment, "SLURM_ARRAY_TASK_STEP", 1) or 1
     if first + (count - 1) * step != last or (task - first) % step:
         raise InputError(
-            f"this SLURM array is no plain range ({count} tasks from {first} to {last}), so its parts are unknown: "
+            f"this SLURM array is not a simple range ({count} tasks from {first} to {last}), so its parts are unknown: "
             "name them with --part i/n, the n of the whole array"
         )
     return WorkShare((task - first) // step, count)
@@ -84,5 +84,5 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text:
         return default
     if not text.isdecimal():
-        raise InputError(f"{name} is {text!r} in the environment, which is no number: unset it, or use --part")
+        raise InputError(f"{name} is {text!r} in the environment, which is not a number: unset it, or use --part")
     return int(text)

@@ -200,7 +200,7 @@ def _views(scan: Scan, how: Cut) -> Iterator[tuple[str, SliceView]]:
         raise InputError(f"{scan.path}: {error}") from error
     count = grid[axis]
     if min(n for other, n in enumerate(grid) if other != axis) < 2:
-        raise InputError(f"{scan.path} of shape {grid} has no slices of two sides along axis {axis}: choose another")
+        raise InputError(f"{scan.path} of shape {grid} has no 2-D slices along axis {axis}: choose another")
     digits = max(3, len(str(count - 1)))
     for index in range(count):
         view = axis_view(grid, axis, index) if how.plane is None else plane_view(grid, scan.affine, how.plane, index)

@@ -82,8 +82,8 @@ def keep_given(pairs: Sequence[SourcePair], shares: Sequence[float], seed: int) 
     for pair in pairs:
         if pair.split is not None and split_of.setdefault(pair.patient, pair.split) != pair.split:
             raise InputError(
-                f"{pair.image} is of patient {pair.patient}, who is in {split_of[pair.patient]} as well: a patient "
-                "belongs to one split: divide anew with --ratios, or name the patients with --patient"
+                f"{pair.image} is of patient {pair.patient}, who is also in {split_of[pair.patient]}: a patient "
+                "belongs to one split: split again with --ratios, or name the patients with --patient"
             )
     rest = sorted({pair.patient for pair in pairs} - split_of.keys())
     if rest:

@@ -113,7 +113,7 @@ def find_sources(
         if (unread := unread_below(folder)) is not None:
             raise InputError(f"{folder} holds no pairs of image and mask: {unread}")
         raise InputError(
-            f"{folder} holds no pairs of image and mask whose names say so ({layout} layout): "
+            f"{folder} holds no pairs of image and mask with matching names ({layout} layout): "
             "name them with --pattern 'images/{case}.nii.gz' 'masks/{case}.nii.gz'"
         )
     named = [_with_patient(pair, patient) for pair in sources.pairs] if patient is not None else sources.pairs

@@ -145,12 +145,12 @@ class StorePlan:
             )
         if (self.slices, self.slices_sha256) != (begun.slices, begun.slices_sha256):
             raise InputError(
-                f"{folder} was begun for {begun.slices} slices, and these are {self.slices} or have other names: "
+                f"{folder} was started for {begun.slices} slices, and there are {self.slices} now, or other names: "
                 f"restore the data to finish it, or {other}"
             )
         if self.slices_per_shard != begun.slices_per_shard:
             raise InputError(
-                f"{folder} was begun with {begun.slices_per_shard} slices a shard: pass --shard-size "
+                f"{folder} was started with {begun.slices_per_shard} slices per shard: pass --shard-size "
                 f"{begun.slices_per_shard}, or {other}"
             )
 

@@ -213,7 +213,7 @@ class ShardFile:
     def _tensors(self, info: StoreInfo) -> dict[str, npt.NDArray[Any]]:
         length = int.from_bytes(self._map[:8], "little")
         if length > _LONGEST_HEADER or 8 + length > len(self._map):
-            raise self._damaged("its header is cut off")
+            raise self._damaged("its header is truncated")
         try:
             entries = json.loads(self._map[8 : 8 + length])
             metadata = entries.pop("__metadata__")

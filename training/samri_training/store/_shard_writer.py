@@ -156,7 +156,7 @@ class ShardWriter:
         if item.features.shape != self._info.embedding_shape:
             raise InputError(
                 f"the embedding of {item.name} has shape {item.features.shape}, and this encoder makes "
-                f"{self._info.embedding_shape}: it is another encoder's"
+                f"{self._info.embedding_shape}: it comes from another encoder"
             )
         with np.errstate(over="ignore"):  # What doesn't fit becomes infinite, and is refused below.
             features = np.ascontiguousarray(item.features, dtype=self._info.numpy_dtype)

@@ -145,9 +145,11 @@ class Settings:
         if not is_torch_device(settings.device):
             raise InputError(f"{source}: device is auto, cpu, cuda, cuda:1 or mps, not {settings.device!r}")
         if not settings.val_fraction < 1:
-            raise InputError(f"{source}: val_fraction is a share of the cases, below 1, not {settings.val_fraction:g}")
+            raise InputError(f"{source}: val_fraction must be a fraction below 1, not {settings.val_fraction:g}")
         if settings.targets == "coverage" and settings.loss != "balanced":
-            raise InputError(f"{source}: targets coverage needs loss balanced: the focal loss drives shares to 0 or 1")
+            raise InputError(
+                f"{source}: targets coverage needs loss balanced: the focal loss drives fractions to 0 or 1"
+            )
         if not settings.ema < 1:
             raise InputError(f"{source}: ema is a decay below 1, such as 0.999, not {settings.ema:g}")
         return settings
