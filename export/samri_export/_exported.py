@@ -50,10 +50,10 @@ class Exported:
         (embedding,) = self._sessions["encoder"].run(["image_embeddings"], encoder_feeds(image))
         return image, embedding
 
-    def answer(
+    def decode(
         self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None
     ) -> DecoderOutput:
-        """All prompts of the batch in one call; see `Reference.answer`."""
+        """All prompts of the batch in one call; see `Reference.decode`."""
         feeds = self.decoder_feeds(embedding, case, shape, masks)
         low_res, scores = self._sessions["decoder"].run(["low_res_masks", "iou_predictions"], feeds)
         return DecoderOutput(low_res, scores, self._at_size(low_res, shape))
@@ -78,7 +78,7 @@ class Exported:
         """The inputs of `decoder.onnx` for all prompts of the batch."""
         return decoder_feeds(embedding, *self._points(case, shape), masks)
 
-    def answer_sam_contract(
+    def decode_sam_contract(
         self, role: Role, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None
     ) -> DecoderOutput:
         """The one prompt of `case` through a decoder with Meta's interface."""

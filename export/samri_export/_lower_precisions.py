@@ -70,7 +70,7 @@ class PrecisionGate:
             _, embedding = other.encode(picture)
             embeddings.append(_deviation(encoded.embedding, embedding))
             for case, refined, expected in self._answers(encoded):
-                answer = other.answer(embedding, case, picture.shape, refined)
+                answer = other.decode(embedding, case, picture.shape, refined)
                 logits.append(_deviation(expected.low_res, answer.low_res))
                 largest.append(relative_difference(expected.low_res, answer.low_res))
                 scores.append(np.abs(expected.scores - answer.scores).ravel())
@@ -97,7 +97,7 @@ class PrecisionGate:
         first: DecoderOutput | None = None
         for case in prompt_cases(encoded.picture.shape):
             refined = first.low_res[:1, :1] if case.refines and first is not None else None
-            answer = self._float32.answer(encoded.embedding, case, encoded.picture.shape, refined)
+            answer = self._float32.decode(encoded.embedding, case, encoded.picture.shape, refined)
             first = first or answer
             yield case, refined, answer
 

@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """What a decoder says to B prompts with M masks each.
+    """A decoder's output for B prompts with M masks each.
 
     Attributes:
         low_res: (B, M, 4G, 4G) logits.
@@ -60,7 +60,7 @@ class Reference:
         return image.numpy(), self._sam.image_encoder(image)
 
     @torch.no_grad()
-    def answer(
+    def decode(
         self, embedding: torch.Tensor, case: PromptCase, shape: tuple[int, int], masks: Floats | None
     ) -> DecoderOutput:
         """Each prompt of the batch on its own, so that batching is tested too.

@@ -48,7 +48,7 @@ _HEADINGS = ("picture", "", "graph", "prompts", "difference", "of scores", "Dice
 
 @dataclasses.dataclass(frozen=True)
 class EncoderResult:
-    """The encoder's part, of one picture."""
+    """Comparison of the encoder on one slice."""
 
     picture: str
     shape: tuple[int, int]
@@ -59,7 +59,7 @@ class EncoderResult:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderResult:
-    """The decoder's part, of one batch of prompts on a picture.
+    """Comparison of a decoder on one batch of prompts on a slice.
 
     Attributes:
         graph: Role of the decoder.
@@ -111,7 +111,7 @@ THRESHOLDS: dict[Precision, Threshold] = {
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionMeasurement:
-    """What the comparison on real slices found.
+    """Result of the comparison on real slices.
 
     Attributes:
         pictures: The slices.
@@ -144,7 +144,7 @@ class PrecisionMeasurement:
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionResult:
-    """One lower precision: what it measured, and whether it is in the bundle.
+    """One lower precision: its measurement, and whether it is in the bundle.
 
     Attributes:
         precision: Precision of the graphs.

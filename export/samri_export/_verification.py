@@ -88,7 +88,7 @@ def _reference_answers(
     answers: list[tuple[PromptCase, Floats | None, DecoderOutput]] = []
     for case in prompt_cases(picture.shape):
         masks = answers[0][2].low_res[:1, :1] if case.refines else None
-        answers.append((case, masks, reference.answer(embedding, case, picture.shape, masks)))
+        answers.append((case, masks, reference.decode(embedding, case, picture.shape, masks)))
     return answers
 
 
@@ -103,14 +103,14 @@ def _compared(
     """All decoders of one precision; those with Meta's interface take one prompt at a time."""
     results = []
     for case, masks, expected in answers:
-        answer = side.answer(embedding, case, picture.shape, masks)
+        answer = side.decode(embedding, case, picture.shape, masks)
         graphs: list[tuple[Role, DecoderOutput, DecoderOutput]] = [("decoder", expected, answer)]
         if "decoder_prompts" in further and masks is None:
             graphs.append(("decoder_prompts", expected, side.decode_in_stages(embedding, case, picture.shape)))
         contracts = [role for role in further if role.startswith("decoder_sam")]
         for role in contracts if len(case.prompts) == 1 else ():
             reference = _single_mask(expected, case) if role == "decoder_sam" else expected
-            graphs.append((role, reference, side.answer_sam_contract(role, embedding, case, picture.shape, masks)))
+            graphs.append((role, reference, side.decode_sam_contract(role, embedding, case, picture.shape, masks)))
         results += [
             compare(reference, output, picture=picture.name, case=case.name, graph=role, precision=precision)
             for role, reference, output in graphs

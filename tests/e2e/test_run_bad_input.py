@@ -71,7 +71,7 @@ def damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
         "color.nii.gz": (gzip.compress(nifti_bytes(np.zeros((9, 9), rgb))), "RGB"),
         "nan.nii.gz": (gzip.compress(nifti_bytes(broken)), "nothing but NaN or infinite values"),
         "nothing.nii.gz": (gzip.compress(nifti_bytes(np.zeros((0, 9), np.int16))), "no voxels"),
-        "line.nii.gz": (gzip.compress(nifti_bytes(np.zeros(9, np.int16))), "no image"),
+        "line.nii.gz": (gzip.compress(nifti_bytes(np.zeros(9, np.int16))), "not an image"),
         "cut.png": (png.read_bytes()[:-9], "damaged PNG"),
         "text.png": (b"no picture", "is not a PNG"),
         "empty.jpg": (b"", "is empty"),

@@ -355,7 +355,7 @@ RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
         (np.zeros((4, 4, 4, 1, 3), np.int16), "5-D"),
         (np.zeros((4, 4, 4, 2, 3, 1), np.int16), "6-D"),
         (np.zeros((0, 4, 4), np.int16), "no voxels"),
-        (np.zeros(7, np.int16), "no image"),
+        (np.zeros(7, np.int16), "not an image"),
     ],
 )
 def test_what_is_no_gray_scan_is_refused_by_name(tmp_path, data, words):

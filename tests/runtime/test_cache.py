@@ -197,7 +197,7 @@ def test_any_changed_byte_and_any_missing_end_is_damage(data: st.DataObject) -> 
         assert "damaged" in note
         assert "\n" not in note
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="no valid embedding"):
+        with pytest.raises(InputError, match="not a valid embedding"):
             Embedding.load(path)
 
 

@@ -332,7 +332,9 @@ def test_data_that_grew_is_noticed(tmp_path: Path, checkpoint: Path) -> None:
     data = write_slices(tmp_path / "data", 2)
     embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint)
     write_slices(data / "more", 1)
-    refused(embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint), "begun for 2 slices", "these are 3")
+    refused(
+        embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint), "started for 2 slices", "there are 3 now"
+    )
 
 
 def test_a_slice_that_cannot_be_used_is_named_and_the_rest_kept(tmp_path: Path, checkpoint: Path) -> None:

@@ -36,7 +36,7 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 @dataclass(frozen=True, eq=False)
 class PromptedMask:
-    """What one model or baseline made of one case.
+    """The masks of one model or baseline for one structure.
 
     Attributes:
         case: What was asked for.

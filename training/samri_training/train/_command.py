@@ -23,13 +23,13 @@ _AMP = "samri.amp"
 def _options(function: Callable[..., None]) -> Callable[..., None]:
     """An option for each setting, with its type, choices and help."""
     defaults = Settings()
-    for name, (kind, about) in reversed(described().items()):
+    for name, (kind, setting) in reversed(described().items()):
         flag = f"--{name.replace('_', '-')}"
         default = getattr(defaults, name)
         shown = {True: "on", False: "off"}[default] if kind is bool else default
         # The defaults stand in Settings alone: here None means "not given".
         settings: dict[str, Any] = {
-            "help": about.text + ("" if shown is None else f"  [default: {shown}]"),
+            "help": setting.text + ("" if shown is None else f"  [default: {shown}]"),
             "default": None,
         }
         plain = next((option for option in get_args(kind) if option is not NoneType), kind) if _optional(kind) else kind

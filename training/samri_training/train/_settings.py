@@ -138,9 +138,9 @@ class Settings:
                 near = difflib.get_close_matches(name, fields, 1)
                 hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(fields)}"
                 raise InputError(f"{source}: unknown setting {key!r}{hint}")
-            kind, about = fields[name]
+            kind, setting = fields[name]
             read[name] = _converted(kind, value, f"{source}: {name}")
-            _check_bounds(name, about, read[name], source)
+            _check_bounds(name, setting, read[name], source)
         settings = cls(**read)
         if not is_torch_device(settings.device):
             raise InputError(f"{source}: device is auto, cpu, cuda, cuda:1 or mps, not {settings.device!r}")
@@ -244,8 +244,8 @@ def _number(value: float | str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _check_bounds(name: str, about: Setting, value: Any, source: str) -> None:
-    if about.above is not None and not value > about.above:
-        raise InputError(f"{source}: {name} must be above {about.above:g}, not {value}")
-    if about.least is not None and not isinstance(value, str) and value < about.least:
-        raise InputError(f"{source}: {name} must be at least {about.least:g}, not {value}")
+def _check_bounds(name: str, setting: Setting, value: Any, source: str) -> None:
+    if setting.above is not None and not value > setting.above:
+        raise InputError(f"{source}: {name} must be above {setting.above:g}, not {value}")
+    if setting.least is not None and not isinstance(value, str) and value < setting.least:
+        raise InputError(f"{source}: {name} must be at least {setting.least:g}, not {value}")
