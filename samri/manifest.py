@@ -113,7 +113,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself.
+    """Description of a bundle.
 
     Attributes:
         name: Name of the model, for people.

@@ -54,7 +54,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def unchanged(folder: Path, files: Mapping[str, Any]) -> set[str]:
-    """Those of `files`, name to SHA-256, that are in `folder` and have it."""
+    """The names in `files` (name to SHA-256) whose file in `folder` has that SHA-256."""
     return {name for name, digest in files.items() if _has(folder / name, digest)}
 
 

@@ -26,7 +26,7 @@ from samri_export._onnx_writing import save_graph
 from samri_export._replacing import check_rounded_checkpoint
 
 ROUNDED_TO = "fp16"
-"""What a compact bundle's manifest says in `checkpoint.rounded_to`."""
+"""Value of `checkpoint.rounded_to` in a compact bundle's manifest."""
 
 _FEWEST_VALUES = 256
 """A smaller tensor isn't worth a node of its own."""
@@ -101,7 +101,7 @@ def stored_in_half(folder: Path, graph: Graph) -> Graph:
 
 
 def stored_in_full(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with plain float32 weights, for what looks at weights; unchanged if it isn't compact."""
+    """The same graph with plain float32 weights, for code that reads weights; unchanged if it isn't compact."""
     halves = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name.endswith(f".{ROUNDED_TO}")}
     casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in halves}
     full = [

@@ -1,4 +1,4 @@
-"""What an export's comparisons found, in numbers, in words and as a table.
+"""Results of an export's comparisons, in numbers, in words and as a table.
 
 The fp32 graphs are compared with the model, within `TOLERANCES`; lower precisions with fp32, within `THRESHOLDS`.
 """
@@ -88,7 +88,7 @@ class DecoderResult:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """What a precision has to reach on real slices, against the float32 graphs of the same bundle.
+    """Thresholds of a precision on real slices, against the float32 graphs of the same bundle.
 
     Attributes:
         mean_dice: Smallest mean Dice of the masks at the slice's size.

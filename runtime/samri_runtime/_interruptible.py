@@ -51,7 +51,7 @@ class Background(Generic[T]):
             self._wait()
 
     def result(self) -> T:
-        """What the work returned, once it is over; what it raised is raised here."""
+        """The result of the work, once it is done; an exception of the work is raised here."""
         self._wait()
         if self._error is not None:
             raise self._error

@@ -24,7 +24,7 @@ _LONGEST_NIFTI1_SIDE = 32767
 
 
 class VolumeImage(NamedTuple):
-    """What a reader of volumes returns: (I, J) or (I, J, K) voxels of one frame and their place."""
+    """The result of a volume reader: (I, J) or (I, J, K) voxels of one frame and their place."""
 
     voxels: npt.NDArray[Any]
     affine: npt.NDArray[np.float64]

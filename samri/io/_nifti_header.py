@@ -1,4 +1,4 @@
-"""What a NIfTI header says, put right where the way to do so is known, and where it places the grid."""
+"""A NIfTI header, corrected where the correction is known, and the position of its grid in space."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ _TIFF_DAMAGE = ("PackBitsDecode: Discarding", "JPEGLib: Corrupt", "JPEGLib: Prem
 
 
 def raster_format(data: bytes) -> RasterFormat | None:
-    """What the first bytes say that the file is; None for anything else."""
+    """Kind of a file by its first bytes; None for anything else."""
     if data.startswith(PNG_START):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):

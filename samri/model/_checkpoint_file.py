@@ -34,7 +34,7 @@ _PLAIN_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\.(_utils\._rebuild_\w+|(storage\.)?\w*Storage|Size|\w+\d+)|_codecs\.encode"
     r"|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))"
 )
-"""What a pickled state dict refers to: containers, tensors, storages and dtypes, and numpy's numbers beside them."""
+"""Names in a pickled state dict: containers, tensors, storages and dtypes, and numpy's numbers beside them."""
 
 _NUMPY_GLOBALS = (
     "numpy.dtype",
@@ -64,7 +64,7 @@ _UNREADABLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a checkpoint file holds."""
+    """Content of a checkpoint file."""
 
     values: Any
     """As it was saved; of a safetensors file, a dictionary of tensors."""

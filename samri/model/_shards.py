@@ -15,7 +15,7 @@ from samri.opening import JSON_LIMIT, read_regular
 
 
 class _Content(Protocol):
-    """What is needed of one file's content."""
+    """The content of one file, as far as it is needed here."""
 
     @property
     def values(self) -> Any: ...

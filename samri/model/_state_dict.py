@@ -29,14 +29,14 @@ _VALUES_PER_BYTE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What was read of a checkpoint file."""
+    """The weights read from a checkpoint file."""
 
     state: StateDict
     """Float32, under names that start with one of `SECTIONS`."""
     sha256: str
     """SHA-256 of the file's bytes."""
     notes: tuple[str, ...] = ()
-    """What a user should know: how names were read, what was left out."""
+    """Messages for the user: how names were read, what was left out."""
 
 
 def read_state_dict(path: str | Path) -> StateDict:

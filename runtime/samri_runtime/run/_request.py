@@ -1,4 +1,4 @@
-"""What the options of `samri-run` mean: prompts, device, cache."""
+"""The options of `samri-run` as prompts, a device and a cache."""
 
 from __future__ import annotations
 

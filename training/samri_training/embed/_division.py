@@ -1,4 +1,4 @@
-"""This process's share of the work, from --shard, SLURM's array and torchrun's rank; no communication is needed."""
+"""This process's share of the work, from --part, SLURM's array and torchrun's rank; no communication is needed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def share_from(environment: Mapping[str, str], outer: WorkShare | None = None) -
 
     Args:
         environment: `os.environ`.
-        outer: What `--part` says; the array is then ignored.
+        outer: From `--part`; the array is then ignored.
 
     Raises:
         InputError: The variables contradict each other, as they do when single tasks of an array are repeated.

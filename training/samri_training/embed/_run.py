@@ -28,13 +28,13 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class EmbedOutcome:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
         stores: Folder of each store, and how many of its shards are still missing.
         share: This process's share of the work.
-        slices: Embedded by this run; those that were there already don't count.
-        seconds: It took.
+        slices: Number of slices embedded by this run, without those that were there already.
+        seconds: Duration of the run.
         changed: Shards that were embedded again, since an image or mask of theirs is no longer the same.
     """
 

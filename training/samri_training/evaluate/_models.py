@@ -77,7 +77,7 @@ class Model(Protocol):
         ...
 
     def facts(self, precision: Precision) -> EncoderFacts:
-        """What a store would say that was made by this model's encoder in that precision."""
+        """Encoder facts of a store made by this model's encoder in that precision."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class Rows:
     def of(
         self, prompt: PromptKind, model: str, size: str = ALL, label: int | None = None, dataset: str | None = None
     ) -> list[EvaluationRow]:
-        """Those of a size bin (or `all`), a label and a dataset (or None for every one)."""
+        """Rows of a size bin (or `all`), a label and a dataset (or None for all of them)."""
         return [
             row
             for row in self._by_model[prompt, model]

@@ -185,7 +185,7 @@ def _write_records(folder: Path, source: Path, how: Cut, report: PrepareReport) 
 
 
 def _sidecar(source: Path, how: Cut, cases: Sequence[CutCase], names: Mapping[int, str]) -> dict[str, Any]:
-    """What the slices' own files can't say: patients, the volumes' intensities, and where each slice came from."""
+    """Metadata that slices can't hold: patients, the volumes' intensities, and where each slice came from."""
     recorded: dict[str, dict[str, Any]] = {}
     for case in cases:
         low_high = None if case.intensity_range is None else list(case.intensity_range)

@@ -61,7 +61,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a folder holds.
+    """Pairs of image and mask in a folder, and files left out.
 
     Attributes:
         layout: How its names were understood.
@@ -291,7 +291,7 @@ def placeholders(template: str) -> list[str]:
 
 
 def check_pattern(pattern: tuple[str, str]) -> str | None:
-    """What is wrong with a `--pattern`, if anything is."""
+    """The error in a `--pattern`, if there is one."""
     image, mask = ({*_PLACEHOLDER.findall(template)} for template in pattern)
     if not all(name.isidentifier() for name in image | mask):
         return "a placeholder is a word that begins with a letter, such as {case}"

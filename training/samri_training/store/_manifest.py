@@ -29,7 +29,7 @@ _INDEX_FORMAT = "samri-embeddings-index"
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """What is known of one finished shard.
+    """Facts of one finished shard.
 
     Attributes:
         shard: Which slices it holds.

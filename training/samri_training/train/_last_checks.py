@@ -21,7 +21,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """What a run began with and learns from, as far as its curve depends on it."""
+    """The checkpoint and data of a run, as far as its curve depends on them."""
 
     samples: int
     """Training slices."""

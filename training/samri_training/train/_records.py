@@ -268,7 +268,7 @@ class TrainOutcome:
         return self.best_dice > self.start_dice
 
     def line(self) -> str | None:
-        """What a person should know at the end; None when no validation says whether the run was of use."""
+        """A note for the end of the run; None when no validation says whether the run was of use."""
         if self.improved is None:
             return None
         if not self.improved:

@@ -246,7 +246,7 @@ class _TrainingRun:
         write_environment(self._folder / "environment.txt")
 
     def _notes(self) -> list[str]:
-        """What a person may want to change before hours go by."""
+        """Notes on settings that a person may want to change before hours pass."""
         notes = [
             bf16_note(self._settings.amp, self._processes.device),
             fine_structure_hint(self._data.training, self._data.training_samples, self._config, self._settings),

@@ -34,7 +34,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a training run was asked to do. Made by `Settings.of`, which checks types and bounds."""
+    """Settings of a training run. `Settings.of` makes them and checks types and bounds."""
 
     embedding_dir: Annotated[
         Path | None,

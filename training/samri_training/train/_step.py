@@ -44,7 +44,7 @@ class StepResult:
 
 
 def decoder_parameters(decoder: SamDecoder, train_scores: bool) -> dict[str, torch.nn.Parameter]:
-    """What is trained, by its name in the checkpoint: the mask decoder, without what the loss doesn't reach.
+    """Trained parameters, by name in the checkpoint: the mask decoder, without what the loss doesn't reach.
 
     Without `train_scores` that leaves out the score head and the other masks' own heads. Weight decay would shrink them
     step by step though nothing teaches them.

@@ -34,7 +34,7 @@ class Validation:
     dice: float
     """At the slice's own size, logits above 0, as inference computes masks; an empty prediction counts as 0."""
     loss: float
-    """That of the training, of mask 0, without the labels that vanish at low resolution."""
+    """The training loss of mask 0, without labels that vanish at low resolution."""
     score_error: float
     """|predicted IoU - real IoU|."""
     masks: int
@@ -56,7 +56,7 @@ class ValidationBatch(NamedTuple):
 
 
 def asked_with(settings: Settings) -> str:
-    """What validation asks with, in words: the same kinds of prompts as training."""
+    """Description of the validation prompts: the same kinds as in training."""
     boxes = "boxes moved as in training" if settings.jitter else "tight boxes"
     return {
         "box": boxes,
