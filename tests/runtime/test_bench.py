@@ -131,7 +131,7 @@ def test_csv_and_json_hold_every_figure(report: BenchReport) -> None:
 def test_the_markdown_table_has_a_row_for_each_case(report: BenchReport) -> None:
     text = report.to_markdown()
     for case, said in (("cpu", ""), ("cpu static", ""), ("cuda", "failed")):
-        (row,) = [line for line in text.splitlines() if line.startswith(f"| {case} ")]
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {case} | ")]
         assert said in row
     assert "cuda fp32: cuda can't be used" in text
     for line in report.to_text().splitlines():

@@ -142,8 +142,9 @@ def test_half_precision_encoding_is_another_encoder(tmp_path: Path, data: Path, 
     half = EmbeddingStore.open(tmp_path / "half")
     full = TorchEncoder(checkpoint, "samri", "cpu")
     assert half.info.embedding_id != full.facts.embedding_id
-    loaded = find_sources(data)[0].load(0, full.facts)
-    reference = full.encode(loaded.array)[0]
+    _, image = find_sources(data)[0].load(0, full.facts)
+    assert image is not None
+    reference = full.encode(image)[0]
     assert np.abs(half[0].features - reference).max() < 0.1 * np.abs(reference).max()
 
 
