@@ -256,7 +256,7 @@ def test_nothing_is_written_when_no_precision_is_left(
 ) -> None:
     harsh(monkeypatch)
     with pytest.raises(
-        VerificationError, match=r"no precision .* reaches its threshold \(int8: logits differ .*nothing was"
+        VerificationError, match=r"no requested precision reaches its threshold \(int8: logits differ .*nothing was"
     ):
         export_bundle(checkpoint, tmp_path / "out", precisions=("int8",), verify="quick")
     assert list(tmp_path.iterdir()) == []
