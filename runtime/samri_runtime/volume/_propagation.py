@@ -134,10 +134,11 @@ def propagate(
     ]
     with _Decoder(predictor, stack) as decoder:
         keyframes = sorted({number for target in targets for number in target.keyframes})
-        for number, following in zip(keyframes, [*keyframes[1:], keyframes[-1] + 1], strict=True):
+        for place, number in enumerate(keyframes):
             here = [follower for follower in followers if number in follower.target.keyframes]
             asked = [Question(number, "prompt", follower.target.keyframes[number]) for follower in here]
-            for follower, question, answer in zip(here, asked, decoder.ask(asked, [following]), strict=True):
+            answers = decoder.ask(asked, keyframes[place + 1 : place + 2])
+            for follower, question, answer in zip(here, asked, answers, strict=True):
                 follower.keep(question, answer)
             if on_slice is not None:
                 on_slice(number)
@@ -184,9 +185,14 @@ class _Decoder:
         return self._first
 
     def ask(self, questions: Sequence[Question], following: Iterable[int]) -> list[Answer]:
-        """Answers in the order of the questions, all about one slice; `following` are the slices to encode next."""
+        """Answers in the order of the questions, all about one slice.
+
+        Args:
+            questions: One for each object that waits for this slice.
+            following: Slices that will be asked about for certain; they are encoded while this one is decoded.
+        """
         number = questions[0].number
-        embedding = self._ahead.get(number, [each for each in following if 0 <= each < len(self._stack)])
+        embedding = self._ahead.get(number, following)
         self._first = self._first or replace(embedding, features=embedding.features[:, :0])
         self.notes += embedding.notes
         answers: dict[int, Answer] = {}
@@ -304,7 +310,7 @@ class _Sweep:
         number = self.next
         here = [entry for entry in self.asking if entry[1].number == number]
         self.asking = [entry for entry in self.asking if entry[1].number != number]
-        answers = decoder.ask([question for _, question in here], [*following, number + self._direction])
+        answers = decoder.ask([question for _, question in here], following)
         for (walk, _), answer in zip(here, answers, strict=True):
             self._resume(walk, answer)
         return number
