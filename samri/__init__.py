@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from samri.io import read_scan
     from samri_runtime.segment import load_model, segment
     from samri_runtime.session import Session
+    from samri_runtime.volume import segment_volume
 
-__all__ = ["SamriError", "Session", "__version__", "load_model", "read_scan", "segment"]
+__all__ = ["SamriError", "Session", "__version__", "load_model", "read_scan", "segment", "segment_volume"]
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _LAZY = {
     "load_model": "samri_runtime.segment",
     "read_scan": "samri.io",
     "segment": "samri_runtime.segment",
+    "segment_volume": "samri_runtime.volume",
 }
 
 

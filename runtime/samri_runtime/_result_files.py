@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,21 @@ PROGRAM = "samri-run"
 _CANDIDATES = 3
 
 
-def result_files(scan: Path, candidates: int, *, png: bool = True, named: bool = False) -> dict[str, list[str]]:
-    """File names by what they hold: `masks`, `provenance`, `pictures`, `overlay`, and `table` of objects with names."""
+def result_files(
+    scan: Path, candidates: int, *, png: bool = True, named: bool = False, volume: bool = False
+) -> dict[str, list[str]]:
+    """File names by what they hold: `masks`, `provenance`, `pictures`, `overlay`, `slices`, and `table` of names.
+
+    A volume has no picture of a mask, a montage for an overlay, and a table of its slices.
+    """
     name = scan_name(scan)
     numbers = [""] if candidates == 1 else [str(number) for number in range(1, candidates + 1)]
     return {
         "masks": [f"{name}_seg_{number}.nii.gz" for number in numbers],
         "provenance": [f"{name}_seg_.json"],
-        "pictures": [f"{name}_seg_{number}.png" for number in numbers if png],
-        "overlay": [f"{name}_overlay.png"] if png else [],
+        "pictures": [f"{name}_seg_{number}.png" for number in numbers if png and not volume],
+        "overlay": [f"{name}_montage.png" if volume else f"{name}_overlay.png"] if png else [],
+        "slices": [f"{name}_slices.csv"] if volume else [],
         "table": [f"{name}_seg_dseg.tsv"] if named else [],
     }
 
@@ -60,7 +67,9 @@ def claimed(output: Path, scan: Path) -> contextlib.AbstractContextManager[None]
     return claimed_folder(output, f".{name}_seg_.lock", busy)
 
 
-def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True, named: bool = False) -> None:
+def check_output(
+    folder: Path, scan: Path, candidates: int, *, png: bool = True, named: bool = False, volume: bool = False
+) -> None:
     """Check before the work starts that its results can be written.
 
     Raises:
@@ -74,7 +83,7 @@ def check_output(folder: Path, scan: Path, candidates: int, *, png: bool = True,
         raise OutputError(f"cannot write {folder}: {existing} is not a folder: name another --output")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {folder}: {existing} is not writable: name another --output")
-    refuse_folders_in_the_way(folder, names_of(result_files(scan, candidates, png=png, named=named)))
+    refuse_folders_in_the_way(folder, names_of(result_files(scan, candidates, png=png, named=named, volume=volume)))
 
 
 def own_results(output: Path, scan: Path) -> list[str]:
@@ -82,34 +91,49 @@ def own_results(output: Path, scan: Path) -> list[str]:
     record = _record(output, scan)
     if record is None:
         return []
-    every = dict.fromkeys([*names_of(result_files(scan, 1, named=True)), *names_of(result_files(scan, _CANDIDATES))])
+    kinds = (
+        result_files(scan, 1, named=True),
+        result_files(scan, _CANDIDATES),
+        result_files(scan, 1, volume=True),
+    )
+    every = dict.fromkeys(name for files in kinds for name in names_of(files))
     # A record could name any file; only those that a run writes count.
     own = {*unchanged(output, {name: record["files"].get(name) for name in every}), _provenance_of(scan)}
     return [name for name in every if name in own]
 
 
 def check_replaceable(
-    output: Path, scan: Scan, view: SliceView, candidates: int, *, png: bool, named: bool = False
+    output: Path,
+    scan: Scan,
+    view: SliceView,
+    candidates: int,
+    *,
+    png: bool,
+    named: bool = False,
+    volume: bool = False,
 ) -> None:
-    """Refuse to replace any files but those of an earlier run on the same slice.
+    """Refuse to replace any files but those of an earlier run on the same slice, or through the same axis.
 
     Raises:
         OutputError: A file would be replaced that is another's.
     """
     record = _record(output, scan.path)
-    if record is not None and (other := _difference(record, scan, view)):
+    if record is not None and (other := _difference(record, scan, view, volume)):
         raise OutputError(
             f"{output / _provenance_of(scan.path)} is the result of {other}: name another --output, "
             "or pass --overwrite to replace it"
         )
-    names = names_of(result_files(scan.path, candidates, png=png, named=named))
+    names = names_of(result_files(scan.path, candidates, png=png, named=named, volume=volume))
     refuse_foreign_files(output, names, own_results(output, scan.path))
 
 
-def replaced(output: Path, source: Path, candidates: int, *, png: bool, named: bool = False) -> list[str]:
+def replaced(
+    output: Path, source: Path, candidates: int, *, png: bool, named: bool = False, volume: bool = False
+) -> list[str]:
     """Notes on the files that will be replaced: results of an earlier run, and those that need --overwrite."""
     own = own_results(output, source)
-    new = [name for name in names_of(result_files(source, candidates, png=png, named=named)) if name not in own]
+    files = result_files(source, candidates, png=png, named=named, volume=volume)
+    new = [name for name in names_of(files) if name not in own]
     others = [name for name in new if os.path.lexists(output / name)]
     return [
         *([f"replaced the results of an earlier run: {', '.join(own)}"] if own else []),
@@ -173,6 +197,55 @@ def write_results(
     return [output / name for name in names_of(files)]
 
 
+def write_volume_results(
+    output: Path,
+    scan: Scan,
+    view: SliceView,
+    labels: npt.NDArray[Any],
+    slices: Sequence[Mapping[str, Any]],
+    montage: Callable[[], npt.NDArray[np.uint8]],
+    provenance: Mapping[str, Any],
+    *,
+    names: Sequence[str],
+    png: bool = True,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write `<name>_seg_.nii.gz`, `.json`, `<name>_slices.csv`, the table of names and, with `png`, the montage.
+
+    Args:
+        output: The folder; created if missing. Results of an earlier run through the same axis are replaced.
+        scan: The scan.
+        view: Any slice of the axis.
+        labels: In the grid of the scan.
+        slices: Rows of the table, all with the same columns.
+        montage: Draws the picture.
+        provenance: Written to the JSON file, with the SHA-256 of all other files.
+        names: Names of the objects.
+        png: Write the montage.
+        overwrite: Also replace other files of these names.
+
+    Raises:
+        OutputError: As `write_results`.
+    """
+    named = dict(enumerate(names, start=1))
+    files = result_files(scan.path, 1, png=png, named=True, volume=True)
+    (record,) = files["provenance"]
+    with staged_files(output, obsolete=own_results(output, scan.path), last=record) as stage:
+        write_mask(stage / files["masks"][0], labels, scan, named)
+        for name in files["overlay"]:
+            write_png(stage / name, montage())
+        with (stage / files["slices"][0]).open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, list(slices[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(slices)
+        write_label_table(stage / files["table"][0], named)
+        others = [name for name in names_of(files) if name != record]
+        (stage / record).write_text(sealed_json(provenance, stage, others), "utf-8")
+        if not overwrite:  # Again: somebody may have put a file there meanwhile.
+            check_replaceable(output, scan, view, 1, png=png, named=True, volume=True)
+    return [output / name for name in names_of(files)]
+
+
 def _overlay(
     scan: Scan,
     view: SliceView,
@@ -196,14 +269,18 @@ def _overlay(
     return side_by_side(drawn, captions)
 
 
-def _difference(record: Mapping[str, Any], scan: Scan, view: SliceView) -> str | None:
+def _difference(record: Mapping[str, Any], scan: Scan, view: SliceView, volume: bool) -> str | None:
     """How an earlier run differs: its scan, frame or slice; None where all are the same."""
     was, cut = record.get("input"), record.get("slice")
     if not (isinstance(was, dict) and isinstance(cut, dict)) or was.get("sha256") != scan.sha256:
         return "another scan of the same name"
     if (was.get("frame") or 0) != scan.frame:
         return f"frame {was.get('frame') or 0}, not {scan.frame}"
-    if (cut.get("axis"), cut.get("index")) != (view.axis, view.index):
+    whole = record.get("volume") is not None
+    if whole is not volume or (whole and cut.get("axis") != view.axis):
+        was_of = f"the volume along axis {cut.get('axis')}" if whole else f"slice {cut.get('index')} alone"
+        return f"{was_of}, not {f'of the volume along axis {view.axis}' if volume else f'of slice {view.index} alone'}"
+    if not whole and (cut.get("axis"), cut.get("index")) != (view.axis, view.index):
         return f"slice {cut.get('index')} along axis {cut.get('axis')}, not {view.index} along axis {view.axis}"
     return None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from samri.io._label_names import write_label_table
 from samri.io._nifti import nibabel_version
-from samri.io._overlay import PALETTE, draw_overlay, side_by_side
+from samri.io._overlay import PALETTE, draw_overlay, montage, side_by_side
 from samri.io._raster import write_png
 from samri.io._scan import MissingFrameError, Scan, ScanKind, read_scan, scan_name, write_mask
 
@@ -17,6 +17,7 @@ __all__ = [
     "Scan",
     "ScanKind",
     "draw_overlay",
+    "montage",
     "nibabel_version",
     "read_scan",
     "scan_name",

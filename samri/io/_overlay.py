@@ -93,6 +93,16 @@ def side_by_side(pictures: Sequence[Picture], captions: Sequence[str]) -> Pictur
     return np.concatenate(panels, axis=1)[:, : -4 * pen]
 
 
+def montage(pictures: Sequence[Picture], captions: Sequence[str], columns: int) -> Picture:
+    """Pictures of one shape in rows of `columns`, each under its caption."""
+    rows = []
+    for first in range(0, len(pictures), columns):
+        row = side_by_side(pictures[first : first + columns], captions[first : first + columns])
+        rows.append(row)
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
+
+
 def _pen(shape: tuple[int, ...]) -> int:
     """Width of a line in pixels: what looks the same on a small and a large picture."""
     return max(1, round(max(shape[:2]) / 400))

@@ -24,6 +24,7 @@ from samri_runtime.cli import (
     GivenModel,
     GivenPath,
     OutputFolder,
+    Progress,
     Stages,
     command,
     emit,
@@ -41,13 +42,15 @@ from samri_runtime.run._request import (
     MODEL_TYPES,
     XY,
     XYXY,
+    build_keyframes,
     build_prompts,
     byte_size_of,
     check_model_type,
     choose_cache,
     provider_of_device,
 )
-from samri_runtime.segment import SliceChoiceError, check_names, choose_view, segment
+from samri_runtime.segment import Segmentation, SliceChoiceError, check_names, choose_view, segment
+from samri_runtime.volume import VolumeSegmentation, segment_volume
 
 
 @command("samri-run")
@@ -116,6 +119,26 @@ from samri_runtime.segment import SliceChoiceError, check_names, choose_view, se
     help="Name of an object in the results. Give one per object, in the order of the prompts.",
 )
 @click.option("--multimask", is_flag=True, help="Write the model's three candidate masks instead of one mask.")
+@click.option(
+    "--propagate",
+    is_flag=True,
+    help="Follow the objects from slice K through the volume, in both directions, until each one ends.",
+)
+@click.option(
+    "--range",
+    "slices",
+    type=(int, int),
+    metavar="A B",
+    help="With --propagate: first and last slice that may be segmented.  [default: the whole volume]",
+)
+@click.option(
+    "--keyframe",
+    "keyframes",
+    multiple=True,
+    type=(int, float, float, float, float),
+    metavar="K X1 Y1 X2 Y2",
+    help="With --propagate: box of the object on slice K; between keyframes boxes are interpolated. Repeatable.",
+)
 @click.option("--slice", "index", type=int, metavar="K", help="Index of the slice, from 0. Required for a volume.")
 @click.option(
     "--axis", type=click.IntRange(0, 2), metavar="A", help="Array axis along which slices are cut.  [default: 2]"
@@ -181,6 +204,9 @@ def main(
     negative_points: tuple[XY, ...],
     names: tuple[str, ...],
     multimask: bool,
+    propagate: bool,
+    slices: tuple[int, int] | None,
+    keyframes: tuple[tuple[int, float, float, float, float], ...],
     index: int | None,
     axis: int | None,
     plane: Plane | None,
@@ -199,15 +225,21 @@ def main(
     no_png: bool,
     as_json: bool,
 ) -> None:
-    """Segment one slice of a scan from boxes or points.
+    """Segment one slice of a scan from boxes or points; with --propagate, objects in the volume.
 
     Writes NAME_seg_.nii.gz (the mask, in the space of the scan), NAME_seg_.json (provenance), NAME_seg_.png and
-    NAME_overlay.png (to look at), and prints the score and size of each object and the paths of the files.
+    NAME_overlay.png (to look at), and prints the score and size of each object and the paths of the files. With
+    --propagate, NAME_slices.csv and NAME_montage.png instead of the two pictures.
 
     Example: samri-run -i scan.nii.gz -o results --slice 80 --box 40 60 110 120
     """
-    prompts = build_prompts(boxes, points, negative_points)
-    _check_names(names, len(prompts))
+    if not propagate and (slices or keyframes):
+        raise click.UsageError("--range and --keyframe are for --propagate: add it.")
+    if propagate and multimask:
+        raise click.UsageError("--multimask gives candidates on one slice: leave it out with --propagate.")
+    prompts = build_prompts(boxes, points, negative_points, keyframed=bool(keyframes))
+    objects = build_keyframes(prompts, index, keyframes) if propagate else []
+    _check_names(names, len(objects) if propagate else len(prompts))
     provider, options = _choose_provider(provider, device, provider_options)
     cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
     started = time.perf_counter()
@@ -223,22 +255,39 @@ def main(
         prompts_per_image=len(prompts),
     )
     candidates, png = 3 if multimask else 1, not no_png
+    kind = {"png": png, "named": propagate or bool(names), "volume": propagate}
     stages = click.get_current_context().with_resource(Stages())
     with Background(functools.partial(_opened_early, open_model, provider)) as opening:
-        check_output(output, source, candidates, png=png, named=bool(names))
+        check_output(output, source, candidates, **kind)
         click.get_current_context().with_resource(claimed(output, source))
         stages.begin("reading the scan")
-        scan, view = _read(source, frame, index, axis, plane)
+        scan, view = _read(source, frame, min(objects[0]) if objects else index, axis, plane)
         if not overwrite:
-            check_replaceable(output, scan, view, candidates, png=png, named=bool(names))
+            check_replaceable(output, scan, view, candidates, **kind)
         stages.begin("opening the model")
         predictor = opening.result() or open_model()
     if model_type is not None:
         check_model_type(model_type, predictor.manifest.backbone, model)
-    stages.begin("encoding the slice and decoding the prompts")
-    result = segment(
-        scan, predictor, prompts=prompts, slice=index, axis=axis, plane=plane, names=names, multimask=multimask
-    )
+    result: Segmentation | VolumeSegmentation
+    if propagate:
+        stages.end()
+        total = slices[1] - slices[0] + 1 if slices else 0
+        with Progress(total, "slice") as progress:
+            result = segment_volume(
+                scan,
+                predictor,
+                keyframes=objects,
+                names=names,
+                axis=axis,
+                plane=plane,
+                slices=slices,
+                on_slice=lambda _number: progress.advance(),
+            )
+    else:
+        stages.begin("encoding the slice and decoding the prompts")
+        result = segment(
+            scan, predictor, prompts=prompts, slice=index, axis=axis, plane=plane, names=names, multimask=multimask
+        )
     seconds = time.perf_counter() - started
     stages.begin("writing the results")
     files = result.write(output, png=png, overwrite=overwrite)
@@ -248,11 +297,13 @@ def main(
         say(f"note: {note}")
     ran = ", ".join(dict.fromkeys(predictor.providers.values()))
     cached = ", embedding from the cache" if provenance["embedding"]["from_cache"] else ""
-    say(f"{len(prompts)} object(s) in {seconds:.1f} s on {ran}, profile {predictor.manifest.profile.name}{cached}")
+    count, profile = len(objects) or len(prompts), predictor.manifest.profile.name
+    say(f"{count} object(s) in {seconds:.1f} s on {ran}, profile {profile}{cached}")
     if as_json:
         emit(json.dumps({**provenance, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
     else:
-        emit("\n".join([*_object_lines(provenance["candidates"]), *(str(file) for file in files)]))
+        lines = _volume_lines(provenance["volume"]) if propagate else _object_lines(provenance["candidates"])
+        emit("\n".join([*lines, *(str(file) for file in files)]))
 
 
 def _check_names(names: tuple[str, ...], objects: int) -> None:
@@ -290,6 +341,20 @@ def _read(
         return scan, choose_view(scan, index, axis, plane)
     except (MissingFrameError, SliceChoiceError) as error:
         raise click.UsageError(f"{error}.") from error
+
+
+def _volume_lines(volume: dict[str, Any]) -> list[str]:
+    """A line per object: its name, size and slices, and one per end that says why it is there."""
+    lines = []
+    for one in volume["objects"]:
+        size = "" if one["volume_mm3"] is None else f", {one['volume_mm3']:.6g} mm3"
+        lines += [
+            f"object {one['label']} ({one['name']}): slices {one['first_slice']} to {one['last_slice']}, "
+            f"{one['voxels']} voxels{size}",
+            f"  first: {one['ends']['first']}",
+            f"  last: {one['ends']['last']}",
+        ]
+    return lines
 
 
 def _object_lines(candidates: list[list[dict[str, Any]]]) -> list[str]:

@@ -24,14 +24,18 @@ _BACKBONES = {"vit_b": "vit_b", "vit_l": "vit_l", "vit_h": "vit_h", "samri": "vi
 MODEL_TYPES = tuple(_BACKBONES)
 
 
-def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: Sequence[XY]) -> list[Prompt]:
-    """One prompt per box; or one prompt of all points, with the box if there is one.
+def build_prompts(
+    boxes: Sequence[XYXY], points: Sequence[XY], negative_points: Sequence[XY], *, keyframed: bool = False
+) -> list[Prompt]:
+    """One prompt per box; or one prompt of all points, with the box if there is one; none where `keyframed` suffices.
 
     Raises:
         click.UsageError: There is no prompt, or there are points that could belong to any of several boxes.
         PromptError: A number isn't finite.
     """
     if not (boxes or points or negative_points):
+        if keyframed:
+            return []
         raise click.UsageError("nothing to segment: give at least one --box X1 Y1 X2 Y2 or --point X Y.")
     if not (points or negative_points):
         return [Prompt.of(box=box) for box in boxes]
@@ -39,6 +43,29 @@ def build_prompts(boxes: Sequence[XYXY], points: Sequence[XY], negative_points: 
         raise click.UsageError("points can't be combined with several boxes: run once per box that has points.")
     labels = [FOREGROUND] * len(points) + [BACKGROUND] * len(negative_points)
     return [Prompt.of([*points, *negative_points], labels, boxes[0] if boxes else None)]
+
+
+def build_keyframes(
+    prompts: Sequence[Prompt], index: int | None, keyframes: Sequence[tuple[int, float, float, float, float]]
+) -> list[dict[int, Prompt]]:
+    """Slice number to prompt for each object: the prompts are on slice `index`, each `--keyframe` names its own slice.
+
+    Raises:
+        click.UsageError: There is no prompt, no slice for it, several objects with keyframes, or a slice twice.
+        PromptError: A number isn't finite.
+    """
+    if prompts and index is None:
+        raise click.UsageError("name the slice of --box and --point with --slice K.")
+    if keyframes and len(prompts) > 1:
+        raise click.UsageError("--keyframe is for one object: run once for each, with --label.")
+    if not keyframes:
+        return [{index: prompt} for prompt in prompts if index is not None]
+    boxes: dict[int, Prompt] = dict(zip([index] if index is not None else [], prompts, strict=False))
+    for number, *box in keyframes:
+        if number in boxes:
+            raise click.UsageError(f"slice {number} has two prompts: give one --keyframe or --box per slice.")
+        boxes[number] = Prompt.of(box=box)
+    return [boxes]
 
 
 def provider_of_device(device: str) -> tuple[Provider, dict[str, str]]:

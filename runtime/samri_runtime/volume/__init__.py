@@ -1,7 +1,21 @@
 """From prompts on a few slices to objects in a volume."""
 
-from samri_runtime.volume._propagation import FollowedObject, SliceFinding, Target, VolumeSegmentation, propagate
+from __future__ import annotations
+
+from samri_runtime.volume._propagation import FollowedObject, Propagation, SliceFinding, Target, propagate
 from samri_runtime.volume._rule import RULE, Rule
+from samri_runtime.volume._segment import VolumeSegmentation, segment_volume
 from samri_runtime.volume._stack import SliceStack
 
-__all__ = ["RULE", "FollowedObject", "Rule", "SliceFinding", "SliceStack", "Target", "VolumeSegmentation", "propagate"]
+__all__ = [
+    "RULE",
+    "FollowedObject",
+    "Propagation",
+    "Rule",
+    "SliceFinding",
+    "SliceStack",
+    "Target",
+    "VolumeSegmentation",
+    "propagate",
+    "segment_volume",
+]

@@ -26,7 +26,9 @@ class EmbeddingsAhead:
     def __enter__(self) -> EmbeddingsAhead:
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None) -> None:
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+    ) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def get(self, number: int, following: Iterable[int] = ()) -> Embedding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,7 @@ class FollowedObject:
 
 
 @dataclass(frozen=True, eq=False)
-class VolumeSegmentation:
+class Propagation:
     """Objects 1 to N in a volume.
 
     Attributes:
@@ -87,12 +88,16 @@ class VolumeSegmentation:
         objects: One for each target, in order.
         intensity_range: What was mapped to black and white, where the profile takes that from the volume.
         encoded: How many slices the encoder ran on; the others' embeddings came from the cache.
+        embedding: Of the first keyframe: what the provenance says of embeddings.
+        notes: What was clipped, and what the cache had to say.
     """
 
     labels: npt.NDArray[Any]
     objects: tuple[FollowedObject, ...]
     intensity_range: tuple[float, float] | None
     encoded: int
+    embedding: Embedding
+    notes: tuple[str, ...] = ()
 
 
 def propagate(
@@ -104,7 +109,7 @@ def propagate(
     rule: Rule = RULE,
     on_slice: Callable[[int], object] | None = None,
     on_answer: Callable[[int, int, Answer], object] | None = None,
-) -> VolumeSegmentation:
+) -> Propagation:
     """Segment each target on its keyframes, between them, and beyond them until it ends.
 
     Objects that wait for the same slice are decoded in one batch; where two overlap, the higher logit wins. The two
@@ -145,7 +150,14 @@ def propagate(
                     number = sweep.advance(decoder, [other.next] if other.asking else [])
                     if on_slice is not None:
                         on_slice(number)
-    return VolumeSegmentation(labels.volume, tuple(f.found for f in followers), decoder.window, decoder.encoded)
+    return Propagation(
+        labels.volume,
+        tuple(follower.found for follower in followers),
+        decoder.window,
+        decoder.encoded,
+        decoder.first_embedding,
+        tuple(dict.fromkeys(decoder.notes)),
+    )
 
 
 class _Decoder:
@@ -156,6 +168,8 @@ class _Decoder:
         self._predictor, self._stack = predictor, stack
         self.window = percentile_range(stack.scan.voxels, profile) if profile.intensity == "percentile" else None
         self.encoded = 0
+        self.notes: list[str] = []
+        self._first: Embedding | None = None
         self._ahead = EmbeddingsAhead(self._encode)
 
     def __enter__(self) -> _Decoder:
@@ -165,10 +179,18 @@ class _Decoder:
     def __exit__(self, *error: Any) -> None:
         self._ahead.__exit__(*error)
 
+    @property
+    def first_embedding(self) -> Embedding:
+        """Of the slice that was asked about first, without its features, which only take memory."""
+        assert self._first is not None
+        return self._first
+
     def ask(self, questions: Sequence[Question], following: Iterable[int]) -> list[Answer]:
-        """Answers in the order of the questions, which are about one slice; `following` are the slices to encode next."""
+        """Answers in the order of the questions, all about one slice; `following` are the slices to encode next."""
         number = questions[0].number
         embedding = self._ahead.get(number, [each for each in following if 0 <= each < len(self._stack)])
+        self._first = self._first or replace(embedding, features=embedding.features[:, :0])
+        self.notes += embedding.notes
         pixels = self._stack.pixels(number)
         answers: dict[int, Answer] = {}
         for with_logits in (False, True):
@@ -181,6 +203,7 @@ class _Decoder:
                 prompts=[questions[place].prompt for place in places],
                 mask_input=np.stack(logits) if with_logits else None,  # type: ignore[arg-type]
             )
+            self.notes += [note for note in prediction.notes if questions[places[0]].source == "prompt"]
             for row, (place, full) in enumerate(zip(places, prediction.each_logits(), strict=True)):
                 low_res, score = prediction.low_res_logits[row], float(prediction.scores[row])
                 answers[place] = Answer(full > 0, full, low_res, score, pixels)
@@ -289,10 +312,8 @@ class _Sweep:
         return number
 
     def _resume(self, walk: Generator[Question, Answer, None], answer: Answer | None) -> None:
-        try:
+        with contextlib.suppress(StopIteration):
             self.asking.append((walk, next(walk) if answer is None else walk.send(answer)))
-        except StopIteration:
-            pass
 
 
 class _LabelVolume:

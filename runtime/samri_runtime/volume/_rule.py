@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +80,10 @@ class Rule:
     weak_score: float = 0.7
     weak_agreement: float = 0.7
 
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, for provenance."""
+        return asdict(self)
+
     def next_question(self, number: int, neighbor: Answer, stack: SliceStack) -> Question:
         """How slice `number` is asked about, given the answer on the slice beside it."""
         height, width = stack.shape
@@ -105,5 +109,6 @@ class Rule:
         if pixels > self.growth * before:
             return f"the area grew {pixels / before:.1f} times"
         return None
+
 
 RULE = Rule()
