@@ -1,7 +1,7 @@
 """SAMRI: promptable segmentation of MRI. Most programs need `load_model`, `read_scan`, `segment` and `Session` alone.
 
 The rest of this package is the core that the others share (geometry, preprocessing, prompts, the bundle format), on
-numpy alone. These four are imported when first used, so that `import samri` loads nothing heavy.
+numpy alone. These are imported when first used, so that `import samri` loads nothing heavy.
 """
 
 from __future__ import annotations

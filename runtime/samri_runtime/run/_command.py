@@ -21,6 +21,7 @@ from samri_runtime._predictor import Predictor
 from samri_runtime._result_files import check_output, check_replaceable, claimed
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.cli import (
+    GivenFile,
     GivenModel,
     GivenPath,
     OutputFolder,
@@ -38,6 +39,7 @@ from samri_runtime.cli import (
     threads_option,
 )
 from samri_runtime.providers import Provider, is_cpu
+from samri_runtime.run._replay import replay_session
 from samri_runtime.run._request import (
     MODEL_TYPES,
     XY,
@@ -139,6 +141,13 @@ from samri_runtime.volume import VolumeSegmentation, segment_volume
     metavar="K X1 Y1 X2 Y2",
     help="With --propagate: box of the object on slice K; between keyframes boxes are interpolated. Repeatable.",
 )
+@click.option(
+    "--session",
+    "session",
+    type=GivenFile(),
+    metavar="FILE",
+    help="Replay a session saved by samri.Session, instead of prompts, and write its label map.",
+)
 @click.option("--slice", "index", type=int, metavar="K", help="Index of the slice, from 0. Required for a volume.")
 @click.option(
     "--axis", type=click.IntRange(0, 2), metavar="A", help="Array axis along which slices are cut.  [default: 2]"
@@ -207,6 +216,7 @@ def main(
     propagate: bool,
     slices: tuple[int, int] | None,
     keyframes: tuple[tuple[int, float, float, float, float], ...],
+    session: Path | None,
     index: int | None,
     axis: int | None,
     plane: Plane | None,
@@ -233,6 +243,24 @@ def main(
 
     Example: samri-run -i scan.nii.gz -o results --slice 80 --box 40 60 110 120
     """
+    if session is not None:
+        prompted = boxes or points or negative_points or names or keyframes
+        chosen = (index, axis, plane, frame, slices, model_type) != (None,) * 6
+        if prompted or multimask or propagate or chosen:
+            raise click.UsageError("--session holds all prompts, names and slices: leave out the options for them.")
+        provider, options = _choose_provider(provider, device, provider_options)
+        open_tuned = functools.partial(
+            Predictor.tuned,
+            model,
+            provider,
+            precision=precision,
+            provider_options=options,
+            threads=threads,
+            expect_sha256=expect_sha256,
+            cache=choose_cache(cache_dir, no_cache, cache_size, cache_precision),
+        )
+        replay_session(session, source, output, open_tuned, overwrite=overwrite, as_json=as_json)
+        return
     if not propagate and (slices or keyframes):
         raise click.UsageError("--range and --keyframe are for --propagate: add it.")
     if propagate and multimask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from samri_runtime.session._document import SCHEMA_VERSION, read_session_scan
 from samri_runtime.session._edits import (
     Add,
     Box,
@@ -21,6 +22,7 @@ from samri_runtime.session._session import Session
 from samri_runtime.session._state import SessionObject, SlicePrompts
 
 __all__ = [
+    "SCHEMA_VERSION",
     "Add",
     "Box",
     "Choose",
@@ -37,4 +39,5 @@ __all__ = [
     "SlicePrompts",
     "Start",
     "edit_from_json",
+    "read_session_scan",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from samri.errors import InputError, OutputError, SamriError, printable
-from samri.io import Scan
-from samri.opening import read_json
+from samri.io import Scan, read_scan
+from samri.opening import read_regular
 from samri.staging import staged_file
 from samri_runtime.session._edits import Edit, SlicePosition, edit_from_json
 
@@ -33,6 +34,7 @@ class Document:
         edits: All of them, those that were undone at the end.
         applied: How many are in effect.
         created: When the session was begun, ISO 8601.
+        sha256: Of the file that it was read from.
     """
 
     scan: Mapping[str, Any]
@@ -43,6 +45,7 @@ class Document:
     edits: tuple[Edit, ...] = ()
     applied: int = 0
     created: str = ""
+    sha256: str | None = None
 
     def text(self) -> str:
         """The file's content."""
@@ -78,7 +81,11 @@ def read_document(path: Path) -> Document:
         InputError: It is missing, damaged, no session, or of a newer major version.
     """
     remedy = "give a file that samri.Session wrote"
-    values = read_json(path, remedy=remedy, limit=_LIMIT)
+    data = read_regular(path, limit=_LIMIT)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no session (not JSON): {remedy}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise InputError(f"{path} is no session: {remedy}")
     version = values.get("schema_version")
@@ -116,17 +123,19 @@ def read_document(path: Path) -> Document:
         tuple(read),
         applied,
         str(values.get("created", "")),
+        hashlib.sha256(data).hexdigest(),
     )
 
 
-def check_new(path: Path) -> None:
-    """Refuse a path whose file would be replaced by the first edit of a new session.
+def check_new(path: Path) -> Path:
+    """The path; refuse one whose file would be replaced by the first edit of a new session.
 
     Raises:
         OutputError: There is a file.
     """
     if path.exists():
         raise OutputError(f"{path} is there already: continue it with Session.load, or name another file")
+    return path
 
 
 def check_replaceable(path: Path) -> None:
@@ -147,6 +156,18 @@ def frame_of(document: Document) -> int | None:
     """The frame of a 4-D scan that a session is of; None for other scans."""
     frame = document.scan.get("frame")
     return frame if type(frame) is int else None
+
+
+def read_session_scan(path: Path, scan: Path) -> Scan:
+    """The scan that the session in `path` is of, from the file `scan`: the same frame of it.
+
+    Raises:
+        InputError: Either can't be read, or the session is of another scan.
+    """
+    document = read_document(path)
+    read = read_scan(scan, frame_of(document))
+    check_scan(document, read, path)
+    return read
 
 
 def check_scan(document: Document, scan: Scan, path: Path) -> None:

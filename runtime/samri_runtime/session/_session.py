@@ -38,8 +38,7 @@ from samri_runtime.session._label_maps import find_label_map, read_label_map
 from samri_runtime.session._replay import Labels, Replay
 from samri_runtime.session._state import SessionObject
 
-Position = int | SlicePosition | None
-"""A slice: its number in the session's direction; a position in any; None where the scan is one slice."""
+Position = int | SlicePosition | None  # A number in the session's direction, any slice, or the only one.
 
 
 class Session:
@@ -61,6 +60,7 @@ class Session:
     Attributes:
         scan: The scan.
         predictor: The model.
+        loaded_sha256: Of the file that the session was loaded from, or None.
 
     Raises:
         InputError: The scan can't be read or cut so.
@@ -90,9 +90,7 @@ class Session:
         frame: int | None = None,
         autosave: str | os.PathLike[str] | None = None,
     ) -> None:
-        path = None if autosave is None else Path(autosave)
-        if path is not None:
-            check_new(path)
+        path = None if autosave is None else check_new(Path(autosave))
         if not isinstance(scan, Scan):
             scan = read_scan(scan, frame)
         elif frame is not None:
@@ -109,6 +107,7 @@ class Session:
         self._history = History(self._replay.apply)
         self._created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._load_notes: tuple[str, ...] = ()
+        self.loaded_sha256: str | None = None
 
     @classmethod
     def load(
@@ -162,7 +161,7 @@ class Session:
                     on_edit(number, document.applied)
         except InputError as error:
             raise InputError(f"{path}, edit {number}: {error}") from error
-        self._created = document.created
+        self._created, self.loaded_sha256 = document.created, document.sha256
         self._load_notes = tuple(differences(document, self._document()))
 
     def __enter__(self) -> Session:
@@ -194,7 +193,7 @@ class Session:
 
     @property
     def encoded(self) -> int:
-        """How often the encoder ran; embeddings from memory and from the cache don't count."""
+        """How often the encoder ran, rather than the cache or memory giving the embedding."""
         return self._replay.encoded
 
     def label_map(self) -> npt.NDArray[Any]:
@@ -214,7 +213,7 @@ class Session:
         return self._history.state.get(name).logits(self.scan.grid) > 0
 
     def add(self, name: str, color: str | None = None) -> None:
-        """Add an object without prompts, to choose its color (`#rrggbb`) or its place.
+        """Add an object without prompts, to choose its color (`#rrggbb`).
 
         Raises:
             InputError: There is one of that name, or the color is none.
