@@ -200,7 +200,9 @@ def test_what_makes_no_sense_changes_nothing(
 
 
 def test_a_picture_has_one_slice(model: Predictor, tmp_path: Path) -> None:
-    flat = samri.read_scan(save_nifti(tmp_path / "flat.nii", np.eye(40, 50, dtype=np.int16)[..., None], sform=np.eye(4)))
+    flat = samri.read_scan(
+        save_nifti(tmp_path / "flat.nii", np.eye(40, 50, dtype=np.int16)[..., None], sform=np.eye(4))
+    )
     session = samri.Session(flat, model)
     session.box("one", None, BOX)
     assert session.label_map().shape == flat.grid

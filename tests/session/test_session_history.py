@@ -44,6 +44,7 @@ def test_a_session_is_what_its_list_of_edits_makes(steps: list[Edit | str], scan
             assert session.redo() is bool(undone)
             done += [undone.pop()] if undone else []
         else:
+            assert isinstance(step, Edit)
             try:
                 session.edit(step)
             except SamriError:

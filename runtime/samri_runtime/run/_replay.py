@@ -63,6 +63,7 @@ def replay_session(
     seconds = time.perf_counter() - started
     stages.begin("writing the results")
     notes = [*session.notes, *replaced(output, source, 1, png=False, named=True)]
+    objects = _objects(session, labels)
     provenance = {
         "program": PROGRAM,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -77,7 +78,7 @@ def replay_session(
             "edits": len(session.edits),
             "slices_encoded": session.encoded,
         },
-        "candidates": [_objects(session, labels)],
+        "candidates": [objects],
         "notes": [without_folders(note, folders_of(session.predictor, scan)) for note in notes],
         "seconds": {"replay": round(seconds, 3)},
     }
@@ -99,7 +100,7 @@ def replay_session(
         record = json.loads(next(file for file in files if file.suffix == ".json").read_text("utf-8"))
         emit(json.dumps({**record, "files": [str(file) for file in files]}, indent=2, allow_nan=False))
     else:
-        emit("\n".join([*(_line(one) for one in provenance["candidates"][0]), *(str(file) for file in files)]))
+        emit("\n".join([*(_line(one) for one in objects), *(str(file) for file in files)]))
 
 
 def _objects(session: Session, labels: Any) -> list[dict[str, Any]]:

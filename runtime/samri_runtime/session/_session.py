@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from samri.errors import InputError
+from samri.errors import InputError, PromptError
 from samri.geometry import Plane, single_axis
 from samri.io import Scan, read_scan
 from samri.prompts import BACKGROUND, FOREGROUND
@@ -159,7 +159,7 @@ class Session:
             for number in self._history.replay(document.edits, document.applied):
                 if on_edit is not None:
                     on_edit(number, document.applied)
-        except InputError as error:
+        except (InputError, PromptError) as error:
             raise InputError(f"{path}, edit {number}: {error}") from error
         self._created, self.loaded_sha256 = document.created, document.sha256
         self._load_notes = tuple(differences(document, self._document()))
