@@ -1,4 +1,4 @@
-"""A place in three frames: pixels of a slice as shown, voxel indices, and millimeters. docs/geometry.md has the formula.
+"""A place in three frames: pixels of a slice as shown, voxel indices, millimeters. docs/geometry.md has the formula.
 
 - pixels (x, y): x to the right, y down; whole numbers are pixel centers. A box's sides are pixel edges, where pixel p
   reaches from p to p + 1; the center of pixel p is therefore p + 1/2 in the frame of boxes.
@@ -35,15 +35,16 @@ def mm_to_voxel(affine: npt.ArrayLike, mm: npt.ArrayLike) -> Array:
     matrix, places = np.asarray(affine, np.float64), np.asarray(mm, np.float64)
     offset = (places - matrix[:3, 3]).reshape(-1, 3)
     try:
-        result: Array = np.linalg.solve(matrix[:3, :3], offset.T).T.reshape(places.shape)
+        voxels: Array = np.linalg.solve(matrix[:3, :3], offset.T).T.astype(np.float64)
     except np.linalg.LinAlgError as error:
         raise InputError("the affine is singular, so millimeters have no voxels: give voxel indices") from error
-    return result
+    return voxels.reshape(places.shape)
 
 
 def lps_to_ras(mm: npt.ArrayLike) -> Array:
     """ITK's and DICOM's millimeters (..., 3) as RAS+, or the other way: left and posterior change their signs."""
-    return np.asarray(mm, np.float64) * np.array([-1.0, -1.0, 1.0])
+    turned: Array = np.asarray(mm, np.float64) * np.array([-1.0, -1.0, 1.0])
+    return turned
 
 
 def voxel_to_pixel(view: SliceView, voxels: npt.ArrayLike) -> Array:
@@ -75,7 +76,8 @@ def box_of_corners(view: SliceView, corners: npt.ArrayLike) -> Array:
 
 def box_of_voxels(view: SliceView, corners: npt.ArrayLike) -> Array:
     """The box (4,), XYXY, around all voxels from one corner voxel to the opposite one (2, 3), both of them included."""
-    return box_of_corners(view, corners) + np.array([-0.5, -0.5, 0.5, 0.5])
+    box: Array = box_of_corners(view, corners) + np.array([-0.5, -0.5, 0.5, 0.5])
+    return box
 
 
 def nearest_index(grid: Sequence[int], axis: int | None, voxels: npt.ArrayLike, named: str) -> int:
