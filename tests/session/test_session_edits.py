@@ -10,6 +10,7 @@ import pytest
 
 import samri
 from samri.errors import InputError, PromptError
+from samri.geometry import axis_view, plane_view
 from samri.io import Scan, write_mask
 from samri_runtime import Predictor
 from samri_runtime.session import SlicePosition
@@ -222,3 +223,16 @@ def test_the_embedding_of_the_current_slice_stays_in_memory(scan: Scan) -> None:
         session.point("two", 8, (10, 20))
         session.point("two", 7, (11, 20))
         assert session.encoded == 3
+
+
+def test_slices_of_an_object_are_those_of_its_volume(session: samri.Session, scan: Scan) -> None:
+    session.box("one", 7, BOX)
+    session.point("one", SlicePosition(6, plane="axial"), (25, 20))
+    (one,) = session.objects
+    for view in (
+        axis_view(scan.grid, 2, 7),
+        plane_view(scan.grid, scan.affine, "axial", 7),
+        axis_view(scan.grid, 0, 20),
+    ):
+        np.testing.assert_array_equal(one.slice_mask(view), view.extract(session.mask("one")))
+    np.testing.assert_array_equal(session.label_map() > 0, session.mask("one"))

@@ -112,9 +112,7 @@ class Replay:
 
     def _of_mask(self, known: SessionObject, view: SliceView) -> SlicePrompts:
         """What the first prompt on a slice goes with: the box of the mask that is there, if there is one."""
-        if not known.masks:
-            return SlicePrompts()
-        mask = view.extract(known.logits(self.scan.grid)) > 0
+        mask = known.slice_mask(view)
         return SlicePrompts(box=tuple(bounding_box(mask).tolist())) if mask.any() else SlicePrompts()
 
     def _decoded(

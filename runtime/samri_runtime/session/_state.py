@@ -88,8 +88,12 @@ class SliceMask:
         """Put the slice into a volume of logits."""
         shown = self.view.extract(volume)  # What is written here is written there.
         shown[...] = 0
+        self.part_of(shown)[...] = self.logits
+
+    def part_of(self, shown: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The part of a slice as shown, (H, W), that is stored."""
         (row, column), (height, width) = self.corner, self.logits.shape
-        shown[row : row + height, column : column + width] = self.logits
+        return shown[row : row + height, column : column + width]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +125,23 @@ class SessionObject:
         new = {(mask.view.axis, mask.view.index): mask for mask in masks}
         earlier = {key: mask for key, mask in self.masks.items() if key not in new}
         return replace(self, masks={**earlier, **new}, **changes)
+
+    @property
+    def one_axis(self) -> bool:
+        """All slices with masks are parallel, so that none crosses another."""
+        return len({axis for axis, _ in self.masks}) <= 1
+
+    def slice_mask(self, view: SliceView) -> npt.NDArray[np.bool_]:
+        """(H, W) of a slice as shown: the object there."""
+        same = self.masks.get((view.axis, view.index))
+        if self.one_axis and (not self.masks or next(iter(self.masks))[0] == view.axis):
+            if same is None:
+                return np.zeros(view.shape, np.bool_)
+            if same.view == view:
+                shown = np.zeros(view.shape, np.bool_)
+                same.part_of(shown)[...] = same.logits > 0
+                return shown
+        return view.extract(self.logits(view.grid)) > 0
 
     def logits(self, grid: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """In the scan's grid: above 0 inside the object, 0 outside."""
@@ -178,10 +199,17 @@ class State:
         )
         highest = np.zeros(grid, np.float32, order="F")
         for each in self.objects.values():
-            logits = each.logits(grid)
-            higher = logits > highest
-            np.copyto(highest, logits, where=higher)
-            np.copyto(labels, labels.dtype.type(each.label), where=higher)
+            if each.one_axis:
+                pieces = [
+                    (mask.logits, mask.part_of(mask.view.extract(highest)), mask.part_of(mask.view.extract(labels)))
+                    for mask in each.masks.values()
+                ]
+            else:
+                pieces = [(each.logits(grid), highest, labels)]
+            for logits, surest, drawn in pieces:
+                higher = logits > surest
+                np.copyto(surest, logits, where=higher)
+                np.copyto(drawn, labels.dtype.type(each.label), where=higher)
         return labels
 
 
