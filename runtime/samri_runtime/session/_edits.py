@@ -17,6 +17,7 @@ CANDIDATES = (1, 2, 3)
 
 _LONGEST_NAME = 200
 _MOST_VERTICES = 10_000
+_FARTHEST = 1e9  # Pixels: products of coordinates stay numbers.
 _MOST_OBJECTS = 65_535  # What a label map can hold.
 
 Vertices = tuple[tuple[float, float], ...]
@@ -45,8 +46,10 @@ class SlicePosition:
             raise InputError("a position is a slice and its axis or plane, or nothing for the only slice")
         if self.slice is not None:
             object.__setattr__(self, "slice", _whole(self.slice, "slice"))
-        if self.axis is not None and _whole(self.axis, "axis") > 2:
-            raise InputError(f"axis {self.axis} doesn't exist: choose 0, 1 or 2")
+        if self.axis is not None:
+            object.__setattr__(self, "axis", _whole(self.axis, "axis"))
+            if self.axis > 2:
+                raise InputError(f"axis {self.axis} doesn't exist: choose 0, 1 or 2")
         if self.plane is not None and self.plane not in get_args(Plane):
             raise InputError(f"no plane {self.plane!r}: choose {', '.join(get_args(Plane))}")
 
@@ -286,11 +289,11 @@ def _numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
         numbers = [each if type(each) is int else float(each) for each in value]
         if any(isinstance(each, (bool, str)) for each in value):
             raise TypeError
-        finite = all(math.isfinite(each) for each in numbers)
+        finite = all(math.isfinite(each) and abs(each) <= _FARTHEST for each in numbers)
     except (TypeError, ValueError, OverflowError) as error:
-        raise PromptError(f"{what} is {count} finite numbers, not {_shown(value)}") from error
+        raise PromptError(f"{what} is {count} finite numbers up to 1e9, not {_shown(value)}") from error
     if len(numbers) != count or not finite:
-        raise PromptError(f"{what} is {count} finite numbers, not {_shown(value)}")
+        raise PromptError(f"{what} is {count} finite numbers up to 1e9, not {_shown(value)}")
     return tuple(float(each) for each in numbers)
 
 
