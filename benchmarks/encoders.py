@@ -11,8 +11,8 @@
 Candidates take turns, all images of a turn in one process: opening the model and its first image together are what a
 command-line user waits for. (SAMRI opens a graph when it is first needed, so neither says much alone.) Between turns
 the machine rests: a virtual one hands freed memory back to its host for some seconds after a process has ended, and
-whoever came next would pay for that. Embeddings are compared with the plain export's. Weights are seeded random ones of
-ViT-B's shape, so that the error of int8 is that of an embedding and stands for no mask; `--small` takes the tests'
+the next candidate would pay for that. Embeddings are compared with the plain export's. Weights are seeded random ones
+of ViT-B's shape, so that the error of int8 is that of an embedding and stands for no mask; `--small` takes the tests'
 small model, to see that it works.
 """
 

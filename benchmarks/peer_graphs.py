@@ -82,7 +82,7 @@ def samexporter_version() -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of what is installed of what matters; None for the rest."""
+    """Versions of the packages that matter; None for those that aren't installed."""
     found: dict[str, str | None] = {}
     for name in ("samri", "torch", "onnxruntime", "onnxruntime-gpu", "segment-anything", "numpy", "samexporter"):
         try:
@@ -95,8 +95,8 @@ def versions() -> dict[str, str | None]:
 def phantom_picture() -> np.ndarray[Any, Any]:
     """The phantom of `samri-bench` as people feed SAM: (H, W, 3) uint8."""
     image = phantom_scene().image
-    grey = np.rint((image - image.min()) / (image.max() - image.min()) * 255).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    gray = np.rint((image - image.min()) / (image.max() - image.min()) * 255).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def spread(seconds: list[float], unit: float = 1.0) -> str:

@@ -5,7 +5,7 @@
 - *samri*: `Predictor` on a bundle made by `samri-export`. Each time *on a new image*, it is another embedding for it,
   whose own share of the decoder is computed first; *asked once* is `Predictor(prompts_per_image=1)`, which spares that.
 - *Meta's ONNX decoder*: `segment_anything.utils.onnx.SamOnnxModel` with one mask, exported plainly, in a session of
-  ONNX Runtime's own settings, with the prompt handling of Meta's notebook. It takes one prompt a call, and answers a
+  ONNX Runtime's own settings, with the prompt handling of Meta's notebook. It takes one prompt per call, and answers a
   box alone with the best of the three candidates, so it's compared with that.
 - *torch SamPredictor*: `predict`, and `predict_torch` for 16 boxes in one call.
 - *samexporter*: graphs and class of the package of that name, where it is installed (pip install samexporter).

@@ -35,7 +35,7 @@ from samri.preprocessing import preprocess, profile
 from samri_training.store import EmbeddedSlice, EmbeddingStore, EncoderFacts, ShardWriter, StoreInfo, StorePlan
 from samri_training.train import Settings
 from samri_training.train._processes import Processes
-from samri_training.train._samples import Request, SamplingConfig, TrainingBatches
+from samri_training.train._samples import BatchRequest, SamplingConfig, TrainingBatches
 from samri_training.train._step import Training
 from tests.support.sams import SMALL, VIT_B, seeded_sam
 
@@ -170,7 +170,7 @@ def loading_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
 
     def ours() -> None:
         for indices in whole:
-            batch = batches[Request(1, indices)]
+            batch = batches[BatchRequest(1, indices)]
             with torch.no_grad():
                 embed_points(sam.prompt_encoder, batch.coords, batch.labels, data.store.info.image_size)
 
@@ -211,7 +211,7 @@ def step_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
 
         torch.autograd.backward = timed
         try:
-            training.step([batches[Request(1, tuple(range(batch_size)))]])
+            training.step([batches[BatchRequest(1, tuple(range(batch_size)))]])
         finally:
             torch.autograd.backward = backward
         shares[1].append(spent)
@@ -219,7 +219,7 @@ def step_table(data: Data, sam: Sam, rounds: int, batch_size: int) -> None:
     seconds = alternating(rounds, plain, ours)
     ratio = np.median(seconds[0]) / np.median(seconds[1])
     parts = [np.median(np.array(share[1:]) / each) for share, each in zip(shares, seconds, strict=True)]
-    print(f"\nWhole steps, ViT-B's decoder, {batch_size} slices a step, ms a slice: median (p10-p90)\n")
+    print(f"\nWhole steps, ViT-B's decoder, {batch_size} slices per step, ms per slice: median (p10-p90)\n")
     print("| | ms | | of it backward |\n|---|---|---|---|")
     print(f"| straightforward | {spread(seconds[0], batch_size)} | 1 | {parts[0]:.0%} |")
     print(f"| samri-train | {spread(seconds[1], batch_size)} | **{ratio:.1f} times** | {parts[1]:.0%} |")
@@ -251,7 +251,7 @@ def whole_model_table(title: str, data: Data, sam: Sam, samples: int, rounds: in
     def decoder_only() -> None:
         for parameter in training.parameters.values():
             parameter.requires_grad_(True)
-        training.step([batches[Request(1, tuple(range(batch_size)))]])
+        training.step([batches[BatchRequest(1, tuple(range(batch_size)))]])
 
     whole, ours = alternating(rounds, whole_model, decoder_only)
     less = 1 - np.median(ours) / batch_size / (np.median(whole) / samples)

@@ -4,7 +4,7 @@
 
 The MNI152 template comes with nilearn. Colin27 and the macaque template (Debian's package mricron-data, BSD) and the
 label maps (SynthSeg, Apache-2.0) lie in the folder that SAMRI_TEST_DATA names, in `mricron/` and `synthseg_labels/`;
-without it their pictures are left as they are, and a line says so.
+without it their pictures are left as they are, and a line notes it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Scene:
     """A slice, the prompts on it, and the part of it to show.
 
     Attributes:
-        name: Of the picture's file.
+        name: Name of the picture's file.
         image: (H, W), any real dtype.
         boxes: Name of a structure to its box, XYXY in pixels of the slice.
         truth: Name of a structure to its mask (H, W), where one is known.

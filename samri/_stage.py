@@ -89,7 +89,7 @@ def stage_beside(parent: Path, name: str) -> Iterator[Stage]:
     except BaseException:
         try:
             stage.undo()
-        except BaseException:  # All of it stays, and the next start goes on with it.
+        except BaseException:  # All of it stays; the next start continues from it.
             os.close(descriptor)
             raise
         _end(folder, descriptor)

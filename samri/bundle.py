@@ -54,7 +54,7 @@ class Bundle:
     Attributes:
         folder: Where it lies.
         manifest: What it says of itself.
-        sha256: Of `manifest.json`, which holds the hashes of all other files.
+        sha256: SHA-256 of `manifest.json`, which holds the hashes of all other files.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, sha256: str) -> None:
@@ -100,8 +100,12 @@ class Bundle:
         """
         graph = self.manifest.find(role, precision)
         if graph is None:
-            held = ", ".join(f"{graph.role} {graph.precision}" for graph in self.manifest.graphs) or "no graph at all"
-            raise BundleError(f"{self.folder} holds no {precision} {role}, only {held}: export it with samri-export")
+            available = (
+                ", ".join(f"{graph.role} {graph.precision}" for graph in self.manifest.graphs) or "no graph at all"
+            )
+            raise BundleError(
+                f"{self.folder} holds no {precision} {role}, only {available}: export it with samri-export"
+            )
         return graph
 
     def graph_path(self, role: Role, precision: Precision = "fp32") -> Path:
@@ -110,12 +114,12 @@ class Bundle:
         Raises:
             BundleError: The graph or a file of it is missing, changed, or would open a file outside the bundle.
         """
-        with self.opening(role, precision) as file:
+        with self.verified_graph(role, precision) as file:
             return file.path
 
     @contextlib.contextmanager
-    def opening(self, role: Role, precision: Precision = "fp32") -> Iterator[GraphFile]:
-        """A graph that is opened within the block; use what was opened only once the block has ended.
+    def verified_graph(self, role: Role, precision: Precision = "fp32") -> Iterator[GraphFile]:
+        """A graph to open within the block; use the opened graph only once the block has ended.
 
         By then all its files were found whole, unchanged and inside the folder. The graph itself is before the block
         begins. The weights beside it, which are plain numbers, are hashed while the block runs: where there is another
@@ -192,10 +196,10 @@ class Bundle:
     def _check_hash(self, file: BundleFile) -> None:
         path = self.folder / file.path
         try:
-            found = file_sha256(path)
+            actual = file_sha256(path)
         except OSError as error:
             raise BundleError(f"cannot read {path}: {error.strerror}") from error
-        if found != file.sha256:
+        if actual != file.sha256:
             raise BundleError(f"{path} was changed since the export (its SHA-256 differs): copy the bundle again")
 
     def _check_external_data(self, graph: Graph) -> None:

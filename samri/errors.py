@@ -1,6 +1,6 @@
 """Everything that SAMRI raises on purpose.
 
-Each class is a `SamriError` and also the builtin that a caller would expect. The text is one plain line: what is wrong,
+Each class is a `SamriError` and also the builtin that a caller would expect. The text is one line: what is wrong,
 in which file, and the way out. The commands print it and exit with 1.
 """
 
@@ -32,7 +32,7 @@ class InputError(SamriError, ValueError):
 
 
 class PromptError(SamriError, ValueError):
-    """A box, point or mask prompt makes no sense for this image."""
+    """A box, point or mask prompt is invalid for this image."""
 
 
 class BundleError(SamriError, ValueError):

@@ -43,7 +43,7 @@ class SliceView:
     """A 2-D view of a grid: which axis is cut, where, and how the rest is turned for the screen.
 
     Attributes:
-        grid: Shape of the voxel array, 2-D or 3-D, without colour channels.
+        grid: Shape of the voxel array, 2-D or 3-D, without color channels.
         axis: Axis cut across, or None when the grid is 2-D.
         index: Index along `axis`.
         transpose: The remaining axes, in ascending order, are (columns, rows) rather than (rows, columns).

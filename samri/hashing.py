@@ -1,4 +1,4 @@
-"""SHA-256 of files, for whoever must know that a file is the one that was meant."""
+"""SHA-256 of files, to tell that a file is the expected one."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def hashed_as_read(path: Path) -> Iterator[Callable[[], str]]:
         before = os.fstat(file.fileno())
 
         def digest() -> str:
-            found = stream_sha256(file)
+            hashed = stream_sha256(file)
             after, named = os.fstat(file.fileno()), path.stat()
             if not os.path.samestat(after, named) or _state(before) != _state(after):
                 raise InputError(f"{path} was changed while it was read: try again once it is written")
-            return found
+            return hashed
 
         yield digest
 

@@ -68,7 +68,7 @@ class Graph:
 
     Attributes:
         role: What it computes.
-        precision: Of its weights and arithmetic; inputs and outputs are float32 in every precision.
+        precision: Precision of its weights and arithmetic; inputs and outputs are float32 in every precision.
         file: The `.onnx` file.
         external_data: The files beside it that hold its weights, if any do.
         embedding_id: Encoders only: embeddings with the same id may be mixed, others may not.
@@ -82,7 +82,7 @@ class Graph:
 
     @property
     def sha256(self) -> str:
-        """Of the graph with its weights: its file's, or, with files beside it, that of all their SHA-256s in a row."""
+        """SHA-256 of the graph with its weights: its file's or, with files beside it, that of all their SHA-256s."""
         return sha256_of_files([file.sha256 for file in (self.file, *self.external_data)])
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself.
+    """Description of a bundle.
 
     Attributes:
         name: Name of the model, for people.
@@ -154,9 +154,9 @@ class Manifest:
 
         The same where the bundle holds it, else fp32: int8 bundles have an int8 encoder and a float32 decoder.
         """
-        held = self.precisions(role)
-        choices = [precision] if role == "encoder" else [precision, "fp32", *held]
-        return next((choice for choice in choices if choice in held), precision)
+        available = self.precisions(role)
+        choices = [precision] if role == "encoder" else [precision, "fp32", *available]
+        return next((choice for choice in choices if choice in available), precision)
 
     def embedding_id(self, precision: Precision = "fp32") -> str | None:
         """The id of embeddings that the encoder of that precision makes."""
@@ -285,7 +285,7 @@ def _check_version(version: str, source: str) -> None:
 
 
 def _is_newer(graph: Any) -> bool:
-    """Of a role or precision that a newer minor version has added: left out, and no reason to refuse the rest."""
+    """Whether a newer minor version added its role or precision: it is left out, and the rest is read."""
     if not isinstance(graph, dict):
         return False
     role, precision = graph.get("role"), graph.get("precision")

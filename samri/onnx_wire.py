@@ -50,7 +50,7 @@ def external_locations(path: Path) -> set[str]:
         try:
             return set(_locations(data, 0, len(data), "model", 0))
         except (IndexError, ValueError) as error:
-            raise BundleError(f"{path} is no ONNX graph, or is cut short: copy the bundle again") from error
+            raise BundleError(f"{path} is not an ONNX graph, or is truncated: copy the bundle again") from error
 
 
 def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _number(data: mmap.mmap, position: int, largest: int) -> tuple[int, int]:
     end = _after_varint(data, position)
     value = sum((data[at] & 0x7F) << (7 * (at - position)) for at in range(position, end))
     if value > largest or (end - position > 1 and data[end - 1] == 0):
-        raise ValueError("a tag or length that no writer produces")
+        raise ValueError("an oversized tag or length")
     return value, end
 
 
@@ -116,4 +116,4 @@ def _after_varint(data: mmap.mmap, position: int) -> int:
     for end in range(position + 1, position + 11):
         if data[end - 1] < 0x80:
             return end
-    raise ValueError("a number of more than ten bytes")
+    raise ValueError("a number longer than ten bytes")

@@ -41,7 +41,7 @@ def open_regular(
         The open file, unbuffered reads of which never block.
 
     Raises:
-        SamriError: Of the class `error`: it doesn't exist, can't be read, is a folder, a pipe or a device, or is
+        SamriError: An `error`: it doesn't exist, can't be read, is a folder, a pipe or a device, or is
             larger than `limit`.
     """
     flags = os.O_RDONLY
@@ -58,7 +58,7 @@ def open_regular(
     except OSError as caught:
         raise error(f"cannot read {path}: {caught.strerror or caught}") from caught
     except ValueError as caught:  # A NUL character.
-        raise error(f"{str(path)!r} is no path: check it") from caught
+        raise error(f"{str(path)!r} is not a path: check it") from caught
     try:
         _refuse_irregular(path, os.fstat(descriptor), error, limit)
     except BaseException:
@@ -89,7 +89,7 @@ def read_json(path: Path, *, error: type[SamriError] = InputError, remedy: str, 
         limit: The most bytes.
 
     Raises:
-        SamriError: Of the class `error`: as `open_regular`, or it isn't JSON in UTF-8.
+        SamriError: An `error`: as `open_regular`, or it isn't JSON in UTF-8.
     """
     try:
         return json.loads(read_regular(path, error=error, limit=limit))

@@ -54,20 +54,20 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def unchanged(folder: Path, files: Mapping[str, Any]) -> set[str]:
-    """Those of `files`, name to SHA-256, that are in `folder` and have it."""
+    """The names in `files` (name to SHA-256) whose file in `folder` has that SHA-256."""
     return {name for name, digest in files.items() if _has(folder / name, digest)}
 
 
-def refuse_foreign_files(folder: Path, names: Iterable[str], own: Iterable[str]) -> None:
-    """Raise if a file of `names` is in `folder` and isn't among `own`.
+def refuse_foreign_files(folder: Path, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise if a file of `names` is in `folder` and isn't among `known`.
 
     Raises:
         OutputError: It names the file.
     """
     for name in names:
-        if name not in own and os.path.lexists(folder / name):
+        if name not in known and os.path.lexists(folder / name):
             raise OutputError(
-                f"{folder / name} is there already: name another --output, or pass --overwrite to replace it"
+                f"{folder / name} already exists: name another --output, or pass --overwrite to replace it"
             )
 
 
@@ -86,12 +86,12 @@ def refuse_foreign_content(folder: Path, listed: Iterable[str], maker: str) -> N
     folders = {parent.as_posix() for file in files for parent in Path(file).parents}
     for place, below, here in os.walk(folder):
         relative = Path(place).relative_to(folder)
-        found = [(name, folders) for name in below] + [(name, files) for name in here if name not in _OF_DESKTOPS]
-        for name, known in found:
+        entries = [(name, folders) for name in below] + [(name, files) for name in here if name not in _OF_DESKTOPS]
+        for name, known in entries:
             if (relative / name).as_posix() not in known:
                 raise OutputError(
-                    f"{folder} also holds {(relative / name).as_posix()}, which {maker} didn't make: --overwrite would "
-                    "remove it: move it, or name another output"
+                    f"{folder} also holds {(relative / name).as_posix()}, which {maker} didn't make and "
+                    "--overwrite would remove: move it, or name another output"
                 )
 
 

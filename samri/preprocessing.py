@@ -156,7 +156,7 @@ def preprocess(
     """The model's input for one slice.
 
     Args:
-        image: (H, W) grey or (H, W, 3) RGB, any real or boolean dtype.
+        image: (H, W) gray or (H, W, 3) RGB, any real or boolean dtype.
         profile: The bundle's profile.
         image_size: S, the side of the model input in pixels.
         intensity_range: Lowest and highest intensity, mapped to 0 and 255 with values beyond them clipped. None
@@ -170,8 +170,8 @@ def preprocess(
     Raises:
         InputError: Not an image of that shape, no pixels, or NaN, infinite or complex values.
     """
-    grey_or_rgb = to_uint8(image, profile, intensity_range)
-    rgb = grey_or_rgb if grey_or_rgb.ndim == 3 else grey_or_rgb[:, :, None]  # One grey channel is computed once.
+    gray_or_rgb = to_uint8(image, profile, intensity_range)
+    rgb = gray_or_rgb if gray_or_rgb.ndim == 3 else gray_or_rgb[:, :, None]  # One gray channel is computed once.
     height, width = input_shape(rgb.shape[:2], profile, image_size)
     if profile.resize == "square-spline":
         resized = _spline_resize(rgb, height, width)
@@ -192,7 +192,7 @@ def preprocess(
 def to_uint8(
     image: npt.ArrayLike, profile: Profile, intensity_range: tuple[float, float] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """The slice in 256 grey levels, as the profile maps intensities; the shape stays. See `preprocess`."""
+    """The slice in 256 gray levels, as the profile maps intensities; the shape stays. See `preprocess`."""
     pixels = checked_pixels(image)
     if pixels.dtype == bool:
         pixels = pixels.astype(np.int8)
@@ -286,5 +286,5 @@ def _spline_resize(image: npt.NDArray[np.uint8], height: int, width: int) -> npt
     rows, columns = spline_matrix(image.shape[0], height), spline_matrix(image.shape[1], width)
     planes = [rows @ image[:, :, channel].astype(np.float64) @ columns.T for channel in range(image.shape[2])]
     values = np.clip(np.stack(planes, axis=2), image.min(), image.max())
-    # A flat patch must not fall to the next lower grey level for a rounding error in its fifteenth digit.
+    # A flat patch must not fall to the next lower gray level for a rounding error in its fifteenth digit.
     return (values + 1e-9).astype(np.uint8)

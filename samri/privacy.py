@@ -16,7 +16,7 @@ def without_folders(note: str, folders: Iterable[Path]) -> str:
     """The note with every path cut down to its last part.
 
     Args:
-        note: A plain line.
+        note: One line.
         folders: Those that paths in it may begin with, as they were given; their names may hold spaces.
     """
     known = {place for at in folders for place in (str(at), str(at.absolute()), os.path.realpath(at))}

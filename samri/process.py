@@ -90,9 +90,9 @@ def thread_limit() -> int | None:
     machine's; else None: the library's own choice is right.
     """
     usable = usable_cores()
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if asked.isdecimal() and len(asked) < 9 and int(asked) > 0:
-        return min(int(asked), usable)
+    setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if setting.isdecimal() and len(setting) < 9 and int(setting) > 0:
+        return min(int(setting), usable)
     return usable if usable < (os.cpu_count() or usable) else None
 
 

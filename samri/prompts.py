@@ -111,12 +111,12 @@ class Prompt:
         }
 
 
-def gather(
+def prompts_from_arrays(
     boxes: npt.ArrayLike | None,
     points: npt.ArrayLike | Sequence[npt.ArrayLike] | None,
     labels: npt.ArrayLike | Sequence[npt.ArrayLike] | None,
 ) -> list[Prompt]:
-    """Prompts from arrays, as programs hold them.
+    """Turn arrays of boxes and points into prompts.
 
     Args:
         boxes: (B, 4) or (4,) XYXY, or None.
@@ -151,8 +151,8 @@ def gather(
     return [Prompt.of(*each) for each in zip(point_sets, label_sets, corners, strict=True)]
 
 
-def pack(prompts: Sequence[Prompt]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Prompts as one batch, in image pixels: coordinates (B, N, 2) and labels (B, N), float32.
+def to_batch(prompts: Sequence[Prompt]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Turn prompts into one batch, in image pixels: coordinates (B, N, 2) and labels (B, N), float32.
 
     Per prompt: its points, then the two corners of its box; one (0, 0) with label -1 where there is no box; then
     label -2 (absent) up to the longest prompt's length.
@@ -214,7 +214,7 @@ def _sequence(values: Any) -> Sequence[Any]:
             raise TypeError
         return [values[i] for i in range(len(values))]
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
-        raise PromptError("points and their labels are arrays, or sequences of arrays, one a prompt") from error
+        raise PromptError("points and their labels are arrays, or sequences of arrays, one per prompt") from error
 
 
 def finite_numbers(values: npt.ArrayLike, what: str) -> npt.NDArray[np.float64]:

@@ -24,7 +24,7 @@ def pillow_bilinear(image: npt.NDArray[np.uint8], height: int, width: int) -> np
 
     Along the rows first, then down the columns, as in Pillow up to 12.2, which the checkpoints were trained with: only
     an image over a hundred times as high as wide is shrunk the other way round. Later releases choose the order by
-    cost, which can move a grey value by one where the two sides shrink by different factors.
+    cost, which can move a gray value by one where the two sides shrink by different factors.
 
     Args:
         image: (H, W) or (H, W, C) uint8.

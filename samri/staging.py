@@ -28,7 +28,7 @@ def staged_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if os.path.lexists(path) and not (path.is_symlink() or path.is_file() or path.is_dir()):
-        raise OutputError(f"cannot write {path}: it is no regular file: name another output")
+        raise OutputError(f"cannot write {path}: it is not a regular file: name another output")
     with as_output_error(path), _made_folders(path.parent), stage_beside(path.parent, path.name) as stage:
         # The suffix stays, since writers choose their format by it (`.nii.gz`).
         yield stage.new / path.name
@@ -88,7 +88,7 @@ def staged_folder(
     Args:
         path: The folder to make.
         overwrite: Replace a folder that holds something.
-        check: Given such a folder, raises OutputError unless it may be replaced: whoever makes folders of a kind
+        check: Given such a folder, raises OutputError unless it may be replaced: the maker of a kind of folder
             replaces folders of that kind alone.
 
     Raises:
@@ -110,7 +110,7 @@ def staged_folder(
 
 def _refuse_existing(path: Path, overwrite: bool, check: Callable[[Path], None]) -> None:
     if path.is_symlink() and not path.exists():
-        raise OutputError(f"{path} is a link that leads nowhere: remove it, or name another folder")
+        raise OutputError(f"{path} is a broken link: remove it, or name another folder")
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists() and not overwrite:
@@ -141,12 +141,12 @@ def claimed_folder(folder: Path, lock: str, busy: str) -> Iterator[None]:
     It is removed again if it was made and nothing came of it.
 
     Raises:
-        OutputError: Another process holds the lock, which is told as `busy`, or the folder can't be written.
+        OutputError: Another process holds the lock, reported as `busy`, or the folder can't be written.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as cleanup:
         with as_output_error(folder):
-            held.enter_context(_made_folders(folder))
-            held.enter_context(exclusive(folder / lock, busy))
+            cleanup.enter_context(_made_folders(folder))
+            cleanup.enter_context(exclusive(folder / lock, busy))
         clean(folder)
         yield
 
@@ -163,9 +163,9 @@ def _made_folders(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        for made in missing:
+        for created in missing:
             with contextlib.suppress(OSError):
-                made.rmdir()
+                created.rmdir()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from samri_runtime.cli import Command, GivenPath, OutputFolder, Progress, Stages, command, emit, say, say_error
+from samri_runtime.cli import Command, GivenPath, OutputFolder, ProgressBar, Stages, command, emit, say, say_error
 from samri_runtime.cli import _progress as progress_module
 
 SCRIPTS = re.findall(
@@ -171,7 +171,7 @@ def test_a_stage_that_lasts_is_named_and_a_short_one_is_not() -> None:
 def test_what_is_counted_is_told_in_lines_where_there_is_no_terminal() -> None:
     @command("samri-count")
     def count() -> None:
-        with Progress(3, "slice") as progress:
+        with ProgressBar(3, "slice") as progress:
             progress.advance()
             time.sleep(0.06)
             progress.advance(2)

@@ -1,7 +1,7 @@
 """How many tensors a node may have, so that every program that runs the graphs can hold them at once.
 
 WebGPU promises eight storage buffers in a shader. ONNX Runtime's older WebGPU provider takes one for each input and
-output of a node, and where there are more it goes on with wrong numbers and no error.
+output of a node, and where there are more it continues with wrong numbers and no error.
 """
 
 from __future__ import annotations

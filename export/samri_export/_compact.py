@@ -26,7 +26,7 @@ from samri_export._onnx_writing import save_graph
 from samri_export._replacing import check_rounded_checkpoint
 
 ROUNDED_TO = "fp16"
-"""What a compact bundle's manifest says in `checkpoint.rounded_to`."""
+"""Value of `checkpoint.rounded_to` in a compact bundle's manifest."""
 
 _FEWEST_VALUES = 256
 """A smaller tensor isn't worth a node of its own."""
@@ -43,7 +43,7 @@ def round_weights(source: Checkpoint) -> None:
         if not bool(torch.isfinite(rounded).all()):
             largest = float(weights.abs().max())
             raise CheckpointError(
-                f"{source.path}: {name} holds {largest:g}, and half precision ends at 65504: leave out --compact"
+                f"{source.path}: {name} holds {largest:g}, beyond half precision's limit of 65504: leave out --compact"
             )
         weights.copy_(rounded)
 
@@ -101,7 +101,7 @@ def stored_in_half(folder: Path, graph: Graph) -> Graph:
 
 
 def stored_in_full(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with plain float32 weights, for what looks at weights; unchanged if it isn't compact."""
+    """The same graph with plain float32 weights, for code that reads weights; unchanged if it isn't compact."""
     halves = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name.endswith(f".{ROUNDED_TO}")}
     casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in halves}
     full = [
@@ -109,26 +109,26 @@ def stored_in_full(model: onnx.ModelProto) -> onnx.ModelProto:
         for name, cast in casts.items()
     ]
     nodes = [node for node in model.graph.node if node.output[0] not in casts]
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in halves]
+    initializers = [tensor for tensor in model.graph.initializer if tensor.name not in halves]
     del model.graph.initializer[:], model.graph.node[:]
-    model.graph.initializer.extend([*kept, *full])
+    model.graph.initializer.extend([*initializers, *full])
     model.graph.node.extend(nodes)
     return model
 
 
 def _store_in_half(graph: onnx.GraphProto) -> None:
-    casts, kept = [], []
+    casts, initializers = [], []
     for tensor in graph.initializer:
         half = _exact_half(tensor)
         if half is None:
-            kept.append(tensor)
+            initializers.append(tensor)
             continue
         stored = numpy_helper.from_array(half, f"{tensor.name}.{ROUNDED_TO}")
         casts.append(make_node("Cast", [stored.name], [tensor.name], f"{tensor.name}.cast", to=onnx.TensorProto.FLOAT))
-        kept.append(stored)
+        initializers.append(stored)
     nodes = [*casts, *graph.node]
     del graph.initializer[:], graph.node[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(initializers)
     graph.node.extend(nodes)
 
 

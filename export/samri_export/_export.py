@@ -39,10 +39,10 @@ from samri_export._gate_slices import gate_slices
 from samri_export._lower_precisions import LowerPrecisions, file_name, measured_graph, without_unneeded
 from samri_export._onnx_writing import OPSET, write_graph
 from samri_export._replacing import check_bundle
-from samri_export._report import Report
+from samri_export._report import VerificationReport
 from samri_export._sam_contract import SamContractDecoder
 from samri_export._verification import verify as verify_graphs
-from samri_export._verification_cases import Picture, own_pictures
+from samri_export._verification_cases import VerificationSlice, user_slices
 
 _CONTRACT_ROLES: dict[Contract, Role] = {"sam": "decoder_sam", "sam-multi": "decoder_sam_multi"}
 _TOOLS = ("torch", "segment-anything", "onnx", "onnxsim", "onnxruntime")
@@ -75,11 +75,12 @@ def export_bundle(
         output: Folder to make.
         base: For a decoder-only checkpoint, the full one that it was tuned from.
         profile: Preprocessing that the checkpoint was trained with; it can't be read off the weights. None means
-            `samri`, unless the file's name says medsam: then it has to be said.
+            `samri`, unless the file's name says medsam: then it must be named.
         name: Name of the model; the checkpoint's file name by default.
         contracts: Decoders with Meta's published interface to add.
-        precisions: Of the graphs; see `OFFERED_PRECISIONS`. A lower one is compared with fp32 on real slices, and left
-            out if it falls below its bar; graphs that it lacks (`int8` has an encoder only) are added as fp32.
+        precisions: Precisions of the graphs; see `OFFERED_PRECISIONS`. A lower one is compared with fp32 on real
+            slices, and left out if it falls below its threshold; graphs that it lacks (`int8` has an encoder only) are
+            added as fp32.
         encoder_from: A bundle whose encoder, made of the same weights, is copied instead of exported anew.
         verify: How much to compare with the checkpoint before anything is kept.
         verify_images: Scans or pictures to compare on, besides the built-in ones; lower precisions are judged on these
@@ -87,9 +88,9 @@ def export_bundle(
         compact: Round the weights to half precision, before anything else, and store them so: about half the size. All
             arithmetic stays in the precision asked for, and `verify` compares with the rounded weights.
         rounded_checkpoint: A .pth file to make of the rounded weights; for compact bundles only.
-        force: Keep a precision that falls below its bar, or that nothing was compared for; the manifest says so.
+        force: Keep a precision that falls below its threshold, or that wasn't compared; the manifest records it.
         overwrite: Replace the bundle at `output`, and the rounded checkpoint made with it; nothing else.
-        progress: Gets plain lines on what is going on.
+        progress: Receives one line for each stage.
 
     Returns:
         The bundle, opened; `manifest.verification` is the report.
@@ -97,15 +98,15 @@ def export_bundle(
     Raises:
         CheckpointError: The checkpoint can't be read, doesn't fit, or leaves the profile open.
         BundleError: `encoder_from` is no bundle, or its encoder is another one.
-        VerificationError: A graph doesn't give the model's results, or no precision that was asked for reaches its bar.
+        VerificationError: A graph doesn't give the model's results, or no requested precision reaches its threshold.
         InputError: A scan can't be read, or a precision needs real slices and there are none.
         OutputError: `output` or `rounded_checkpoint` exists and isn't to be overwritten, or can't be written.
         ValueError: The options don't go together; see `check_choices`.
     """
     output = Path(output)
-    chosen = _chosen_profile(profile, checkpoint, base)
+    profile_name = _chosen_profile(profile, checkpoint, base)
     check_choices(
-        profile=chosen,
+        profile=profile_name,
         contracts=contracts,
         precisions=precisions,
         verify=verify,
@@ -115,15 +116,15 @@ def export_bundle(
         rounded_checkpoint=rounded_checkpoint,
     )
     lower = tuple(dict.fromkeys(precision for precision in precisions if precision != "fp32"))
-    kept = None if rounded_checkpoint is None else Path(rounded_checkpoint)
-    progress(f"profile {chosen}" + ("" if profile else " (the default; --profile names another)"))
+    rounded_path = None if rounded_checkpoint is None else Path(rounded_checkpoint)
+    progress(f"profile {profile_name}" + ("" if profile else " (the default; --profile names another)"))
     scans = [Path(image) for image in verify_images]
-    slices = gate_slices(scans, profile_named(chosen)) if lower and verify != "off" else None
-    # First of all, so that a scan or an output that can't be is told before minutes of work.
-    own = () if verify == "off" else own_pictures(scans, profile_named(chosen))
+    slices = gate_slices(scans, profile_named(profile_name)) if lower and verify != "off" else None
+    # First, so that an unreadable scan or an impossible output is reported before minutes of work.
+    user_images = () if verify == "off" else user_slices(scans, profile_named(profile_name))
     with (
         staged_folder(output, overwrite=overwrite, check=check_bundle) as folder,
-        staged_checkpoint(kept, outside=output, overwrite=overwrite) as save_rounded,
+        staged_checkpoint(rounded_path, outside=output, overwrite=overwrite) as save_rounded,
     ):
         source = load_checkpoint(checkpoint, base)
         for note in source.notes:
@@ -132,7 +133,7 @@ def export_bundle(
         if compact:
             round_weights(source)
             progress(f"weights rounded to {ROUNDED_TO}")
-        ids = _embedding_ids(source, chosen)
+        ids = _embedding_ids(source, profile_name)
         if encoder_from is None:
             progress("writing the encoder")
             encoder = _write_encoder(source, folder, ids["fp32"])
@@ -143,10 +144,10 @@ def export_bundle(
         graphs = [encoder, *_write_decoders(source, folder, contracts)]
         if compact:
             graphs = [stored_in_half(folder, graph) for graph in graphs]
-        report = _verified(source, chosen, folder, graphs, verify, own, progress)
+        report = _verified(source, profile_name, folder, graphs, verify, user_images, progress)
         precisions_to_add = LowerPrecisions(lower, ids, slices, force)
         added, results = precisions_to_add.add(
-            folder, graphs, profile_named(chosen), source.architecture.image_size, progress
+            folder, graphs, profile_named(profile_name), source.architecture.image_size, progress
         )
         report = dataclasses.replace(report, variants=results)
         graphs = [*without_unneeded(folder, graphs, precisions, results), *added]
@@ -155,7 +156,7 @@ def export_bundle(
         provenance = _provenance(source)
         if compact:
             provenance |= {"rounded_to": ROUNDED_TO, **save_rounded(source)}
-        write_manifest(folder, _manifest(source, provenance, chosen, name, graphs, report))
+        write_manifest(folder, _manifest(source, provenance, profile_name, name, graphs, report))
     return Bundle.open(output)
 
 
@@ -200,7 +201,9 @@ def _copy_encoder(bundle_folder: Path, folder: Path, identity: str) -> Graph:
         )
     beyond = beyond_bindings(onnx.load(str(bundle.graph_path("encoder")), load_external_data=False).graph)
     if beyond is not None:
-        raise BundleError(f"{bundle_folder}: its encoder is an older version's ({beyond}): leave out --encoder-from")
+        raise BundleError(
+            f"{bundle_folder}: its encoder was made by an older version ({beyond}): leave out --encoder-from"
+        )
     for file in (graph.file, *graph.external_data):
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.folder / file.path, folder / file.path)
@@ -231,13 +234,13 @@ def _verified(
     folder: Path,
     graphs: Sequence[Graph],
     level: Level,
-    own: Sequence[Picture],
+    user_images: Sequence[VerificationSlice],
     progress: Callable[[str], None],
-) -> Report:
+) -> VerificationReport:
     files: dict[Precision, dict[Role, Path]] = {}
     for graph in graphs:
         files.setdefault(graph.precision, {})[graph.role] = folder / graph.file.path
-    return verify_graphs(source, profile_named(profile), files, level=level, own=own, progress=progress)
+    return verify_graphs(source, profile_named(profile), files, level=level, user_images=user_images, progress=progress)
 
 
 def _manifest(
@@ -246,7 +249,7 @@ def _manifest(
     profile: ProfileName,
     name: str | None,
     graphs: Sequence[Graph],
-    report: Report,
+    report: VerificationReport,
 ) -> Manifest:
     return Manifest(
         name=name or source.path.stem,

@@ -18,9 +18,9 @@ from samri.contract import (
 from samri.manifest import Role
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, preprocess
-from samri.prompts import pack, to_model_frame
-from samri_export._reference import Answer, Floats
-from samri_export._verification_cases import Picture, PromptCase
+from samri.prompts import to_batch, to_model_frame
+from samri_export._reference import DecoderOutput, Floats
+from samri_export._verification_cases import PromptCase, VerificationSlice
 from samri_runtime.providers import load_onnxruntime
 
 
@@ -44,19 +44,21 @@ class Exported:
         self._profile = profile
         self._size = image_size
 
-    def encode(self, picture: Picture) -> tuple[Floats, Floats]:
+    def encode(self, picture: VerificationSlice) -> tuple[Floats, Floats]:
         """The model input, (1, 3, S, S), and its embedding, (1, C, G, G)."""
         image = preprocess(picture.pixels, self._profile, self._size, intensity_range=picture.intensity_range)
         (embedding,) = self._sessions["encoder"].run(["image_embeddings"], encoder_feeds(image))
         return image, embedding
 
-    def answer(self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None) -> Answer:
-        """All prompts of the batch in one call; see `Reference.answer`."""
+    def decode(
+        self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None
+    ) -> DecoderOutput:
+        """All prompts of the batch in one call; see `Reference.decode`."""
         feeds = self.decoder_feeds(embedding, case, shape, masks)
         low_res, scores = self._sessions["decoder"].run(["low_res_masks", "iou_predictions"], feeds)
-        return Answer(low_res, scores, self._at_size(low_res, shape))
+        return DecoderOutput(low_res, scores, self._at_size(low_res, shape))
 
-    def answer_in_two(self, embedding: Floats, case: PromptCase, shape: tuple[int, int]) -> Answer:
+    def decode_in_stages(self, embedding: Floats, case: PromptCase, shape: tuple[int, int]) -> DecoderOutput:
         """All prompts of the batch, without masks, through `decoder_image` and `decoder_prompts`.
 
         As hosts do, it asks for the single mask and for the candidates in calls of their own.
@@ -70,24 +72,24 @@ class Exported:
             for indices in np.split(np.arange(self._masks, dtype=np.int64), [1])
         ]
         low_res, scores = (np.concatenate(parts, axis=1) for parts in zip(*answers, strict=True))
-        return Answer(low_res, scores, self._at_size(low_res, shape))
+        return DecoderOutput(low_res, scores, self._at_size(low_res, shape))
 
     def decoder_feeds(self, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None) -> Feeds:
         """The inputs of `decoder.onnx` for all prompts of the batch."""
         return decoder_feeds(embedding, *self._points(case, shape), masks)
 
-    def answer_sam_contract(
+    def decode_sam_contract(
         self, role: Role, embedding: Floats, case: PromptCase, shape: tuple[int, int], masks: Floats | None
-    ) -> Answer:
+    ) -> DecoderOutput:
         """The one prompt of `case` through a decoder with Meta's interface."""
         at_size, scores, low_res = self._sessions[role].run(
             ["masks", "iou_predictions", "low_res_masks"],
             sam_decoder_feeds(embedding, *self._points(case, shape), shape, masks),
         )
-        return Answer(low_res, scores, at_size)
+        return DecoderOutput(low_res, scores, at_size)
 
     def _points(self, case: PromptCase, shape: tuple[int, int]) -> tuple[Floats, Floats]:
-        coords, labels = pack(case.prompts)
+        coords, labels = to_batch(case.prompts)
         return to_model_frame(coords, shape, self._profile, self._size), labels
 
     def _at_size(self, low_res: Floats, shape: tuple[int, int]) -> Floats:

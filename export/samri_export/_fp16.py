@@ -45,18 +45,18 @@ def to_fp16(model: onnx.ModelProto, too_large: Collection[str] = ()) -> onnx.Mod
     copy.CopyFrom(model)
     # Types have to be known; inference on the whole would serialise more than protobuf's 2 GB for the largest models.
     copy.graph.value_info.extend(_inferred(model).values())
-    kept = {node.name for node in _leading_to(("Sin", "Cos"), model.graph.node)}
-    kept |= {node.name for node in model.graph.node if {*node.input, *node.output} & set(too_large)}
+    float32_nodes = {node.name for node in _leading_to(("Sin", "Cos"), model.graph.node)}
+    float32_nodes |= {node.name for node in model.graph.node if {*node.input, *node.output} & set(too_large)}
     half: onnx.ModelProto = convert_float_to_float16(
         copy,
         keep_io_types=True,
         disable_shape_infer=True,
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT32_OPERATORS],
-        node_block_list=sorted(kept),
+        node_block_list=sorted(float32_nodes),
     )
     del half.graph.value_info[:]
-    own = {node.name for node in model.graph.node}
-    nodes = _in_order(_without_round_trips(half.graph.node, own), half)
+    original_nodes = {node.name for node in model.graph.node}
+    nodes = _in_order(_without_round_trips(half.graph.node, original_nodes), half)
     del half.graph.node[:]
     half.graph.node.extend(nodes)
     return half
@@ -118,28 +118,28 @@ def _inferred(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     stand_ins = [make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large]
     skeleton = make_graph(graph.node, graph.name, [*graph.input, *stand_ins], graph.output, small)
     opsets = model.opset_import
-    found = onnx.shape_inference.infer_shapes(make_model(skeleton, opset_imports=opsets), data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(make_model(skeleton, opset_imports=opsets), data_prop=True)
     computed = {name for node in graph.node for name in node.output}
-    return {value.name: value for value in found.graph.value_info if value.name in computed}
+    return {value.name: value for value in inferred.graph.value_info if value.name in computed}
 
 
 def _leading_to(kinds: Collection[str], nodes: Sequence[NodeProto]) -> list[NodeProto]:
     """The nodes of those kinds, and all that compute what they need."""
-    wanted: set[str] = set()
-    found = []
+    tensors: set[str] = set()
+    nodes_before = []
     for node in reversed(nodes):  # A graph's nodes stand in order of computation.
-        if node.op_type in kinds or wanted & set(node.output):
-            wanted |= set(node.input)
-            found.append(node)
-    return found
+        if node.op_type in kinds or tensors & set(node.output):
+            tensors |= set(node.input)
+            nodes_before.append(node)
+    return nodes_before
 
 
-def _without_round_trips(nodes: Sequence[NodeProto], own: Collection[str]) -> list[NodeProto]:
+def _without_round_trips(nodes: Sequence[NodeProto], original_nodes: Collection[str]) -> list[NodeProto]:
     """Float32 nodes that follow each other needn't round in between, least of all the coordinates that come in.
 
-    The graph's `own` nodes, which may cast integers, stay.
+    The graph's own nodes, `original_nodes`, which may cast integers, stay.
     """
-    added = [node for node in nodes if node.op_type == "Cast" and node.name not in own]
+    added = [node for node in nodes if node.op_type == "Cast" and node.name not in original_nodes]
     rounded = {node.output[0]: node.input[0] for node in added if _casts_to(node, TensorProto.FLOAT16)}
     restored = {
         node.output[0]: rounded[node.input[0]]
@@ -160,13 +160,13 @@ def _in_order(nodes: Sequence[NodeProto], model: onnx.ModelProto) -> list[NodePr
     """Sorted so that each node comes after those whose results it takes; casts were added at the end."""
     makers = {name: node for node in nodes for name in node.output}
     outputs = [value.name for value in model.graph.output]
-    found: dict[int, NodeProto] = {}
+    ordered: dict[int, NodeProto] = {}
     pending = [makers[name] for name in reversed(outputs)]
     while pending:
         node = pending[-1]
-        missing = [makers[name] for name in node.input if name in makers and id(makers[name]) not in found]
+        missing = [makers[name] for name in node.input if name in makers and id(makers[name]) not in ordered]
         if missing:
             pending.extend(missing)
         else:
-            found.setdefault(id(node), pending.pop())
-    return list(found.values())
+            ordered.setdefault(id(node), pending.pop())
+    return list(ordered.values())

@@ -10,7 +10,7 @@ ONNX Runtime fuses the six of a layer into one. All else, attention and normalis
 large constants, such as position embeddings, are stored in half precision, which loses far less than the integers do.
 
 Columns use 7 bits (-64 to 64) rather than 8: the kernels of CPUs without VNNI add pairs of products in 16 bits, which 8
-bits overflow without a word. So masks are the same on every CPU; what it costs in accuracy is in docs/precision.md.
+bits overflow silently. So masks are the same on every CPU; what it costs in accuracy is in docs/precision.md.
 
 ONNX Runtime's own `quantize_dynamic` (`per_channel`, `reduce_range`, release 1.32) makes the same operators, and isn't
 used for two reasons. It also puts the tables of relative positions into integers (on ViT-B 73 integer products instead
@@ -89,40 +89,42 @@ def linear_layers(model: onnx.ModelProto) -> Iterator[NodeProto]:
 def _is_plain(node: NodeProto) -> bool:
     """Whether a `Gemm` neither scales nor transposes its left side; a `MatMul` never does."""
     plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-    given = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
-    return all(given.get(name, value) == value for name, value in plain.items())
+    attributes = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
+    return all(attributes.get(name, value) == value for name, value in plain.items())
 
 
 def _transposed(node: NodeProto) -> bool:
-    return any(given.name == "transB" and given.i for given in node.attribute)
+    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
 
 
 def _integer_layer(node: NodeProto, matrix: Floats) -> tuple[list[NodeProto], list[TensorProto]]:
     """The nodes and constants that stand for one linear layer, in the pattern that ONNX Runtime fuses."""
-    own = node.name or node.output[0]
+    layer = node.name or node.output[0]
     scale = np.abs(matrix).max(axis=0) / LARGEST_WEIGHT
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
     integers = np.rint(matrix / scale).astype(np.int8)
     tensors = [
-        numpy_helper.from_array(np.ascontiguousarray(integers), f"{own}.weight"),
-        numpy_helper.from_array(np.zeros(scale.shape, np.int8), f"{own}.weight_zero"),
-        numpy_helper.from_array(scale, f"{own}.weight_scale"),
+        numpy_helper.from_array(np.ascontiguousarray(integers), f"{layer}.weight"),
+        numpy_helper.from_array(np.zeros(scale.shape, np.int8), f"{layer}.weight_zero"),
+        numpy_helper.from_array(scale, f"{layer}.weight_scale"),
     ]
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-    product = f"{own}.product" if bias else node.output[0]
+    product = f"{layer}.product" if bias else node.output[0]
     steps: list[tuple[str, list[str], list[str]]] = [
-        ("DynamicQuantizeLinear", [node.input[0]], [f"{own}.x", f"{own}.x_scale", f"{own}.x_zero"]),
+        ("DynamicQuantizeLinear", [node.input[0]], [f"{layer}.x", f"{layer}.x_scale", f"{layer}.x_zero"]),
         (
             "MatMulInteger",
-            [f"{own}.x", f"{own}.weight", f"{own}.x_zero", f"{own}.weight_zero"],
-            [f"{own}.sum"],
+            [f"{layer}.x", f"{layer}.weight", f"{layer}.x_zero", f"{layer}.weight_zero"],
+            [f"{layer}.sum"],
         ),
-        ("Mul", [f"{own}.x_scale", f"{own}.weight_scale"], [f"{own}.scale"]),
-        ("Cast", [f"{own}.sum"], [f"{own}.float"]),
-        ("Mul", [f"{own}.float", f"{own}.scale"], [product]),
+        ("Mul", [f"{layer}.x_scale", f"{layer}.weight_scale"], [f"{layer}.scale"]),
+        ("Cast", [f"{layer}.sum"], [f"{layer}.float"]),
+        ("Mul", [f"{layer}.float", f"{layer}.scale"], [product]),
     ]
     if bias:
         steps.append(("Add", [product, bias], [node.output[0]]))
-    nodes = [make_node(kind, given, made, f"{own}.{number}") for number, (kind, given, made) in enumerate(steps)]
+    nodes = [
+        make_node(kind, inputs, outputs, f"{layer}.{number}") for number, (kind, inputs, outputs) in enumerate(steps)
+    ]
     nodes[3].attribute.append(make_attribute("to", TensorProto.FLOAT))
     return nodes, tensors

@@ -18,9 +18,9 @@ from samri_export._exported import Exported
 from samri_export._fp16 import Feeds, overflowing, to_fp16
 from samri_export._int8 import to_int8
 from samri_export._onnx_writing import hold_constants_as_weights, save_graph
-from samri_export._reference import Answer, Floats
-from samri_export._report import Measured, PrecisionResult, informative_dice, relative_difference
-from samri_export._verification_cases import Picture, PromptCase, prompt_cases
+from samri_export._reference import DecoderOutput, Floats
+from samri_export._report import PrecisionMeasurement, PrecisionResult, informative_dice, relative_difference
+from samri_export._verification_cases import PromptCase, VerificationSlice, prompt_cases
 
 ROLES: dict[Precision, tuple[Role, ...]] = {"fp16": ("encoder", "decoder"), "int8": ("encoder",)}
 """The graphs that a precision has; the others are float32's. See docs/precision.md for why."""
@@ -30,7 +30,7 @@ ROLES: dict[Precision, tuple[Role, ...]] = {"fp16": ("encoder", "decoder"), "int
 class Encoded:
     """A real slice, and what the float32 encoder made of it."""
 
-    picture: Picture
+    picture: VerificationSlice
     image: Floats
     embedding: Floats
 
@@ -43,7 +43,7 @@ class PrecisionGate:
     """
 
     def __init__(
-        self, float32: Mapping[Role, Path], profile: Profile, image_size: int, pictures: Sequence[Picture]
+        self, float32: Mapping[Role, Path], profile: Profile, image_size: int, pictures: Sequence[VerificationSlice]
     ) -> None:
         self._files = float32
         self._profile = profile
@@ -55,7 +55,7 @@ class PrecisionGate:
         """The tensors of a graph that come too near to half precision's largest number on these slices."""
         return overflowing(self._files[role], self._runs(role))
 
-    def measure(self, lower: Mapping[Role, Path], too_large: Mapping[str, float]) -> Measured:
+    def measure(self, lower: Mapping[Role, Path], too_large: Mapping[str, float]) -> PrecisionMeasurement:
         """Compare masks, logits and scores; graphs that the lower precision lacks are fp32's.
 
         Args:
@@ -70,14 +70,14 @@ class PrecisionGate:
             _, embedding = other.encode(picture)
             embeddings.append(_deviation(encoded.embedding, embedding))
             for case, refined, expected in self._answers(encoded):
-                answer = other.answer(embedding, case, picture.shape, refined)
+                answer = other.decode(embedding, case, picture.shape, refined)
                 logits.append(_deviation(expected.low_res, answer.low_res))
                 largest.append(relative_difference(expected.low_res, answer.low_res))
                 scores.append(np.abs(expected.scores - answer.scores).ravel())
                 dice.append(informative_dice(expected, answer))
                 masks += expected.scores.size
         informative, score_errors = np.concatenate(dice), np.concatenate(scores)
-        return Measured(
+        return PrecisionMeasurement(
             pictures=tuple(encoded.picture.name for encoded in self._encoded),
             masks=masks,
             masks_without_dice=masks - informative.size,
@@ -92,12 +92,12 @@ class PrecisionGate:
             overflowing=dict(too_large),
         )
 
-    def _answers(self, encoded: Encoded) -> Iterator[tuple[PromptCase, Floats | None, Answer]]:
+    def _answers(self, encoded: Encoded) -> Iterator[tuple[PromptCase, Floats | None, DecoderOutput]]:
         """Each case, the mask that it refines if it does, and float32's answer."""
-        first: Answer | None = None
+        first: DecoderOutput | None = None
         for case in prompt_cases(encoded.picture.shape):
             refined = first.low_res[:1, :1] if case.refines and first is not None else None
-            answer = self._float32.answer(encoded.embedding, case, encoded.picture.shape, refined)
+            answer = self._float32.decode(encoded.embedding, case, encoded.picture.shape, refined)
             first = first or answer
             yield case, refined, answer
 
@@ -128,7 +128,7 @@ def write_precision(
         Each graph's file and the external files beside it, and the tensors that half precision couldn't hold.
     """
     written: dict[Role, tuple[Path, tuple[Path, ...]]] = {}
-    found: dict[str, float] = {}
+    overflowing: dict[str, float] = {}
     for role in ROLES[precision]:
         model = stored_in_full(onnx.load(str(float32[role])))
         if precision == "int8":
@@ -137,11 +137,11 @@ def write_precision(
             model = to_int8(model)
         else:
             too_large = {} if gate is None else gate.overflowing(role)
-            found |= too_large
+            overflowing |= too_large
             model = to_fp16(model, too_large)
         path = path_of(role)
         written[role] = (path, save_graph(model, path))
-    return written, found
+    return written, overflowing
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ class LowerPrecisions:
 
     Attributes:
         precisions: Without `fp32`.
-        embedding_ids: Of the encoder in each precision.
+        embedding_ids: Embedding id of the encoder in each precision.
         pictures: Real slices to gate them on; None when nothing is to be compared.
-        force: Keep those that fall below their bar too.
+        force: Keep those that fall below their threshold too.
     """
 
     precisions: tuple[Precision, ...]
     embedding_ids: Mapping[Precision, str]
-    pictures: Sequence[Picture] | None
+    pictures: Sequence[VerificationSlice] | None
     force: bool
 
     def add(
@@ -171,9 +171,9 @@ class LowerPrecisions:
         """Write and gate them; the graphs that are kept, and what was found.
 
         Args:
-            folder: Of the bundle that is being made.
+            folder: Folder of the bundle that is being made.
             float32: Its graphs so far.
-            profile: Of the bundle.
+            profile: Profile of the bundle.
             image_size: S.
             progress: Gets a line for each precision.
         """
@@ -184,15 +184,15 @@ class LowerPrecisions:
         if self.pictures is not None:
             progress(f"running fp32 on {len(self.pictures)} real slices")
             gate = PrecisionGate(files, profile, image_size, self.pictures)
-        kept: list[Graph] = []
+        bundled: list[Graph] = []
         results = []
         for precision in self.precisions:
             progress(f"writing and judging {precision}")
             graphs, result = self._one(precision, folder, files, gate)
             results.append(result)
-            if result.kept:
-                kept += graphs
-        return kept, tuple(results)
+            if result.included:
+                bundled += graphs
+        return bundled, tuple(results)
 
     def _one(
         self, precision: Precision, folder: Path, float32: Mapping[Role, Path], gate: PrecisionGate | None
@@ -218,20 +218,20 @@ class LowerPrecisions:
 
 
 def without_unneeded(
-    folder: Path, float32: Sequence[Graph], asked: Sequence[Precision], results: Sequence[PrecisionResult]
+    folder: Path, float32: Sequence[Graph], requested: Sequence[Precision], results: Sequence[PrecisionResult]
 ) -> list[Graph]:
     """The float32 graphs to keep: all if fp32 was asked for, else those that a lower precision runs without a own.
 
     Raises:
         VerificationError: No precision that was asked for is left.
     """
-    if "fp32" in asked:
+    if "fp32" in requested:
         return list(float32)
-    kept = [result for result in results if result.kept]
-    if not kept:
+    included = [result for result in results if result.included]
+    if not included:
         reasons = "; ".join(f"{result.precision}: {result.failures()[0]}" for result in results)
-        raise VerificationError(f"no precision that was asked for reaches its bar ({reasons}); nothing was written")
-    needed = [graph for graph in float32 if not all(graph.role in result.roles for result in kept)]
+        raise VerificationError(f"no requested precision reaches its threshold ({reasons}); nothing was written")
+    needed = [graph for graph in float32 if not all(graph.role in result.roles for result in included)]
     for graph in float32:
         if graph not in needed:
             for file in (graph.file, *graph.external_data):

@@ -18,14 +18,14 @@ from torch.nn import functional
 
 from samri.preprocessing import Profile, preprocess, to_uint8
 from samri.prompts import Prompt
-from samri_export._verification_cases import Picture, PromptCase
+from samri_export._verification_cases import PromptCase, VerificationSlice
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a decoder says to B prompts with M masks each.
+class DecoderOutput:
+    """A decoder's output for B prompts with M masks each.
 
     Attributes:
         low_res: (B, M, 4G, 4G) logits.
@@ -54,13 +54,15 @@ class Reference:
         self._transform = ResizeLongestSide(self._size)
 
     @torch.no_grad()
-    def encode(self, picture: Picture) -> tuple[Floats, torch.Tensor]:
+    def encode(self, picture: VerificationSlice) -> tuple[Floats, torch.Tensor]:
         """The model input, (1, 3, S, S), and its embedding, (1, C, G, G)."""
         image = self._model_input(picture)
         return image.numpy(), self._sam.image_encoder(image)
 
     @torch.no_grad()
-    def answer(self, embedding: torch.Tensor, case: PromptCase, shape: tuple[int, int], masks: Floats | None) -> Answer:
+    def decode(
+        self, embedding: torch.Tensor, case: PromptCase, shape: tuple[int, int], masks: Floats | None
+    ) -> DecoderOutput:
         """Each prompt of the batch on its own, so that batching is tested too.
 
         Args:
@@ -75,7 +77,7 @@ class Reference:
         ]
         low_res = torch.cat([low_res for low_res, _ in answers])
         scores = torch.cat([score for _, score in answers])
-        return Answer(low_res.numpy(), scores.numpy(), self._at_size(low_res, shape))
+        return DecoderOutput(low_res.numpy(), scores.numpy(), self._at_size(low_res, shape))
 
     def _answer_one(
         self, embedding: torch.Tensor, prompt: Prompt, shape: tuple[int, int], mask: torch.Tensor | None
@@ -93,13 +95,13 @@ class Reference:
             dense_prompt_embeddings=dense,
         )
 
-    def _model_input(self, picture: Picture) -> torch.Tensor:
+    def _model_input(self, picture: VerificationSlice) -> torch.Tensor:
         if self._profile.resize == "square-spline":
             return torch.from_numpy(
                 preprocess(picture.pixels, self._profile, self._size, intensity_range=picture.intensity_range)
             )
-        grey = to_uint8(picture.pixels, self._profile)
-        rgb = grey if grey.ndim == 3 else np.repeat(grey[:, :, None], 3, axis=2)
+        gray = to_uint8(picture.pixels, self._profile)
+        rgb = gray if gray.ndim == 3 else np.repeat(gray[:, :, None], 3, axis=2)
         resized = self._transform.apply_image(rgb)
         image: torch.Tensor = self._sam.preprocess(torch.as_tensor(resized).permute(2, 0, 1)[None].float())
         return image

@@ -19,7 +19,7 @@ def check_bundle(folder: Path) -> None:
     """
     manifest = _manifest(folder)
     if manifest is None:
-        raise OutputError(f"{folder} is no bundle, so --overwrite doesn't replace it: name another output")
+        raise OutputError(f"{folder} is not a bundle, so --overwrite doesn't replace it: name another output")
     files = [file.path for graph in manifest.graphs for file in (graph.file, *graph.external_data)]
     refuse_foreign_content(folder, [FILE_NAME, *files], "samri-export")
 
@@ -31,8 +31,8 @@ def check_rounded_checkpoint(path: Path, bundle: Path) -> None:
         OutputError: It is another one.
     """
     manifest = _manifest(bundle)
-    made = {} if manifest is None else manifest.checkpoint
-    if made.get("rounded_name") != path.name or made.get("rounded_sha256") != file_sha256(path):
+    provenance = {} if manifest is None else manifest.checkpoint
+    if provenance.get("rounded_name") != path.name or provenance.get("rounded_sha256") != file_sha256(path):
         raise OutputError(
             f"{path} is not the rounded checkpoint of {bundle}, so --overwrite doesn't replace it: name another file"
         )

@@ -1,4 +1,4 @@
-"""What an export's comparisons found, in numbers, in words and as a table.
+"""Results of an export's comparisons, in numbers, in words and as a table.
 
 The fp32 graphs are compared with the model, within `TOLERANCES`; lower precisions with fp32, within `THRESHOLDS`.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from samri.manifest import Precision, Role
 from samri.metrics import dice
 from samri_export._choices import Level
-from samri_export._reference import Answer, Floats
+from samri_export._reference import DecoderOutput, Floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Tolerance:
 TOLERANCES: dict[Precision, Tolerance] = {"fp32": Tolerance(1e-4, 1e-3, 1e-3, 1e-3, 0.999)}
 
 # A mask that covers less than this, or all but this, can lose Dice with a handful of pixels, and an empty or full one
-# agrees with anything: for these, Dice says nothing.
+# agrees with anything: for these, Dice is uninformative.
 _LEAST_COVERAGE = 0.005
 
 _HEADINGS = ("picture", "", "graph", "prompts", "difference", "of scores", "Dice", "masks cover")
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureResult:
-    """The encoder's part, of one picture."""
+class EncoderResult:
+    """Comparison of the encoder on one slice."""
 
     picture: str
     shape: tuple[int, int]
@@ -58,15 +58,15 @@ class PictureResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaseResult:
-    """The decoder's part, of one batch of prompts on a picture.
+class DecoderResult:
+    """Comparison of a decoder on one batch of prompts on a slice.
 
     Attributes:
         graph: Role of the decoder.
         logits: Largest difference of low-resolution logits, as a fraction of the reference's range.
         upscaled: The same at the picture's size: of logits, or for `medsam` of probabilities.
         scores: Largest difference.
-        dice: The smallest of the masks that Dice says something about; None if there is no such mask.
+        dice: Smallest Dice, without almost empty and almost full masks; None if no other is left.
         coverage: The smallest and largest fraction of the picture that a reference mask covers.
         masks: How many masks were compared.
         masks_without_dice: How many of them are almost empty or almost full.
@@ -88,7 +88,7 @@ class CaseResult:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """What a precision has to reach on real slices, against the float32 graphs of the same bundle.
+    """Thresholds of a precision on real slices, against the float32 graphs of the same bundle.
 
     Attributes:
         mean_dice: Smallest mean Dice of the masks at the slice's size.
@@ -110,21 +110,21 @@ THRESHOLDS: dict[Precision, Threshold] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What the comparison on real slices found.
+class PrecisionMeasurement:
+    """Result of the comparison on real slices.
 
     Attributes:
         pictures: The slices.
         masks: How many masks were compared.
-        masks_without_dice: How many of them are almost empty or full in float32, so that Dice says nothing.
+        masks_without_dice: How many of them are almost empty or full in float32, so that Dice is uninformative.
         embedding: Difference of the embeddings, root mean square, as a fraction of their standard deviation.
         logits: As in `Threshold`.
         largest_logit: The largest difference of one logit, as a fraction of the range.
         scores: Mean difference of the predicted IoU.
         largest_score: The largest.
-        mean_dice: Of the masks that Dice says something about; None if there are none.
-        low_dice: The Dice that 95 % of them reach.
-        smallest_dice: Of them all.
+        mean_dice: Mean Dice, without almost empty and almost full masks; None if no other is left.
+        low_dice: The Dice that 95 % of those masks reach.
+        smallest_dice: Smallest Dice of those masks.
         overflowing: Tensors that came too near to half precision's end and stayed float32, with their largest values.
     """
 
@@ -144,51 +144,53 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionResult:
-    """One lower precision: what it measured, and whether it is in the bundle.
+    """One lower precision: its measurement, and whether it is in the bundle.
 
     Attributes:
-        precision: Of the graphs.
+        precision: Precision of the graphs.
         roles: The graphs that it has; those it lacks are float32's.
-        kept: Whether they are in the bundle.
+        included: Whether they are in the bundle.
         measured: None when verification was off.
     """
 
     precision: Precision
     roles: tuple[Role, ...]
-    kept: bool
-    measured: Measured | None
+    included: bool
+    measured: PrecisionMeasurement | None
 
     def failures(self) -> list[str]:
-        """What lies beyond the bar, in words. Not a number lies beyond any."""
-        found, bar = self.measured, THRESHOLDS[self.precision]
+        """What misses the threshold, in words. Not a number lies beyond any."""
+        found, threshold = self.measured, THRESHOLDS[self.precision]
         if found is None:
             return [f"{self.precision} wasn't compared with float32 (--verify off)"]
         failed = []
-        if found.mean_dice is not None and not found.mean_dice >= bar.mean_dice:
-            failed.append(f"mean Dice of the masks is {found.mean_dice:.4f} (at least {bar.mean_dice:g})")
-        if found.low_dice is not None and not found.low_dice >= bar.low_dice:
-            failed.append(f"5 % of the masks have a Dice below {found.low_dice:.4f} (at least {bar.low_dice:g})")
-        if not found.logits <= bar.logits:
-            failed.append(f"logits differ by {found.logits:.3f} of their deviation (at most {bar.logits:g})")
-        if not found.scores <= bar.scores:
-            failed.append(f"scores differ by {found.scores:.4f} (at most {bar.scores:g})")
+        if found.mean_dice is not None and not found.mean_dice >= threshold.mean_dice:
+            failed.append(f"mean Dice of the masks is {found.mean_dice:.4f} (at least {threshold.mean_dice:g})")
+        if found.low_dice is not None and not found.low_dice >= threshold.low_dice:
+            failed.append(f"5 % of the masks have a Dice below {found.low_dice:.4f} (at least {threshold.low_dice:g})")
+        if not found.logits <= threshold.logits:
+            failed.append(f"logits differ by {found.logits:.3f} of their deviation (at most {threshold.logits:g})")
+        if not found.scores <= threshold.scores:
+            failed.append(f"scores differ by {found.scores:.4f} (at most {threshold.scores:g})")
         return failed
 
     def lines(self) -> list[str]:
         """For the screen."""
-        failed = self.failures()
-        verdict = "kept" if self.kept else "not kept"
+        failures = self.failures()
+        verdict = "kept" if self.included else "not kept"
         if self.measured is None:
-            return [f"{self.precision}: {verdict}: {failed[0]}"]
-        found = self.measured
-        dice = "no mask that Dice says something about" if found.mean_dice is None else f"Dice {found.mean_dice:.4f}"
+            return [f"{self.precision}: {verdict}: {failures[0]}"]
+        measured = self.measured
+        dice = "no mask with an informative Dice" if measured.mean_dice is None else f"Dice {measured.mean_dice:.4f}"
         lines = [
-            f"{self.precision} against fp32, {len(found.pictures)} real slices, {found.masks} masks: {dice}, "
-            f"embedding {found.embedding:.2%}, logits {found.logits:.2%}, scores {found.scores:.4f}: {verdict}"
+            f"{self.precision} against fp32, {len(measured.pictures)} real slices, {measured.masks} masks: {dice}, "
+            f"embedding {measured.embedding:.2%}, logits {measured.logits:.2%}, scores {measured.scores:.4f}: {verdict}"
         ]
-        lines += [f"{self.precision} is below its bar: {failure}" for failure in failed]
-        if found.overflowing:
-            lines.append(f"{self.precision}: {len(found.overflowing)} tensors stay float32, being too large for fp16")
+        lines += [f"{self.precision} is below its threshold: {failure}" for failure in failures]
+        if measured.overflowing:
+            lines.append(
+                f"{self.precision}: {len(measured.overflowing)} tensors stay float32, being too large for fp16"
+            )
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -196,7 +198,7 @@ class PrecisionResult:
         return {
             "precision": self.precision,
             "roles": list(self.roles),
-            "kept": self.kept,
+            "kept": self.included,
             "reference": "the float32 graphs, ONNX Runtime, CPUExecutionProvider",
             "bar": dataclasses.asdict(THRESHOLDS[self.precision]),
             "measured": None if self.measured is None else dataclasses.asdict(self.measured),
@@ -205,12 +207,12 @@ class PrecisionResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class VerificationReport:
     """All comparisons of an export: of the float32 graphs with the model, and of lower precisions with those."""
 
     level: Level
-    pictures: tuple[PictureResult, ...]
-    cases: tuple[CaseResult, ...]
+    pictures: tuple[EncoderResult, ...]
+    cases: tuple[DecoderResult, ...]
     variants: tuple[PrecisionResult, ...] = ()
 
     def failures(self) -> list[str]:
@@ -268,24 +270,28 @@ class Report:
         for result in self.pictures:
             picture = f"{result.picture}, {result.shape[1]} x {result.shape[0]}"
             rows.append((picture, result.precision, "encoder", "", f"{result.embedding:.1e}", "", "", ""))
-            own = [case for case in self.cases if (case.picture, case.precision) == (result.picture, result.precision)]
-            for graph in dict.fromkeys(case.graph for case in own):
-                rows.append((picture, result.precision, graph, *_worst([case for case in own if case.graph == graph])))
+            results = [
+                case for case in self.cases if (case.picture, case.precision) == (result.picture, result.precision)
+            ]
+            for graph in dict.fromkeys(case.graph for case in results):
+                rows.append(
+                    (picture, result.precision, graph, *_worst([case for case in results if case.graph == graph]))
+                )
         lines = _aligned(rows)
         undecided = sum(case.masks_without_dice for case in self.cases)
         if undecided:
             total = sum(case.masks for case in self.cases)
-            lines.append(f"{undecided} of {total} masks are almost empty or full: Dice says nothing, logits decide")
+            lines.append(f"{undecided} of {total} masks are almost empty or full: judged by their logits, not by Dice")
         return [*lines, *(line for variant in self.variants for line in variant.lines())]
 
 
 def compare(
-    reference: Answer, exported: Answer, *, picture: str, case: str, graph: str, precision: Precision
-) -> CaseResult:
+    reference: DecoderOutput, exported: DecoderOutput, *, picture: str, case: str, graph: str, precision: Precision
+) -> DecoderResult:
     """The differences between two answers to the same prompts."""
     coverage = reference.masks.mean(axis=(2, 3))
     dices = informative_dice(reference, exported, TOLERANCES[precision].logits)
-    return CaseResult(
+    return DecoderResult(
         picture=picture,
         case=case,
         graph=graph,
@@ -301,7 +307,7 @@ def compare(
     )
 
 
-def informative_dice(reference: Answer, other: Answer, tolerance: float = 0.0) -> Floats:
+def informative_dice(reference: DecoderOutput, other: DecoderOutput, tolerance: float = 0.0) -> Floats:
     """Dice of those masks at the picture's size whose reference is neither almost empty nor almost full: (n,).
 
     Args:
@@ -326,7 +332,7 @@ def relative_difference(reference: Floats, other: Floats) -> float:
     return largest / spread if spread > 0 else largest
 
 
-def _worst(cases: Sequence[CaseResult]) -> tuple[str, ...]:
+def _worst(cases: Sequence[DecoderResult]) -> tuple[str, ...]:
     dice = [case.dice for case in cases if case.dice is not None]
     low = min(case.coverage[0] for case in cases)
     high = max(case.coverage[1] for case in cases)

@@ -12,12 +12,12 @@ from samri.errors import VerificationError
 from samri.manifest import Precision, Role
 from samri.model import Checkpoint
 from samri.preprocessing import Profile
-from samri.prompts import pack
+from samri.prompts import to_batch
 from samri_export._choices import Level
 from samri_export._exported import Exported
-from samri_export._reference import Answer, Floats, Reference
-from samri_export._report import CaseResult, PictureResult, Report, compare, relative_difference
-from samri_export._verification_cases import Picture, PromptCase, built_in_pictures, prompt_cases
+from samri_export._reference import DecoderOutput, Floats, Reference
+from samri_export._report import DecoderResult, EncoderResult, VerificationReport, compare, relative_difference
+from samri_export._verification_cases import PromptCase, VerificationSlice, built_in_slices, prompt_cases
 
 Graphs = Mapping[Precision, Mapping[Role, Path]]
 
@@ -28,17 +28,17 @@ def verify(
     graphs: Graphs,
     *,
     level: Level,
-    own: Sequence[Picture] = (),
+    user_images: Sequence[VerificationSlice] = (),
     progress: Callable[[str], None],
-) -> Report:
+) -> VerificationReport:
     """Compare on pictures and prompts, from the slice to the mask at its own size.
 
     Args:
         checkpoint: Its model is run by segment-anything's own modules.
-        profile: Of the bundle.
+        profile: Profile of the bundle.
         graphs: By precision and role, the files.
         level: `full` takes a portrait, a landscape and a larger picture, `quick` the portrait alone, `off` nothing.
-        own: The user's own images, from `own_pictures`; added at any level but `off`.
+        user_images: The user's own images, from `user_slices`; added at any level but `off`.
         progress: Gets a line for each picture.
 
     Raises:
@@ -46,22 +46,22 @@ def verify(
         MissingDependencyError: ONNX Runtime isn't installed.
     """
     if level == "off":
-        return Report("off", (), ())
+        return VerificationReport("off", (), ())
     image_size = checkpoint.architecture.image_size
-    pictures = built_in_pictures(image_size)
-    chosen = [*(pictures if level == "full" else pictures[:1]), *own]
+    pictures = built_in_slices(image_size)
+    slices = [*(pictures if level == "full" else pictures[:1]), *user_images]
     reference = Reference(checkpoint.sam, profile)
     exported = {precision: Exported(files, profile, image_size) for precision, files in graphs.items()}
-    encoded: list[PictureResult] = []
-    answered: list[CaseResult] = []
-    for picture in chosen:
+    encoder_results: list[EncoderResult] = []
+    decoder_results: list[DecoderResult] = []
+    for picture in slices:
         progress(f"verifying on {picture.name} ({picture.shape[1]} x {picture.shape[0]})")
         image, embedding = reference.encode(picture)
         answers = _reference_answers(reference, embedding, picture)
         for precision, side in exported.items():
             own_image, own_embedding = side.encode(picture)
-            encoded.append(
-                PictureResult(
+            encoder_results.append(
+                EncoderResult(
                     picture=picture.name,
                     shape=picture.shape,
                     precision=precision,
@@ -70,8 +70,8 @@ def verify(
                 )
             )
             further = [role for role in graphs[precision] if role.startswith(("decoder_sam", "decoder_prompts"))]
-            answered += _compared(side, further, own_embedding, answers, picture, precision)
-    report = Report(level, tuple(encoded), tuple(answered))
+            decoder_results += _compared(side, further, own_embedding, answers, picture, precision)
+    report = VerificationReport(level, tuple(encoder_results), tuple(decoder_results))
     failures = report.failures()
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
@@ -82,13 +82,13 @@ def verify(
 
 
 def _reference_answers(
-    reference: Reference, embedding: torch.Tensor, picture: Picture
-) -> list[tuple[PromptCase, Floats | None, Answer]]:
+    reference: Reference, embedding: torch.Tensor, picture: VerificationSlice
+) -> list[tuple[PromptCase, Floats | None, DecoderOutput]]:
     """Each case with its mask input, where it refines the answer to the first case, and the reference's answer."""
-    answers: list[tuple[PromptCase, Floats | None, Answer]] = []
+    answers: list[tuple[PromptCase, Floats | None, DecoderOutput]] = []
     for case in prompt_cases(picture.shape):
         masks = answers[0][2].low_res[:1, :1] if case.refines else None
-        answers.append((case, masks, reference.answer(embedding, case, picture.shape, masks)))
+        answers.append((case, masks, reference.decode(embedding, case, picture.shape, masks)))
     return answers
 
 
@@ -96,31 +96,31 @@ def _compared(
     side: Exported,
     further: Sequence[Role],
     embedding: Floats,
-    answers: Sequence[tuple[PromptCase, Floats | None, Answer]],
-    picture: Picture,
+    answers: Sequence[tuple[PromptCase, Floats | None, DecoderOutput]],
+    picture: VerificationSlice,
     precision: Precision,
-) -> list[CaseResult]:
+) -> list[DecoderResult]:
     """All decoders of one precision; those with Meta's interface take one prompt at a time."""
     results = []
     for case, masks, expected in answers:
-        answer = side.answer(embedding, case, picture.shape, masks)
-        graphs: list[tuple[Role, Answer, Answer]] = [("decoder", expected, answer)]
+        answer = side.decode(embedding, case, picture.shape, masks)
+        graphs: list[tuple[Role, DecoderOutput, DecoderOutput]] = [("decoder", expected, answer)]
         if "decoder_prompts" in further and masks is None:
-            graphs.append(("decoder_prompts", expected, side.answer_in_two(embedding, case, picture.shape)))
+            graphs.append(("decoder_prompts", expected, side.decode_in_stages(embedding, case, picture.shape)))
         contracts = [role for role in further if role.startswith("decoder_sam")]
         for role in contracts if len(case.prompts) == 1 else ():
-            wanted = _single_mask(expected, case) if role == "decoder_sam" else expected
-            graphs.append((role, wanted, side.answer_sam_contract(role, embedding, case, picture.shape, masks)))
+            reference = _single_mask(expected, case) if role == "decoder_sam" else expected
+            graphs.append((role, reference, side.decode_sam_contract(role, embedding, case, picture.shape, masks)))
         results += [
-            compare(wanted, given, picture=picture.name, case=case.name, graph=role, precision=precision)
-            for role, wanted, given in graphs
+            compare(reference, output, picture=picture.name, case=case.name, graph=role, precision=precision)
+            for role, reference, output in graphs
         ]
     return results
 
 
-def _single_mask(answer: Answer, case: PromptCase) -> Answer:
+def _single_mask(answer: DecoderOutput, case: PromptCase) -> DecoderOutput:
     """What Meta's `--return-single-mask` picks: mask 0 from three points on, else the best-scored of the others."""
-    points = pack(case.prompts)[1].shape[1]
+    points = to_batch(case.prompts)[1].shape[1]
     best = 0 if points > 2 else 1 + int(answer.scores[0, 1:].argmax())
-    kept = slice(best, best + 1)
-    return Answer(answer.low_res[:, kept], answer.scores[:, kept], answer.at_size[:, kept])
+    best_mask = slice(best, best + 1)
+    return DecoderOutput(answer.low_res[:, best_mask], answer.scores[:, best_mask], answer.at_size[:, best_mask])

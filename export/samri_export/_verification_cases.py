@@ -20,7 +20,7 @@ _SMALLEST_SIDE = 8
 
 
 @dataclass(frozen=True)
-class Picture:
+class VerificationSlice:
     """A slice to verify on.
 
     Attributes:
@@ -54,31 +54,31 @@ class PromptCase:
     refines: bool = False
 
 
-def built_in_pictures(image_size: int) -> tuple[Picture, ...]:
+def built_in_slices(image_size: int) -> tuple[VerificationSlice, ...]:
     """A portrait and a landscape slice and one larger than the model's input, of three dtypes, seeded."""
     portrait = _phantom(int(0.9 * image_size), int(0.6 * image_size), seed=1)
     landscape = _phantom(int(0.55 * image_size), int(0.8 * image_size), seed=2)
     large = _phantom(int(1.2 * image_size), int(1.4 * image_size), seed=3)
     return (
-        Picture("portrait", (4000 * portrait).astype(np.uint16)),
-        Picture("landscape", (255 * landscape).astype(np.uint8)),
-        Picture("larger than S", (large - 0.2).astype(np.float32)),
+        VerificationSlice("portrait", (4000 * portrait).astype(np.uint16)),
+        VerificationSlice("landscape", (255 * landscape).astype(np.uint8)),
+        VerificationSlice("larger than S", (large - 0.2).astype(np.float32)),
     )
 
 
-def own_pictures(scans: Sequence[Path], profile: Profile) -> tuple[Picture, ...]:
+def user_slices(scans: Sequence[Path], profile: Profile) -> tuple[VerificationSlice, ...]:
     """The user's own images, without their names: the report travels with the bundle, and those may tell whose it is.
 
     Raises:
         InputError: A scan can't be read.
     """
-    return tuple(picture_of_scan(scan, profile, f"own image {number}") for number, scan in enumerate(scans, start=1))
+    return tuple(slice_of_scan(scan, profile, f"own image {number}") for number, scan in enumerate(scans, start=1))
 
 
-def picture_of_scan(path: Path, profile: Profile, name: str) -> Picture:
+def slice_of_scan(path: Path, profile: Profile, name: str) -> VerificationSlice:
     """The user's own image; of a volume, the middle slice of its last axis, of a 4-D scan the first frame."""
     scan = first_frame(path)
-    return picture_of_view(scan, _middle_view(scan.grid), profile, name)
+    return slice_of_view(scan, _middle_view(scan.grid), profile, name)
 
 
 def first_frame(path: Path) -> Scan:
@@ -89,7 +89,7 @@ def first_frame(path: Path) -> Scan:
         return read_scan(path, frame=0)
 
 
-def picture_of_view(scan: Scan, view: SliceView, profile: Profile, name: str) -> Picture:
+def slice_of_view(scan: Scan, view: SliceView, profile: Profile, name: str) -> VerificationSlice:
     """One slice of a scan, which has to be large enough to place prompts on."""
     pixels = view.extract(scan.voxels)
     if min(pixels.shape[:2]) < _SMALLEST_SIDE:
@@ -98,7 +98,7 @@ def picture_of_view(scan: Scan, view: SliceView, profile: Profile, name: str) ->
         )
     # MedSAM maps intensities by the whole volume, the others by the slice.
     by_volume = profile.intensity == "percentile"
-    return Picture(name, pixels, percentile_range(scan.voxels, profile) if by_volume else None)
+    return VerificationSlice(name, pixels, percentile_range(scan.voxels, profile) if by_volume else None)
 
 
 def prompt_cases(shape: tuple[int, int]) -> tuple[PromptCase, ...]:

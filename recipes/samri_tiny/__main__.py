@@ -31,30 +31,32 @@ _PATHS = click.Path(path_type=Path)
     "--phases",
     default=",".join(":".join(map(str, dataclasses.astuple(phase))) for phase in Plan.phases),
     show_default=True,
-    help="Of stage 1: side:images:prompts:steps,...",
+    help="Phases of stage 1: side:images:prompts:steps,...",
 )
-@click.option("--lr", default=Plan.lr, show_default=True, help="Of AdamW, which moves all but matrices.")
-@click.option("--matrix-lr", default=Plan.matrix_lr, show_default=True, help="Of Muon, which moves the matrices.")
+@click.option("--lr", default=Plan.lr, show_default=True, help="Learning rate of AdamW, which moves all but matrices.")
+@click.option(
+    "--matrix-lr", default=Plan.matrix_lr, show_default=True, help="Learning rate of Muon, which moves the matrices."
+)
 @click.option(
     "--cooldown",
     type=click.FloatRange(0, 1, min_open=True),
     default=Plan.cooldown,
     show_default=True,
-    help="Share of the steps in which the rates fall to 0, the last ones.",
+    help="Fraction of the steps, at the end, in which the learning rates fall to 0.",
 )
 @click.option(
     "--from", "start", type=_PATHS, metavar="FILE", help="Checkpoint to start from.  [default: random weights]"
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
-@click.option("--bf16", is_flag=True, help="For processors made for it; others are ten times slower so.")
-@click.option("--slices", default=1500, show_default=True, help="Drawn for stage 2.")
-@click.option("--epochs", type=click.IntRange(0), default=10, show_default=True, help="Of stage 2; 0: without it.")
-@click.option("--seed", default=2026, show_default=True, help="Of everything in stage 1.")
-@click.option("--threads", default=os.cpu_count() or 1, show_default=True, help="Of PyTorch.")
+@click.option("--bf16", is_flag=True, help="Train in bf16; ten times slower on processors without bf16 arithmetic.")
+@click.option("--slices", default=1500, show_default=True, help="Number of slices drawn for stage 2.")
+@click.option("--epochs", type=click.IntRange(0), default=10, show_default=True, help="Epochs of stage 2; 0 skips it.")
+@click.option("--seed", default=2026, show_default=True, help="Random seed of stage 1.")
+@click.option("--threads", default=os.cpu_count() or 1, show_default=True, help="Number of PyTorch threads.")
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Processes that draw slices.  [default: 1; beside a GPU, one a core]",
+    help="Processes that draw slices.  [default: 1; beside a GPU, one per core]",
 )
 def main(
     label_maps: Path,
@@ -74,7 +76,7 @@ def main(
 ) -> None:
     """Train samri-tiny: stage 1 on drawn slices, then SAMRI's own fine-tuning of the decoder.
 
-    Every fifth label map is left out, for the evaluation. Stopped, it goes on where it was when started again.
+    Every fifth label map is left out, for the evaluation. Started again, it resumes where it stopped.
     """
     torch.set_num_threads(threads)
     runs_on = torch_device(device)

@@ -91,7 +91,7 @@ class DrawnExamples(Dataset[Example]):
 
 
 @dataclass(frozen=True)
-class Batch:
+class ExampleBatch:
     """Examples together, in small types for their way from a worker to a device: B prompts, an image's together.
 
     Attributes:
@@ -112,15 +112,15 @@ class Batch:
         """In the order of the attributes."""
         return [getattr(self, field.name) for field in fields(self)]
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> ExampleBatch:
         """The same where a GPU can fetch it by itself; the loader calls this."""
-        return Batch(*(tensor.pin_memory() for tensor in self.tensors()))
+        return ExampleBatch(*(tensor.pin_memory() for tensor in self.tensors()))
 
     def images(self) -> Tensor:
         """(N, 3, S, S) float32, preprocessed as SAM does: normalised, then padded with zeros."""
         samri = profile("samri")
-        grey = self.slices.float()
-        normalised = torch.stack([(grey - mean) / std for mean, std in zip(samri.mean, samri.std, strict=True)], dim=1)
+        gray = self.slices.float()
+        normalised = torch.stack([(gray - mean) / std for mean, std in zip(samri.mean, samri.std, strict=True)], dim=1)
         place = torch.arange(self.slices.shape[1], device=self.slices.device)
         rows, columns = (place < sides[:, None] for sides in self.shapes.unbind(1))
         return normalised * (rows[:, :, None] & columns[:, None, :])[:, None]
@@ -130,10 +130,10 @@ class Batch:
         return self.quarters.float() / 4
 
 
-def collate(examples: Sequence[Example]) -> Batch:
+def collate(examples: Sequence[Example]) -> ExampleBatch:
     """Examples as tensors."""
     quarters = np.concatenate([_quarters(example.masks) for example in examples])
-    return Batch(
+    return ExampleBatch(
         torch.from_numpy(np.stack([example.image for example in examples])),
         torch.tensor([example.shape for example in examples]),
         torch.from_numpy(quarters[:, None]),

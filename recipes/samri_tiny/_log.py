@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Log:
-    """Written as the training goes; lines after the state that a run goes on from are dropped."""
+    """Log of the training; lines after the state that a run resumes from are dropped."""
 
     def __init__(self, file: Path, step: int, every: int, progress: Callable[[str], None]) -> None:
         self._file, self._every, self._progress = file, every, progress

@@ -28,7 +28,7 @@ class Muon(torch.optim.Optimizer):
             projection to query, key and value in one.
         lr: Learning rate; an update's entries have a root mean square of `0.2 * lr`.
         weight_decay: Taken from a weight in each step, times `lr`.
-        momentum: Of Nesterov's kind.
+        momentum: Nesterov momentum.
     """
 
     def __init__(self, stacks: Mapping[Tensor, int], *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:

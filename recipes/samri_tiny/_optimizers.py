@@ -18,10 +18,10 @@ def optimizers(
     """AdamW and Muon: Muon for the matrices of linear layers, AdamW for all else.
 
     Args:
-        parameters: Of the model, by name.
+        parameters: The model's parameters, by name.
         lr: AdamW's.
         matrix_lr: Muon's.
-        weight_decay: Of both; norms, biases, positions and tokens have none.
+        weight_decay: Weight decay of both optimizers; norms, biases, positions and tokens have none.
     """
     matrices = {name: weight for name, weight in parameters.items() if weight.ndim == 2 and not _is_place(name)}
     others = {name: weight for name, weight in parameters.items() if name not in matrices}

@@ -21,7 +21,7 @@ def tiny_sam(seed: int = 0, side: int = IMAGE_SIZE) -> Sam:
     """A `Sam` with seeded weights, 3.9 M parameters at the usual `side`.
 
     Args:
-        seed: Of the weights; the global generator is left as it was.
+        seed: Seed of the weights; the global generator is left as it was.
         side: Pixels of the square input, a multiple of 8.
     """
     with torch.random.fork_rng(devices=[]):
@@ -69,7 +69,7 @@ def _initialise_encoder(encoder: ImageEncoderViT) -> None:
 def _initialise_places(prompt_encoder: PromptEncoder) -> None:
     """Half of the frequencies along x alone, half along y, from coarse to fine.
 
-    The class draws random directions of one scale: a place is then like those around it. A box says something else: its
+    The class draws random directions of one scale: a place is then like those around it. A box differs: its
     structure touches the line x = left somewhere and crosses it nowhere. With an axis to each frequency, the product of
     two encodings is a term in x plus one in y, so attention finds lines from the start, as with the sine encodings of
     detection transformers. After 400 steps on windows of 64 pixels, boxes got a mean Dice of 0.65 instead of 0.61.

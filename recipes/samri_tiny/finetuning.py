@@ -27,7 +27,7 @@ def finetune(
 
     Args:
         label_maps: Subjects to draw from; none means shapes alone.
-        checkpoint: Of stage 1.
+        checkpoint: Checkpoint of stage 1.
         folder: Gets `slices/`, `store/` and `run/`.
         slices: To draw.
         epochs: Passes over them.

@@ -13,7 +13,7 @@ class Phase:
         side: Pixels of the window of the frame.
         images: In a batch.
         prompts: For each image.
-        steps: Of the optimisers.
+        steps: Number of optimizer steps.
     """
 
     side: int
@@ -31,11 +31,11 @@ class Plan:
         lr: AdamW's, after `warmup` steps; constant, then falling linearly to zero.
         matrix_lr: Muon's, with the same course.
         warmup: Steps.
-        cooldown: Share of the steps over which the rates fall, above 0.
-        weight_decay: Of both.
-        clip_norm: Of the gradient.
+        cooldown: Fraction of the steps over which the learning rates fall, above 0.
+        weight_decay: Weight decay of both optimizers.
+        clip_norm: Maximum norm of the gradient.
         ema: Decay of the weights' moving average, which is the result.
-        seed: Of weights, slices and prompts.
+        seed: Random seed of weights, slices and prompts.
         bf16: Matrix products in bfloat16: twice as fast on processors made for it, ten times slower on others; on an
             H100 no faster: 115 ms a step of 48 frames with 16 prompts, and 117 in TensorFloat-32.
     """
@@ -53,9 +53,9 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of all phases."""
+        """Steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     def pace(self, step: int) -> float:
-        """Of the learning rates, the share in step `step`, counted from 0."""
+        """Factor of the learning rates in step `step`, counted from 0."""
         return min((step + 1) / self.warmup, 1.0, (self.steps - step) / (self.cooldown * self.steps))

@@ -18,7 +18,7 @@ from samri.errors import InputError
 from samri.model import weights_sha256
 from samri.staging import staged_file
 from samri_tiny._cuda_graph import Replayed
-from samri_tiny._examples import Batch, DrawnExamples, collate, one_thread
+from samri_tiny._examples import DrawnExamples, ExampleBatch, collate, one_thread
 from samri_tiny._frame import FrameWindow, corners
 from samri_tiny._log import Log
 from samri_tiny._loss import prompt_losses
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 AGAIN = 1 / 3
 """Share of prompts that are asked a second time, with a correction."""
 ASKED = ("box", "point", "both", "before", "refined")
-"""Of what the log has the Dice: by prompt, and of those asked again, before and after."""
+"""Prompts whose Dice is logged: by kind, and before and after a correction."""
 
 Teacher = Callable[..., Sequence[Tensor]]
 """(a batch's tensors, what is asked again, chance) -> the loss and the Dice of `ASKED`; fills the gradients."""
@@ -73,7 +73,7 @@ def pretrain(
         InputError: `folder` holds the state of another plan or start, or a loss wasn't finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(plan, start, device)
+    run = _PretrainingRun(plan, start, device)
     run.resume(folder / "last.pt")
     log = Log(folder / "log.jsonl", run.step, log_every, progress)
     with _tensor_float32():
@@ -100,7 +100,7 @@ def _tensor_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-class _Run:
+class _PretrainingRun:
     """The state that steps change."""
 
     def __init__(self, plan: Plan, start: Mapping[str, Tensor] | None, device: torch.device) -> None:
@@ -118,7 +118,9 @@ class _Run:
         self._average = MovingAverage(parameters, plan.ema)
         self._diverged = torch.zeros((), dtype=torch.bool, device=device)
 
-    def batches(self, label_maps: Sequence[LabelMap], workers: int) -> Iterator[tuple[Batch, FrameWindow, Teacher]]:
+    def batches(
+        self, label_maps: Sequence[LabelMap], workers: int
+    ) -> Iterator[tuple[ExampleBatch, FrameWindow, Teacher]]:
         """What is left to learn from, the window to do it in, and what teaches there."""
         first = 0
         for phase in self.plan.phases:
@@ -146,7 +148,7 @@ class _Run:
                     yield batch, window, teach
             first = last
 
-    def learn(self, batch: Batch, window: FrameWindow, teach: Teacher) -> dict[str, Tensor]:
+    def learn(self, batch: ExampleBatch, window: FrameWindow, teach: Teacher) -> dict[str, Tensor]:
         """One step: every prompt is asked, and some of them a second time with a correction."""
         seed = self.plan.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
@@ -174,7 +176,7 @@ class _Run:
         """The loss, whose gradients are filled, and the mean Dice of `ASKED`; nothing waits for the device in here."""
         self.sam.zero_grad(set_to_none=True)
         *fields, again, chance = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
-        batch = Batch(*fields)
+        batch = ExampleBatch(*fields)
         images, targets = batch.images(), batch.targets()
         with self._autocast():
             embeddings = window.encode(images).repeat_interleave(len(targets) // len(images), 0)
@@ -208,7 +210,7 @@ class _Run:
             raise InputError(f"by step {self.step} the loss is not finite; lower the plan's lr")
 
     def averaged(self) -> Sam:
-        """The model with its averaged weights, for good."""
+        """The model, with its averaged weights in place."""
         with self._average.in_place():
             state = {name: value.to(CPU, copy=True) for name, value in self.sam.state_dict().items()}
         result = tiny_sam(self.plan.seed)
@@ -250,7 +252,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
     return values
 
 
-def _dice_by_prompt(first: Tensor, second: Tensor, targets: Tensor, again: Tensor, batch: Batch) -> list[Tensor]:
+def _dice_by_prompt(first: Tensor, second: Tensor, targets: Tensor, again: Tensor, batch: ExampleBatch) -> list[Tensor]:
     """Mean Dice of mask 0, of each of `ASKED`; NaN where nothing was asked so."""
     dice, refined = _dice(first, targets), _dice(second, targets[again])
     boxed, pointed = batch.labels[:, 1] >= 2, batch.labels[:, 0] == 1

@@ -28,7 +28,7 @@ from samri.contract import (
 )
 from samri.prompts import ABSENT
 from samri_runtime._graphs import check_pair
-from samri_runtime.providers import BoundSession, Session, put
+from samri_runtime.providers import BoundSession, Session, copy_to_device
 
 SINGLE, CANDIDATES, ALL = slice(0, 1), slice(1, None), slice(None)
 """SAM's masks: one for a prompt that leaves no doubt, and candidates for one that does."""
@@ -104,7 +104,7 @@ class StaticDecoder:
     """A session for each of a few sizes, opened when first needed; several threads take turns.
 
     Args:
-        session: Of free shapes; only its description is used.
+        session: Session of free shapes; only its description is used.
         open_fixed: Opens the same graph with axes of fixed sizes.
     """
 
@@ -122,7 +122,7 @@ class StaticDecoder:
         """See `Decoder`; `features` stay on the device for as long as calls pass the same array."""
         with self._lock:
             if self._resident is None or self._resident() is not features:
-                put({"image_embeddings": self._embedding}, "image_embeddings", features)
+                copy_to_device({"image_embeddings": self._embedding}, "image_embeddings", features)
                 self._resident = weakref.ref(features)
             outputs = []
             for chunk in prompt_chunks(len(labels), _STATIC_PROMPTS[-1]):
@@ -151,7 +151,7 @@ class SplitDecoder:
     """The decoder in two graphs; it may be called from several threads.
 
     Args:
-        session: Of `decoder_prompts`.
+        session: Session of `decoder_prompts`.
         masks: M, the number of masks per prompt.
         open_image: Opens `decoder_image`, when first needed.
         open_whole: Opens `decoder`, when first needed.

@@ -56,7 +56,7 @@ class Embedding:
         shape: (H, W) of the slice, to which prompts and masks refer.
         embedding_id: Identifies the encoder weights, preprocessing and precision.
         cached: Whether it was read from the embedding cache; the encoder graph isn't opened then.
-        made: Provenance: SHA-256 of the encoder graph, provider, versions.
+        provenance: SHA-256 of the encoder graph, provider, versions; `made` in files.
         notes: Messages for the user, such as that a cached embedding was damaged.
 
     Example:
@@ -71,7 +71,7 @@ class Embedding:
     shape: tuple[int, int]
     embedding_id: str | None
     cached: bool = False
-    made: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def half(self) -> Embedding:
@@ -101,7 +101,7 @@ class Embedding:
             raise ValueError(
                 f"the embedding holds numbers beyond the range of {precision}: save it as fp32, or encode again"
             )
-        pieces = pack(self, precision)
+        pieces = to_bytes(self, precision)
         with staged_file(path) as staged:
             descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
             with os.fdopen(descriptor, "wb") as file:
@@ -115,11 +115,13 @@ class Embedding:
             InputError: There is no such file, or it is damaged.
         """
         try:
-            embedding, _, _ = unpack(Path(path).read_bytes())
+            embedding, _, _ = from_bytes(Path(path).read_bytes())
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         except DamagedFileError as error:
-            raise InputError(f"{path} is no valid embedding ({error}): copy it again, or encode the image") from error
+            raise InputError(
+                f"{path} is not a valid embedding ({error}): copy it again, or encode the image"
+            ) from error
         return embedding
 
 
@@ -134,13 +136,13 @@ def rounded(features: npt.NDArray[np.float32], precision: StoredPrecision) -> np
     return features if precision == "fp32" else features.astype(np.float16).astype(np.float32)
 
 
-def pack(embedding: Embedding, precision: StoredPrecision, key: str = "") -> list[memoryview]:
+def to_bytes(embedding: Embedding, precision: StoredPrecision, key: str = "") -> list[memoryview]:
     """The bytes of the file, in pieces, so that the features aren't copied.
 
     Args:
         embedding: With an `embedding_id`, and finite in `precision` (see `fits`).
-        precision: Of the file.
-        key: Of the cache entry, if it is one.
+        precision: Precision of the numbers in the file.
+        key: Key of the cache entry; empty for any other file.
     """
     name, dtype = _DTYPES[precision]
     data = np.ascontiguousarray(embedding.features, dtype=dtype)
@@ -152,7 +154,7 @@ def pack(embedding: Embedding, precision: StoredPrecision, key: str = "") -> lis
             "height": str(embedding.shape[0]),
             "width": str(embedding.shape[1]),
             "key": key,
-            "made": json.dumps(dict(embedding.made), sort_keys=True),
+            "made": json.dumps(dict(embedding.provenance), sort_keys=True),
         },
         _FEATURES: {"dtype": name, "shape": list(data.shape), "data_offsets": [0, data.nbytes]},
         _DIGEST: {
@@ -170,44 +172,44 @@ def pack(embedding: Embedding, precision: StoredPrecision, key: str = "") -> lis
     return [memoryview(header), numbers, memoryview(digest.digest())]
 
 
-def unpack(data: bytes) -> tuple[Embedding, StoredPrecision, str]:
+def from_bytes(data: bytes) -> tuple[Embedding, StoredPrecision, str]:
     """An embedding in float32, its precision in the file and its cache key, from the bytes of a file.
 
     Raises:
-        DamagedFileError: The bytes aren't those of `pack`.
+        DamagedFileError: The bytes aren't those of `to_bytes`.
     """
     if len(data) < 8 + _DIGEST_BYTES:
-        raise DamagedFileError("it is cut off")
+        raise DamagedFileError("it is truncated")
     view = memoryview(data)
     if hashlib.sha256(view[:-_DIGEST_BYTES]).digest() != view[-_DIGEST_BYTES:]:
         raise DamagedFileError("its checksum is wrong")
     length = int.from_bytes(view[:8], "little")
     if length > _LONGEST_HEADER or 8 + length > len(data) - _DIGEST_BYTES:
-        raise DamagedFileError("its header is cut off")
+        raise DamagedFileError("its header is truncated")
     # The checksum excludes damage, not a file that someone made by hand.
     try:
         return _read(json.loads(bytes(view[8 : 8 + length])), view[8 + length : -_DIGEST_BYTES])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
-        raise DamagedFileError("its header makes no sense") from error
+        raise DamagedFileError("its header is invalid") from error
 
 
 def _read(entries: Any, data: memoryview) -> tuple[Embedding, StoredPrecision, str]:
     metadata, tensor = entries["__metadata__"], entries[_FEATURES]
     version = str(metadata["format_version"])
     if metadata["format"] != FORMAT or version.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
-        raise DamagedFileError(f"it is no {FORMAT} {FORMAT_VERSION} file")
+        raise DamagedFileError(f"it is not a {FORMAT} {FORMAT_VERSION} file")
     precision = _PRECISIONS[tensor["dtype"]]
     shape = tuple(int(size) for size in tensor["shape"])
     if len(shape) != 4 or shape[0] != 1 or min(shape) < 1 or shape[2] != shape[3]:
-        raise DamagedFileError("its header makes no sense")
+        raise DamagedFileError("its header is invalid")
     values = np.frombuffer(data, _DTYPES[precision][1]).reshape(shape).astype(np.float32)
     if not np.isfinite(values).all():
         raise DamagedFileError("it holds NaN or infinite numbers")
     height, width = int(metadata["height"]), int(metadata["width"])
     if min(height, width) < 1:
-        raise DamagedFileError("its header makes no sense")
-    made = {str(name): str(value) for name, value in json.loads(metadata["made"]).items()}
-    embedding = Embedding(values, (height, width), str(metadata["embedding_id"]), made=made)
+        raise DamagedFileError("its header is invalid")
+    provenance = {str(name): str(value) for name, value in json.loads(metadata["made"]).items()}
+    embedding = Embedding(values, (height, width), str(metadata["embedding_id"]), provenance=provenance)
     return embedding, precision, str(metadata["key"])

@@ -35,7 +35,7 @@ def open_graph(
         ProviderError: The provider can't be used, and why.
         MissingDependencyError: ONNX Runtime isn't installed.
     """
-    with bundle.opening(role, bundle.manifest.precision_with(role, precision)) as file:
+    with bundle.verified_graph(role, bundle.manifest.precision_with(role, precision)) as file:
         session = open_session(
             file, provider, provider_options=provider_options, threads=threads, fixed_axes=fixed_axes, profile=profile
         )

@@ -51,7 +51,7 @@ class Background(Generic[T]):
             self._wait()
 
     def result(self) -> T:
-        """What the work returned, once it is over; what it raised is raised here."""
+        """The result of the work, once it is done; an exception of the work is raised here."""
         self._wait()
         if self._error is not None:
             raise self._error
@@ -64,7 +64,7 @@ class Background(Generic[T]):
     def _run(self) -> None:
         try:
             self._answer.append(self._work())
-        except BaseException as error:  # For whoever asks for the result.
+        except BaseException as error:  # Raised again by `result`.
             self._error = error
         finally:
             _at_work.discard(self._thread)

@@ -18,7 +18,7 @@ from samri.bundle import Bundle
 from samri.errors import InputError, PromptError, ProviderError
 from samri.manifest import Graph, Manifest, Precision
 from samri.preprocessing import checked_pixels, preprocess
-from samri.prompts import Prompt, finite_numbers, gather, pack, to_model_frame
+from samri.prompts import Prompt, finite_numbers, prompts_from_arrays, to_batch, to_model_frame
 from samri_runtime import models
 from samri_runtime._decoders import ALL, CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
@@ -215,10 +215,10 @@ class Predictor:
             key = embedding_key(pixels, intensity_range, embedding_id, arithmetic)
         if self.cache is None or embedding_id is None or key is None:
             return self._run_encoder(pixels, intensity_range)
-        found, notes = self.cache.find(key, embedding_id, (1, *self.manifest.embedding_shape))
-        if found is not None:
+        cached, notes = self.cache.find(key, embedding_id, (1, *self.manifest.embedding_shape))
+        if cached is not None:
             _LOG.info("cache hit: %s", self.cache.path_of(key))
-            return replace(found, shape=(pixels.shape[0], pixels.shape[1]))
+            return replace(cached, shape=(pixels.shape[0], pixels.shape[1]))
         _LOG.info("cache miss: no embedding %s", key)
         return self.cache.keep(key, replace(self._run_encoder(pixels, intensity_range), notes=notes))
 
@@ -257,10 +257,10 @@ class Predictor:
         if prompts is None and boxes is None and points is None and point_labels is None:
             raise PromptError("no prompt: give boxes, points or prompts")
         self._check(embedding)
-        requested = gather(boxes, points, point_labels) if prompts is None else _listed(prompts)
+        requested = prompts_from_arrays(boxes, points, point_labels) if prompts is None else _listed(prompts)
         checked = [prompt.validate(embedding.shape) for prompt in requested]
         valid = tuple(prompt for prompt, _ in checked)
-        coords, labels = pack(valid)
+        coords, labels = to_batch(valid)
         low_res, scores = self.decode(embedding, coords, labels, mask_input, CANDIDATES if multimask else SINGLE)
         if not multimask:
             low_res, scores = low_res[:, 0], scores[:, 0]
@@ -280,16 +280,17 @@ class Predictor:
         coords: npt.NDArray[np.float32],
         labels: npt.NDArray[np.float32],
         mask_input: npt.ArrayLike | None = None,
-        wanted: slice = ALL,
+        requested_masks: slice = ALL,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Run the decoder on prompts that are packed already (`samri.prompts.pack`).
+        """Run the decoder on prompts that are packed already (`samri.prompts.to_batch`).
 
         Args:
             embedding: From `encode`.
             coords: (B, N, 2) float32 in pixels of the slice.
             labels: (B, N) float32.
             mask_input: As in `predict`.
-            wanted: Which of SAM's masks: the first is the single mask, the others are the candidates. Fewer are faster.
+            requested_masks: Range of SAM's masks: the first is the single mask, the others are the candidates. Fewer
+                are faster.
 
         Returns:
             Logits (B, M, L, L) and scores (B, M), float32.
@@ -304,10 +305,10 @@ class Predictor:
         masks = self._mask_input(mask_input, len(labels))
         if not len(labels):
             side = 4 * self.manifest.embedding_shape[1]
-            count = len(range(*wanted.indices(self.manifest.masks)))
+            count = len(range(*requested_masks.indices(self.manifest.masks)))
             return np.zeros((0, count, side, side), np.float32), np.zeros((0, count), np.float32)
         started = time.perf_counter()
-        low_res, scores = self._model.decoder(embedding.features, frame, labels, masks, wanted)
+        low_res, scores = self._model.decoder(embedding.features, frame, labels, masks, requested_masks)
         _LOG.info("decoded %d prompt(s) in %.3f s", len(labels), time.perf_counter() - started)
         if not (np.isfinite(low_res).all() and np.isfinite(scores).all()):
             raise ProviderError(
@@ -352,7 +353,7 @@ class Predictor:
         started = time.perf_counter()
         features = encoder.run({"image": model_input})["image_embeddings"]
         _LOG.info("encoded a slice of %d x %d in %.3f s", *pixels.shape[:2], time.perf_counter() - started)
-        made = {
+        provenance = {
             "encoder": self.bundle.graph("encoder", self.precision).sha256,
             "provider": self.providers["encoder"],
             "samri": __version__,
@@ -360,7 +361,7 @@ class Predictor:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         shape = (pixels.shape[0], pixels.shape[1])
-        return Embedding(features, shape, self.manifest.embedding_id(self.precision), made=made)
+        return Embedding(features, shape, self.manifest.embedding_id(self.precision), provenance=provenance)
 
 
 def _listed(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -40,7 +40,7 @@ def describe_inputs(
         "slice": view.describe(),
         "model": {**model, "intensity_range": intensity_range, "graphs": graphs},
         # With a cached embedding the encoder didn't run here; `made` has the provider that it ran on.
-        "embedding": {"from_cache": embedding.cached, "made": dict(embedding.made)},
+        "embedding": {"from_cache": embedding.cached, "made": dict(embedding.provenance)},
         "provider": {"requested": predictor.requested_provider, "ran": predictor.providers},
     }
 
@@ -122,11 +122,11 @@ def unknown_orientation(scan: Scan, plane: Plane | None) -> list[str]:
 
 def empty_objects(slice_labels: Sequence[npt.NDArray[Any]], objects: int) -> list[str]:
     """A note for each object without pixels in any label map."""
-    found = set[int]().union(*(np.unique(labels).tolist() for labels in slice_labels))
+    present = set[int]().union(*(np.unique(labels).tolist() for labels in slice_labels))
     return [
         f"object {label} has no pixels: the model found nothing there, or other objects cover it"
         for label in range(1, objects + 1)
-        if label not in found
+        if label not in present
     ]
 
 

@@ -98,8 +98,8 @@ def own_results(output: Path, scan: Path) -> list[str]:
     )
     every = dict.fromkeys(name for files in kinds for name in names_of(files))
     # A record could name any file; only those that a run writes count.
-    own = {*unchanged(output, {name: record["files"].get(name) for name in every}), _provenance_of(scan)}
-    return [name for name in every if name in own]
+    names = {*unchanged(output, {name: record["files"].get(name) for name in every}), _provenance_of(scan)}
+    return [name for name in every if name in names]
 
 
 def check_replaceable(
@@ -133,12 +133,12 @@ def replaced(
     output: Path, source: Path, candidates: int, *, png: bool, named: bool = False, volume: bool = False
 ) -> list[str]:
     """Notes on the files that will be replaced: results of an earlier run, and those that need --overwrite."""
-    own = own_results(output, source)
+    earlier_results = own_results(output, source)
     files = result_files(source, candidates, png=png, named=named, volume=volume)
-    new = [name for name in names_of(files) if name not in own]
+    new = [name for name in names_of(files) if name not in earlier_results]
     others = [name for name in new if os.path.lexists(output / name)]
     return [
-        *([f"replaced the results of an earlier run: {', '.join(own)}"] if own else []),
+        *([f"replaced the results of an earlier run: {', '.join(earlier_results)}"] if earlier_results else []),
         *([f"replaced, as --overwrite says: {', '.join(others)}"] if others else []),
     ]
 
@@ -294,16 +294,16 @@ def _overlay(
     boxes = [prompt.box for prompt in prompts if prompt.box is not None]
     points = np.concatenate([prompt.points for prompt in prompts])
     point_labels = np.concatenate([prompt.labels for prompt in prompts]).tolist()
-    drawn = [
+    prompts_to_draw = [
         draw_overlay(image, labels, boxes=boxes, points=points, point_labels=point_labels, spacing=spacing)
         for labels in slice_labels
     ]
-    if len(drawn) == 1:
-        return drawn[0]
+    if len(prompts_to_draw) == 1:
+        return prompts_to_draw[0]
     captions = [
         f"{number}: score {', '.join(f'{score:.2f}' for score in of_map)}" for number, of_map in enumerate(scores.T, 1)
     ]
-    return side_by_side(drawn, captions)
+    return side_by_side(prompts_to_draw, captions)
 
 
 def _difference(record: Mapping[str, Any], scan: Scan, view: SliceView | None, volume: bool) -> str | None:

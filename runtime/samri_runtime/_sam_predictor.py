@@ -11,7 +11,7 @@ import numpy.typing as npt
 from samri.errors import InputError, PromptError
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import checked_pixels, input_shape
-from samri.prompts import ABSENT, Prompt, finite_numbers, pack
+from samri.prompts import ABSENT, Prompt, finite_numbers, to_batch
 from samri_runtime._decoders import CANDIDATES, SINGLE
 from samri_runtime._embedding import Embedding
 from samri_runtime._predictor import Predictor
@@ -147,4 +147,4 @@ def _packed(
     if points is None and box is None:
         return np.zeros((1, 1, 2), np.float32), np.full((1, 1), ABSENT, np.float32)
     corners = None if box is None else finite_numbers(box, "box").reshape(-1)
-    return pack([Prompt.of(points, labels, corners)])
+    return to_batch([Prompt.of(points, labels, corners)])

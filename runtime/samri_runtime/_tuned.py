@@ -171,7 +171,7 @@ def _config_errors() -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         raise OutputError(
-            f"cannot keep the tuned settings: {error}: set SAMRI_CONFIG_DIR to a folder of yours"
+            f"cannot keep the tuned settings: {error}: set SAMRI_CONFIG_DIR to a folder you own"
         ) from error
 
 

@@ -139,8 +139,8 @@ def user_folder(kind: Literal["cache", "config"]) -> Path:
     Raises:
         RuntimeError: The home folder is unknown.
     """
-    if chosen := os.environ.get(f"SAMRI_{kind.upper()}_DIR"):
-        return Path(chosen).expanduser()
+    if override := os.environ.get(f"SAMRI_{kind.upper()}_DIR"):
+        return Path(override).expanduser()
     if sys.platform == "win32":
         variable, default = ("LOCALAPPDATA", "Local") if kind == "cache" else ("APPDATA", "Roaming")
         return Path(os.environ.get(variable) or Path.home() / "AppData" / default) / "samri"

@@ -21,7 +21,7 @@ from samri.manifest import Precision
 from samri.outliers import outlier_note
 from samri.preprocessing import percentile_range
 from samri.privacy import without_folders
-from samri.prompts import Prompt, gather
+from samri.prompts import Prompt, prompts_from_arrays
 from samri_runtime import models
 from samri_runtime._prediction import Prediction
 from samri_runtime._predictor import Predictor
@@ -232,7 +232,7 @@ def segment(
     """
     if prompts is not None and not (boxes is None and points is None and point_labels is None):
         raise PromptError("give either prompts, or boxes and points")
-    requested = gather(boxes, points, point_labels) if prompts is None else list(prompts)
+    requested = prompts_from_arrays(boxes, points, point_labels) if prompts is None else list(prompts)
     if not requested:
         raise PromptError("there is no prompt: give boxes, points or prompts")
     check_names(names, len(requested))
@@ -252,8 +252,8 @@ def segment(
         except MemoryError as error:
             rows, columns = view.shape
             raise InputError(
-                f"out of memory with a slice of {rows} x {columns} pixels: close other programs, cut out the part that "
-                "is needed, or name a smaller --model"
+                f"out of memory with a slice of {rows} x {columns} pixels: close other programs, crop it to the "
+                "part you need, or name a smaller --model"
             ) from error
 
 
@@ -270,13 +270,13 @@ def _segment(
     volume_range = percentile_range(scan.voxels, profile) if profile.intensity == "percentile" else None
     started = time.perf_counter()
     embedding = predictor.encode(image, intensity_range=volume_range)
-    encoded = time.perf_counter()
+    encoded_at = time.perf_counter()
     prediction = predictor.predict(embedding, prompts=prompts, multimask=multimask)
     maps = [LabelMap(view.shape, len(prompts)) for _ in range(3 if multimask else 1)]
     for logits in prediction.each_logits():
         for labels, candidate in zip(maps, logits if multimask else logits[np.newaxis], strict=True):
             labels.add(candidate)
-    seconds = {"encode": encoded - started, "decode": time.perf_counter() - encoded}
+    seconds = {"encode": encoded_at - started, "decode": time.perf_counter() - encoded_at}
     slice_labels = tuple(labels.labels for labels in maps)
     notes = [
         *scan.notes,
@@ -367,7 +367,7 @@ def check_names(names: Sequence[str], objects: int) -> None:
         InputError: Another number of names, an empty one, or one twice.
     """
     if names and len(names) != objects:
-        raise InputError(f"give one name (--label) per object, so {objects}, in the order of the prompts; or none")
+        raise InputError(f"give one name (--label) per object, that is {objects}, in the order of the prompts; or none")
     if not all(name.strip() and name.isprintable() for name in names):
         raise InputError("a name (--label) must be printable, and not empty")
     if len(set(names)) < len(names):

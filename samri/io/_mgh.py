@@ -36,7 +36,7 @@ def read_mgh(path: Path, frame: int | None) -> VolumeImage:
             raise InputError(f"{path} is empty: copy it again")
         if len(start) < _HEADER_BYTES or start[:4] != b"\0\0\0\1":
             raise InputError(
-                f"{path} is not a FreeSurfer volume, although its name says so: check the name, or convert it "
+                f"{path} is not a FreeSurfer volume despite its name: check the name, or convert it "
                 f"(mri_convert {path.name} scan.nii.gz)"
             )
         *sides, kind, _, placed = struct.unpack_from(">6ih", start, 4)
@@ -48,9 +48,9 @@ def read_mgh(path: Path, frame: int | None) -> VolumeImage:
         *volume, frames = check_shape(path, tuple(sides))
         dtype = np.dtype(_DTYPES[kind])
         data_bytes = source.check((*volume, frames), dtype, _HEADER_BYTES, frames)
-        chosen = choose_frame(path, frames, frame)
+        index = choose_frame(path, frames, frame)
         frame_bytes = data_bytes // frames
-        source.bytes.seek(_HEADER_BYTES + chosen * frame_bytes)
+        source.bytes.seek(_HEADER_BYTES + index * frame_bytes)
         content = bytearray(source.bytes.read(frame_bytes))
         source.finish(_HEADER_BYTES, data_bytes)
         voxels = np.frombuffer(content, dtype).reshape(volume, order="F")
@@ -59,12 +59,12 @@ def read_mgh(path: Path, frame: int | None) -> VolumeImage:
         numbers = _UNPLACED
     affine = _affine(numbers, tuple(volume))
     if not np.isfinite(affine).all() or not affine[:3, :3].any(axis=0).all():
-        raise InputError(f"{path} has voxel sizes or directions that make no sense: correct them, and save it again")
+        raise InputError(f"{path} has invalid voxel sizes or directions: correct them, and save it again")
     return VolumeImage(
         voxels.astype(dtype.newbyteorder("="), copy=False),
         affine,
         grid_of(affine, tuple(volume)),
-        chosen,
+        index,
         frames,
         () if placed > 0 else ("it doesn't say where its axes point: read as coronal slices, as FreeSurfer does",),
     )

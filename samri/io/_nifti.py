@@ -24,7 +24,7 @@ _LONGEST_NIFTI1_SIDE = 32767
 
 
 class VolumeImage(NamedTuple):
-    """What a reader of volumes returns: (I, J) or (I, J, K) voxels of one frame and their place."""
+    """The result of a volume reader: (I, J) or (I, J, K) voxels of one frame and their place."""
 
     voxels: npt.NDArray[Any]
     affine: npt.NDArray[np.float64]
@@ -123,20 +123,20 @@ def _pair(path: Path) -> tuple[Path, Path]:
     """The `.hdr` and the `.img`, plain or gzipped, that belong to one of them."""
     name = path.name
     zipped = name[-3:] if name.lower().endswith(".gz") else ""
-    stem, own = name[: len(name) - len(zipped) - 4], name[len(name) - len(zipped) - 4 :][:4]
-    given = own.lower()
-    other = ".img" if given == ".hdr" else ".hdr"
-    other = other.upper() if own.isupper() else other
+    stem, suffix = name[: len(name) - len(zipped) - 4], name[len(name) - len(zipped) - 4 :][:4]
+    lower_suffix = suffix.lower()
+    other = ".img" if lower_suffix == ".hdr" else ".hdr"
+    other = other.upper() if suffix.isupper() else other
     candidates = [path.with_name(stem + other + end) for end in dict.fromkeys((zipped, "", ".gz"))]
-    found = next((candidate for candidate in candidates if candidate.exists()), None)
+    partner = next((candidate for candidate in candidates if candidate.exists()), None)
     # What is wrong with the file itself is told first.
-    if path.exists() and found is None:
-        if given == ".hdr":
+    if path.exists() and partner is None:
+        if lower_suffix == ".hdr":
             with volume_stream(path) as source:
                 read_header(source, pair=True)
         raise InputError(f"{path} needs {candidates[0].name} beside it: copy both, or convert the pair to one .nii.gz")
-    second = found or candidates[0]
-    return (path, second) if given == ".hdr" else (second, path)
+    second = partner or candidates[0]
+    return (path, second) if lower_suffix == ".hdr" else (second, path)
 
 
 def _read_voxels(source: VolumeStream, header: NiftiHeader, frame: int | None) -> VolumeImage:
@@ -146,13 +146,13 @@ def _read_voxels(source: VolumeStream, header: NiftiHeader, frame: int | None) -
     shape = check_shape(path, header.shape)
     frames = shape[3] if len(shape) == 4 else 1
     data_bytes = source.check(shape, header.dtype, header.offset, frames)
-    chosen = choose_frame(path, frames, frame)
+    index = choose_frame(path, frames, frame)
     # A file object, not a name: the rest of a gzip stream can then be read to reach its checksum.
     proxy = nibabel.arrayproxy.ArrayProxy(
         source.bytes, (shape, header.dtype, header.offset, *header.scaling), mmap=False
     )
     try:
-        voxels = np.asanyarray(proxy[..., chosen] if len(shape) == 4 else proxy)
+        voxels = np.asanyarray(proxy[..., index] if len(shape) == 4 else proxy)
     except ValueError as error:
         raise source.broken_off(data_bytes) from error
     source.finish(header.offset, data_bytes)
@@ -161,7 +161,7 @@ def _read_voxels(source: VolumeStream, header: NiftiHeader, frame: int | None) -
         np.require(voxels, voxels.dtype.newbyteorder("="), "W"),
         header.affine,
         header.grid,
-        chosen,
+        index,
         frames,
         header.notes,
     )

@@ -1,4 +1,4 @@
-"""What a NIfTI header says, put right where the way to do so is known, and where it places the grid."""
+"""A NIfTI header, corrected where the correction is known, and the position of its grid in space."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class NiftiHeader:
 
     Attributes:
         shape: As stored, all axes.
-        dtype: Of the voxels.
+        dtype: Type of the voxels.
         offset: Byte of the first voxel, in the file that holds the voxels.
         scaling: Slope and intercept; (1, 0) where the header's slope is 0 or not finite, which means no scaling.
         affine: (4, 4) float64, voxel indices to millimetres in RAS+.
@@ -81,7 +81,7 @@ def read_header(source: VolumeStream, *, pair: bool) -> NiftiHeader:
         pair: It is a `.hdr`, whose voxels lie in an `.img`.
 
     Raises:
-        InputError: It isn't the header of a NIfTI file of that kind, or makes no sense.
+        InputError: It isn't the header of a NIfTI file of that kind, or is invalid.
     """
     nibabel = require("nibabel")
     path = source.path
@@ -114,7 +114,7 @@ def read_header(source: VolumeStream, *, pair: bool) -> NiftiHeader:
         ValueError,
         OverflowError,
     ) as error:
-        raise InputError(f"{path} has a header that makes no sense ({one_line(error)}): export it again") from error
+        raise InputError(f"{path} has an invalid header ({one_line(error)}): export it again") from error
 
 
 def _scaling(header: Any) -> tuple[float, float]:
@@ -145,21 +145,21 @@ def _version(path: Path, start: bytes, pair: bool) -> Literal[1, 2]:
         version = 2
     if version is None:
         if not pair:
-            raise InputError(f"{path} is not a NIfTI file, although its name says so: convert it or check the name")
+            raise InputError(f"{path} is not a NIfTI file despite its name: convert it or check the name")
         if struct.pack("<i", 348) == start[:4] or struct.pack(">i", 348) == start[:4]:
             raise InputError(
                 f"{path} is the header of an Analyze image, which doesn't tell left from right: convert it "
                 f"(nib-convert {path.name} scan.nii.gz, part of nibabel), and check its orientation in a viewer"
             )
         raise InputError(
-            f"{path} is not the header of a NIfTI pair, although its name says so: check the name, or convert the "
+            f"{path} is not the header of a NIfTI pair despite its name: check the name, or convert the "
             "image to .nii.gz with the program that wrote it (nib-convert or mri_convert, for many formats)"
         )
     single = b"n+" in (start[344:346], start[4:6])
     if single and pair:
-        raise InputError(f"{path} is a one-file NIfTI: let its name end in .nii")
+        raise InputError(f"{path} is a one-file NIfTI: rename it to end in .nii")
     if not single and not pair:
-        raise InputError(f"{path} is the header of a two-file NIfTI: let its name end in .hdr, beside its .img")
+        raise InputError(f"{path} is the header of a two-file NIfTI: rename it to end in .hdr, beside its .img")
     return version
 
 
@@ -175,9 +175,7 @@ def _voxels_behind_header(path: Path, block: bytes, version: Literal[1, 2]) -> t
     if not 0 <= offset < first:
         return block, []
     if block[first - 4]:
-        raise InputError(
-            f"{path} has a header that makes no sense (extensions, and voxels from byte {offset:g}): export it again"
-        )
+        raise InputError(f"{path} has an invalid header (extensions, and voxels from byte {offset:g}): export it again")
     patched = bytearray(block)
     struct.pack_into(order + kind, patched, where, first)
     return bytes(patched), [f"its header says that voxels begin at byte {offset:g}, inside of it: read from {first}"]
@@ -207,7 +205,7 @@ def _difference(header: Any, sform: npt.NDArray[np.float64], placing: Any, shape
     try:
         qform = np.array(placing.get_qform(), np.float64)
     except ValueError:
-        return ["its qform makes no sense; SAMRI follows the sform, and so does --plane"]
+        return ["its qform is invalid; SAMRI follows the sform, and so does --plane"]
     sides = [n - 1 for n in shape[:3]] + [0] * (3 - len(shape[:3]))
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*sides, 1]
     apart = float(np.hypot.reduce((corners @ (sform - qform).T)[:, :3], axis=1).max())

@@ -87,7 +87,7 @@ def _checked(path: Path, data: bytes) -> bytes:
         raise InputError(f"{path} is empty: copy it again")
     kind = raster_format(data)
     if kind is None:
-        raise InputError(f"{path} is not a PNG, JPEG or TIFF file, although its name says so: check the name")
+        raise InputError(f"{path} is not a PNG, JPEG or TIFF file despite its name: check the name")
     try:
         if kind == "PNG":
             _check_pixels(path, png_size(data))
@@ -99,7 +99,7 @@ def _checked(path: Path, data: bytes) -> bytes:
             if pages > 1:
                 count = f"{pages} or more" if pages == MOST_PAGES else pages
                 raise InputError(
-                    f"{path} has {count} pages: save the page that is meant as its own file, or a volume as NIfTI"
+                    f"{path} has {count} pages: save the page you need as its own file, or a volume as NIfTI"
                 )
             _check_pixels(path, size)
             check_deflate(data, size)
@@ -114,7 +114,7 @@ def _check_pixels(path: Path, size: tuple[int, int]) -> None:
     if width * height > _MOST_PIXELS:
         raise InputError(
             f"{path} has {width} x {height} pixels by its header, and more than {_MOST_PIXELS} are not read: "
-            "cut out the part that is needed"
+            "crop it to the part you need"
         )
 
 

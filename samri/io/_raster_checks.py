@@ -63,12 +63,12 @@ def png_size(data: bytes) -> tuple[int, int]:
     """Width and height as the header states them, of a file that isn't checked yet.
 
     Raises:
-        BrokenFileError: It breaks off before.
+        BrokenFileError: It ends earlier.
     """
     try:
         header = png_header(data)
     except struct.error as error:
-        raise BrokenFileError("it breaks off") from error
+        raise BrokenFileError("it is truncated") from error
     return header.width, header.height
 
 
@@ -76,7 +76,7 @@ def checked_png(data: bytes) -> bytes:
     """The PNG without the chunks that its pixels don't depend on, once it is known to be whole.
 
     Raises:
-        BrokenFileError: A chunk is missing, cut or changed, the header makes no sense, or there are fewer or more
+        BrokenFileError: A chunk is missing, cut or changed, the header is invalid, or there are fewer or more
             pixels than it promises.
     """
     chunks = list(_chunks(data))
@@ -99,11 +99,11 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     kind = b""
     while kind != b"IEND":
         if len(data) < position + 12:
-            raise BrokenFileError("it breaks off")
+            raise BrokenFileError("it is truncated")
         (length,) = struct.unpack_from(">I", data, position)
         end = position + 12 + length
         if len(data) < end:
-            raise BrokenFileError("it breaks off")
+            raise BrokenFileError("it is truncated")
         if zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise BrokenFileError("a checksum is wrong")
         kind = data[position + 4 : position + 8]
@@ -192,7 +192,7 @@ _TIFF_DAMAGE = ("PackBitsDecode: Discarding", "JPEGLib: Corrupt", "JPEGLib: Prem
 
 
 def raster_format(data: bytes) -> RasterFormat | None:
-    """What the first bytes say that the file is; None for anything else."""
+    """Kind of a file by its first bytes; None for anything else."""
     if data.startswith(PNG_START):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -224,15 +224,15 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         position += 2 + length
         if marker == 0xFFDA:
             scans += 1
-            found = _JPEG_MARKER.search(data, position)
-            if found is None or size is None:
+            match = _JPEG_MARKER.search(data, position)
+            if match is None or size is None:
                 break
-            if data[found.end() - 1] == 0xD9:
+            if data[match.end() - 1] == 0xD9:
                 return size
             if scans == _MOST_SCANS:
                 raise BrokenFileError(f"it has more than {_MOST_SCANS} scans")
-            position = found.start()
-    raise BrokenFileError("it breaks off")
+            position = match.start()
+    raise BrokenFileError("it is truncated")
 
 
 def jpeg_damage(log: str) -> tuple[str | None, str]:
@@ -246,9 +246,10 @@ def jpeg_damage(log: str) -> tuple[str | None, str]:
 def tiff_damage(log: str) -> tuple[str | None, str]:
     """As `jpeg_damage`, of what OpenCV logs for libtiff (from OpenCV 4.11 on; earlier ones say nothing)."""
     lines = log.splitlines(keepends=True)
-    found = [match for match in map(_TIFF_COMPLAINT.match, lines) if match]
+    complaints = [match for match in map(_TIFF_COMPLAINT.match, lines) if match]
     damage = next(
-        (text for level, text in map(re.Match.groups, found) if level == "Error" or text.startswith(_TIFF_DAMAGE)), None
+        (text for level, text in map(re.Match.groups, complaints) if level == "Error" or text.startswith(_TIFF_DAMAGE)),
+        None,
     )
     return damage, "".join(line for line in lines if not _OPENCV_LINE.match(line))
 
@@ -272,7 +273,7 @@ def tiff_page(data: bytes) -> tuple[int, tuple[int, int], bytes]:
         (directory,) = struct.unpack_from(order + offset_type, data, 8 if big else 4)
         while directory and len(directories) < MOST_PAGES:
             if directory in directories:
-                raise BrokenFileError("its pages run in a circle")
+                raise BrokenFileError("its pages form a loop")
             (count,) = struct.unpack_from(order + count_type, data, directory)
             first = directory + struct.calcsize(order + count_type)
             following = struct.unpack_from(order + offset_type, data, first + count * entry_bytes)[0]
@@ -288,7 +289,7 @@ def tiff_page(data: bytes) -> tuple[int, tuple[int, int], bytes]:
             directories.add(directory)
             directory = following
     except (struct.error, OverflowError) as error:
-        raise BrokenFileError("it breaks off") from error
+        raise BrokenFileError("it is truncated") from error
     if not directories:
         raise BrokenFileError("it holds no page")
     return len(directories), (sides[_TIFF_WIDTH], sides[_TIFF_HEIGHT]), bytes(patched)

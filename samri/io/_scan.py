@@ -39,8 +39,8 @@ class Scan:
             fields; None for a raster.
         frame: Which frame of a 4-D file this is.
         frames: How many there are.
-        notes: What the reader had to put right, in plain lines.
-        sha256: Of the bytes that were read, in hexadecimal digits.
+        notes: What the reader had to put right, one line each.
+        sha256: SHA-256 of the bytes that were read, in hexadecimal digits.
     """
 
     path: Path
@@ -117,7 +117,7 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
     except OSError as error:
         raise InputError(f"cannot read {path}: {os.strerror(error.errno) if error.errno else error}") from error
     except MemoryError as error:
-        raise InputError(f"{path} does not fit in memory: cut out the part that is needed") from error
+        raise InputError(f"{path} does not fit in memory: crop it to the part you need") from error
     if not np.isfinite(scan.affine).all():
         raise InputError(
             f"{path} has an affine of NaN or infinite numbers: correct its sform or qform, and save it again"

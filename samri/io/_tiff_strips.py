@@ -38,7 +38,7 @@ def check_deflate(data: bytes, size: tuple[int, int]) -> None:
     room = _PIXEL_BYTES * max(size[0] * size[1], _SMALLEST)
     for offset, length in sorted(strips):
         if offset + length > len(data):
-            raise BrokenFileError("it breaks off")
+            raise BrokenFileError("it is truncated")
         room -= _unpacked_bytes(data[offset : offset + length], room)
 
 
@@ -51,7 +51,7 @@ def _deflated_strips(data: bytes) -> set[tuple[int, int]]:
     (entries,) = struct.unpack_from(order + count_type, data, directory)
     first = directory + struct.calcsize(order + count_type)
     compression = 1
-    found: dict[str, tuple[int, ...]] = {}
+    fields: dict[str, tuple[int, ...]] = {}
     for entry in range(first, first + entries * entry_bytes, entry_bytes):
         tag, kind, count = struct.unpack_from(f"{order}HH{offset_type}", data, entry)
         place = entry + entry_bytes - inline
@@ -61,11 +61,11 @@ def _deflated_strips(data: bytes) -> set[tuple[int, int]]:
             numbers = f"{order}{count}{_NUMBERS[kind]}"
             if struct.calcsize(numbers) > inline:
                 (place,) = struct.unpack_from(order + offset_type, data, place)
-            found[_PLACES[tag]] = struct.unpack_from(numbers, data, place)
-    if compression not in _DEFLATE or len(found) < 2:
+            fields[_PLACES[tag]] = struct.unpack_from(numbers, data, place)
+    if compression not in _DEFLATE or len(fields) < 2:
         return set()
     # A strip of no bytes stands for one that was never written.
-    return {(offset, size) for offset, size in zip(found["offsets"], found["sizes"], strict=False) if size}
+    return {(offset, size) for offset, size in zip(fields["offsets"], fields["sizes"], strict=False) if size}
 
 
 def _unpacked_bytes(strip: bytes, room: int) -> int:
@@ -80,7 +80,7 @@ def _unpacked_bytes(strip: bytes, room: int) -> int:
             if total > room:
                 raise BrokenFileError("it unpacks to more than its pixels")
             if not piece and not strip and not unpacker.eof:
-                raise BrokenFileError("a strip breaks off")
+                raise BrokenFileError("a strip is truncated")
     except zlib.error as error:
         raise BrokenFileError("a strip is not what its checksum says") from error
     return total

@@ -54,13 +54,11 @@ class VolumeStream:
         if offset + data_bytes > self.limit:
             raise self.broken_off(data_bytes)
         if offset > _MOST_AROUND:
-            raise InputError(
-                f"{self.path} has a header that makes no sense (voxels from byte {offset}): export it again"
-            )
+            raise InputError(f"{self.path} has an invalid header (voxels from byte {offset}): export it again")
         if data_bytes // frames > _memory():
             raise InputError(
                 f"{self.path} does not fit in memory ({data_bytes // frames} bytes of voxels): "
-                "cut out the part that is needed"
+                "crop it to the part you need"
             )
         return data_bytes
 
@@ -68,22 +66,20 @@ class VolumeStream:
         """Read to the end, whichever part was used: only there does gzip compare its checksum.
 
         Raises:
-            InputError: The content ends before the voxels do, or goes on far beyond them.
+            InputError: The content ends before the voxels do, or continues far beyond them.
         """
         end = offset + data_bytes
         while self.bytes.tell() < end + _MOST_AROUND:
             if not self.bytes.read(_BLOCK):
                 break
         else:
-            raise InputError(
-                f"{self.path} goes on for more than {_MOST_AROUND} bytes behind its voxels: export it again"
-            )
+            raise InputError(f"{self.path} has more than {_MOST_AROUND} bytes after its voxels: export it again")
         if self.bytes.tell() < end:
             raise self.broken_off(data_bytes)
 
     def broken_off(self, data_bytes: int) -> InputError:
         """The error about a file that ends too early."""
-        return InputError(f"{self.path} breaks off: its header promises {data_bytes} bytes of voxels: copy it again")
+        return InputError(f"{self.path} is truncated: its header promises {data_bytes} bytes of voxels: copy it again")
 
 
 @contextlib.contextmanager
@@ -91,7 +87,7 @@ def volume_stream(path: Path) -> Iterator[VolumeStream]:
     """Open a volume's file; what is wrong with its bytes is told in one line.
 
     Raises:
-        InputError: It isn't a regular file, is a damaged gzip, or breaks off.
+        InputError: It isn't a regular file, is a damaged gzip, or is truncated.
         OSError: The file can't be read.
     """
     with open_regular(path) as file:
@@ -106,11 +102,11 @@ def volume_stream(path: Path) -> Iterator[VolumeStream]:
                 # The interface is that of any binary file.
                 yield VolumeStream(path, stream, size * _MOST_DEFLATED)  # type: ignore[arg-type]
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path} is a damaged or broken off gzip file ({error}): copy it again") from error
+            raise InputError(f"{path} is a damaged or truncated gzip file ({error}): copy it again") from error
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise InputError(f"{path} breaks off ({one_line(error)}): copy it again") from error
+            raise InputError(f"{path} is truncated ({one_line(error)}): copy it again") from error
 
 
 def choose_frame(path: Path, frames: int, frame: int | None) -> int:
@@ -123,8 +119,8 @@ def choose_frame(path: Path, frames: int, frame: int | None) -> int:
     if frame is None and frames > 1:
         raise MissingFrameError(f"{path} has {frames} frames: choose one with --frame 0 to {frames - 1}")
     if frame is not None and not 0 <= frame < frames:
-        held = "one frame only" if frames == 1 else f"frames 0 to {frames - 1}"
-        raise InputError(f"{path} has {held}: there is no frame {frame}")
+        available = "one frame only" if frames == 1 else f"frames 0 to {frames - 1}"
+        raise InputError(f"{path} has {available}: there is no frame {frame}")
     return frame or 0
 
 
@@ -134,16 +130,16 @@ def check_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         InputError: It isn't a picture, a volume or frames of one.
     """
-    kept = shape
-    while len(kept) > 4 and kept[-1] == 1:
-        kept = kept[:-1]
-    if len(kept) > 4:
+    reduced = shape
+    while len(reduced) > 4 and reduced[-1] == 1:
+        reduced = reduced[:-1]
+    if len(reduced) > 4:
         raise InputError(f"{path} is {len(shape)}-D, of shape {shape}: save a 2-D, 3-D or 4-D part of it")
-    if len(kept) < 2:
-        raise InputError(f"{path} is no image: its shape is {shape}")
-    if min(kept) < 1:
+    if len(reduced) < 2:
+        raise InputError(f"{path} is not an image: its shape is {shape}")
+    if min(reduced) < 1:
         raise InputError(f"{path} has no voxels: its shape is {shape}")
-    return kept
+    return reduced
 
 
 def one_line(error: Exception) -> str:

@@ -62,8 +62,8 @@ class Architecture:
             (1024, 16, 1024, 24): "vit_l",
             (1024, 16, 1280, 32): "vit_h",
         }
-        own = f"vit_{self.encoder_width}x{self.encoder_depth}_p{self.patch_size}_s{self.image_size}"
-        return published.get(shape, own)
+        name = f"vit_{self.encoder_width}x{self.encoder_depth}_p{self.patch_size}_s{self.image_size}"
+        return published.get(shape, name)
 
 
 def infer_architecture(state: Mapping[str, torch.Tensor], source: str) -> Architecture:
@@ -194,5 +194,5 @@ class _Shapes:
             raise CheckpointError(f"{self._source}: not a SAM-shaped model, {pattern.format(0)} is missing")
         return number
 
-    def contradiction(self, wanted: str, name: str) -> CheckpointError:
-        return CheckpointError(f"{self._source}: not a SAM-shaped model, {name} does not describe {wanted}")
+    def contradiction(self, property_name: str, name: str) -> CheckpointError:
+        return CheckpointError(f"{self._source}: not a SAM-shaped model, {name} does not describe {property_name}")

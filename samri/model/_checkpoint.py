@@ -28,7 +28,7 @@ class Checkpoint:
     architecture: Architecture
     path: Path
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     base_path: Path | None = None
     """The full checkpoint that a decoder-only file was combined with."""
     base_sha256: str | None = None
@@ -49,8 +49,8 @@ def load_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpo
         CheckpointError: A file can't be read, or its tensors don't fit; the text names the keys and shapes.
     """
     path = Path(path)
-    own = read_weights(path)
-    state, notes = own.state, own.notes
+    weights = read_weights(path)
+    state, notes = weights.state, weights.notes
     has_encoder = any(name.startswith("image_encoder.") for name in state)
     if has_encoder and base is not None:
         raise CheckpointError(f"{path}: a full model already, so a base ({base}) has nothing to add: leave it out")
@@ -69,7 +69,7 @@ def load_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpo
         sam=_filled(architecture, state, path),
         architecture=architecture,
         path=path,
-        sha256=own.sha256,
+        sha256=weights.sha256,
         base_path=None if base is None else Path(base),
         base_sha256=base_sha256,
         notes=notes,
@@ -104,8 +104,8 @@ def _completed(state: StateDict, base: StateDict, base_path: Path) -> StateDict:
     """Whole sections from `state` replace those of `base`, so that a section with a missing key stays a misfit."""
     if not any(name.startswith("image_encoder.") for name in base):
         raise CheckpointError(f"{base_path}: holds no image encoder either, so it can't be the base")
-    given = tuple(section for section in SECTIONS if any(name.startswith(section) for name in state))
-    return {name: tensor for name, tensor in base.items() if not name.startswith(given)} | state
+    sections = tuple(section for section in SECTIONS if any(name.startswith(section) for name in state))
+    return {name: tensor for name, tensor in base.items() if not name.startswith(sections)} | state
 
 
 def _filled(architecture: Architecture, state: StateDict, path: Path) -> Sam:

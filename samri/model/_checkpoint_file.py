@@ -1,4 +1,4 @@
-"""A checkpoint file's content as it was saved, undamaged and without any of its code run; or one plain line."""
+"""A checkpoint file's content as it was saved, read without running any of its code; or an error in one line."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ WHERE_TO_GET = (
 
 _HEAD = 1 << 10
 
-_DAMAGED = "not a PyTorch checkpoint, or cut off (copy or download it again)"
+_DAMAGED = "not a PyTorch checkpoint, or truncated (copy or download it again)"
 
 _PLAIN_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\.(_utils\._rebuild_\w+|(storage\.)?\w*Storage|Size|\w+\d+)|_codecs\.encode"
     r"|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))"
 )
-"""What a pickled state dict refers to: containers, tensors, storages and dtypes, and numpy's numbers beside them."""
+"""Names in a pickled state dict: containers, tensors, storages and dtypes, and numpy's numbers beside them."""
 
 _NUMPY_GLOBALS = (
     "numpy.dtype",
@@ -64,13 +64,13 @@ _UNREADABLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a checkpoint file holds."""
+    """Content of a checkpoint file."""
 
     values: Any
     """As it was saved; of a safetensors file, a dictionary of tensors."""
     bytes: int
     sha256: str
-    """Of the bytes that were read; of several files, see `samri.model._shards.join`."""
+    """SHA-256 of the bytes that were read; for several files, see `samri.model._shards.join`."""
 
 
 def read_content(path: Path) -> Content:
@@ -135,7 +135,7 @@ def _check_archive(path: Path, file: BinaryIO, size: int) -> None:
         )
     if not any(member.filename.endswith("data.pkl") for member in members):
         raise CheckpointError(
-            f"{path}: a zip archive, but not one of PyTorch's: if a checkpoint lies in it, unpack it and give that"
+            f"{path}: a zip archive, but not one of PyTorch's: if it contains a checkpoint, unpack it and pass that"
         )
     if sum(member.file_size for member in members) > _MOST_UNPACKED * size:
         raise CheckpointError(f"{path}: unpacks to many times its size, which no checkpoint does")
@@ -148,8 +148,7 @@ def _check_archive(path: Path, file: BinaryIO, size: int) -> None:
                     pass
         except ARCHIVE_DAMAGE as error:
             raise CheckpointError(
-                f"{path}: damaged, {plain_name(member.filename)} in it is not what was saved (by its checksum): "
-                "copy or download it again"
+                f"{path}: damaged, {plain_name(member.filename)} in it has a wrong checksum: copy or download it again"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Relatives of SAM that SAMRI can't read, told by names that only their tensors have, and the way out of each."""
+"""Relatives of SAM that SAMRI can't read, recognized by names that only their tensors have, and the way out of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file is that holds no PyTorch weights, told by its first bytes, and the way out of it."""
+"""Kinds of files that hold no PyTorch weights, recognized by their first bytes, and the way out of each."""
 
 from __future__ import annotations
 

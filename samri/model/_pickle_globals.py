@@ -66,14 +66,14 @@ def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, 
         with warnings.catch_warnings():
             # A damaged string may have an escape that Python doesn't know.
             warnings.filterwarnings("ignore", message="invalid escape sequence", category=DeprecationWarning)
-            found = next(opcodes, None)
-        if found is None:
+            opcode = next(opcodes, None)
+        if opcode is None:
             return
-        yield found
+        yield opcode
 
 
 def plain_name(name: str, unfit: str = r"[^\w./-]") -> str:
-    """A name fit for a message: whoever made the file chose its characters."""
+    """A name fit for a message: its characters come from an untrusted file."""
     return re.sub(unfit, "?", name)[:100]
 
 

@@ -15,7 +15,7 @@ from samri.opening import JSON_LIMIT, read_regular
 
 
 class _Content(Protocol):
-    """What is needed of one file's content."""
+    """The content of one file, as far as it is needed here."""
 
     @property
     def values(self) -> Any: ...
@@ -39,12 +39,12 @@ def index_of(path: Path) -> Path | None:
     """
     if path.name.endswith(SUFFIX) and path.is_file():
         return path
-    if not os.path.isdir(path):  # noqa: PTH112 - no error for a name that is too long: whoever opens it reports it.
+    if not os.path.isdir(path):  # noqa: PTH112 - no error for a name that is too long: opening it reports that.
         return None
-    found = sorted(path.glob(f"*{SUFFIX}"))
-    if len(found) == 1:
-        return found[0]
-    named = f"holds {found[0].name} and {found[1].name}" if found else f"is a folder, and no *{SUFFIX} lies in it"
+    indexes = sorted(path.glob(f"*{SUFFIX}"))
+    if len(indexes) == 1:
+        return indexes[0]
+    named = f"holds {indexes[0].name} and {indexes[1].name}" if indexes else f"is a folder, and no *{SUFFIX} lies in it"
     raise CheckpointError(f"{path} {named}: give the file with the weights")
 
 
@@ -67,7 +67,7 @@ def join(index: Path, read: Callable[[Path], _Content]) -> tuple[dict[str, Any],
         raise CheckpointError(f"{index} is damaged (not JSON): {_AGAIN}") from error
     places = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
-        raise CheckpointError(f"{index} doesn't say where its weights lie (weight_map): {_AGAIN}")
+        raise CheckpointError(f"{index} doesn't say where its weights are (weight_map): {_AGAIN}")
     files = sorted(set(places.values()))
     strange = next((file for file in files if Path(file).name != file or file.endswith(SUFFIX) or "\\" in file), None)
     if strange is not None or len(files) > _MOST:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint file: a plain `{name: tensor}` dictionary with SAM's bare names comes out, or one plain line."""
+"""Reading a checkpoint file: a plain `{name: tensor}` dictionary with SAM's bare names, or an error in one line."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _VALUES_PER_BYTE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What was read of a checkpoint file."""
+    """The weights read from a checkpoint file."""
 
     state: StateDict
     """Float32, under names that start with one of `SECTIONS`."""
     sha256: str
-    """Of the file's bytes."""
+    """SHA-256 of the file's bytes."""
     notes: tuple[str, ...] = ()
-    """What a user should know: how names were read, what was left out."""
+    """Messages for the user: how names were read, what was left out."""
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -110,9 +110,7 @@ def _unify_places(state: StateDict, path: Path) -> None:
     """Hugging Face keeps the matrix that encodes places under two names, or under one of the two."""
     shared = state.pop(SHARED_PLACES, None)
     if shared is not None and not torch.equal(state.setdefault(PLACES, shared), shared):
-        raise CheckpointError(
-            f"{path}: encodes places in the image and in prompts by different matrices, as SAM doesn't"
-        )
+        raise CheckpointError(f"{path}: uses different positional encodings for images and prompts, unlike SAM")
 
 
 def _as_weights(name: str, tensor: torch.Tensor, path: Path) -> torch.Tensor:
@@ -127,7 +125,7 @@ def _as_weights(name: str, tensor: torch.Tensor, path: Path) -> torch.Tensor:
     if not bool(torch.isfinite(weights).all()):
         raise CheckpointError(
             f"{path}: {name} holds NaN or infinite values, or some beyond float32: "
-            "the training that wrote it has diverged, or the file is damaged"
+            "the training diverged, or the file is damaged"
         )
     return weights
 

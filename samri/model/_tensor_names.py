@@ -78,13 +78,17 @@ def naming_of(names: Iterable[str]) -> Naming:
         plain = {name: f"mask_decoder.{bare}" for name, bare in plain.items()}
     sections: dict[str, set[str]] = {}
     for bare in plain.values():
-        found = _SECTION.search(bare)
-        if found is not None:
-            sections.setdefault(bare[: found.start(1)], set()).add(found.group(1))
+        match = _SECTION.search(bare)
+        if match is not None:
+            sections.setdefault(bare[: match.start(1)], set()).add(match.group(1))
     if not sections:
         return Naming({}, tuple(plain))
     # A whole SAM before parts of one, such as a second encoder to distill from.
-    whole = [prefix for prefix, own in sections.items() if "mask_decoder." in own and len(own) > 1]
+    whole = [
+        prefix
+        for prefix, section_names in sections.items()
+        if "mask_decoder." in section_names and len(section_names) > 1
+    ]
     prefixes = whole or list(sections)
     if len(prefixes) > 1:
         return Naming({}, prefixes=tuple(prefixes))
@@ -115,18 +119,18 @@ def _renumbered(names: dict[str, str]) -> dict[str, str]:
     """`proj_in`, `layers.0`, ..., `proj_out` of a small network -> `layers.0`, `layers.1`, ..., the last of them."""
     between: dict[str, set[int]] = {}
     for bare in names.values():
-        found = _SMALL_NETWORK.fullmatch(bare)
-        if found is not None:
-            own = between.setdefault(found.group(1), set())
-            own |= {-1} if found.group(3) is None else {int(found.group(3))}
-    theirs = {network: len(own) - 1 for network, own in between.items() if -1 in own}
+        match = _SMALL_NETWORK.fullmatch(bare)
+        if match is not None:
+            numbers = between.setdefault(match.group(1), set())
+            numbers |= {-1} if match.group(3) is None else {int(match.group(3))}
+    theirs = {network: len(numbers) - 1 for network, numbers in between.items() if -1 in numbers}
 
     def renumbered(bare: str) -> str:
-        found = _SMALL_NETWORK.fullmatch(bare)
-        if found is None or found.group(1) not in theirs:
+        match = _SMALL_NETWORK.fullmatch(bare)
+        if match is None or match.group(1) not in theirs:
             return bare
-        places = {"proj_in": 0, "proj_out": theirs[found.group(1)] + 1}
-        place = places[found.group(2)] if found.group(3) is None else int(found.group(3)) + 1
-        return f"{found.group(1)}layers.{place}.{found.group(4)}"
+        places = {"proj_in": 0, "proj_out": theirs[match.group(1)] + 1}
+        place = places[match.group(2)] if match.group(3) is None else int(match.group(3)) + 1
+        return f"{match.group(1)}layers.{place}.{match.group(4)}"
 
     return {name: renumbered(bare) for name, bare in names.items()}

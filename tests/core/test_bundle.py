@@ -174,7 +174,10 @@ def test_changed_weights_are_found_at_the_latest_when_the_graph_has_been_opened(
     bundle = Bundle.open(with_weights_beside)
     for _ in range(2):  # What was found changed isn't taken for checked the second time.
         blocks = []
-        with pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"), bundle.opening("encoder") as file:
+        with (
+            pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"),
+            bundle.verified_graph("encoder") as file,
+        ):
             blocks.append(file.path)
         assert blocks == [with_weights_beside / "encoder.onnx"]
 
@@ -198,7 +201,7 @@ def test_all_but_the_weights_hash_is_checked_before_a_graph_is_opened(
     else:
         weights.unlink()
     blocks = []
-    with pytest.raises(BundleError, match=word), Bundle.open(with_weights_beside).opening("encoder") as file:
+    with pytest.raises(BundleError, match=word), Bundle.open(with_weights_beside).verified_graph("encoder") as file:
         blocks.append(file)
     assert not blocks
 
@@ -207,14 +210,14 @@ def test_whatever_opening_fails_by_changed_weights_are_the_reason(with_weights_b
     (with_weights_beside / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
     with (
         pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"),
-        Bundle.open(with_weights_beside).opening("encoder"),
+        Bundle.open(with_weights_beside).verified_graph("encoder"),
     ):
         raise RuntimeError("no memory left")
 
 
 def test_who_interrupts_the_opening_is_not_told_of_weights(with_weights_beside: Path) -> None:
     (with_weights_beside / "encoder.onnx.data").write_bytes(np.zeros(4, np.float32).tobytes())
-    with pytest.raises(KeyboardInterrupt), Bundle.open(with_weights_beside).opening("encoder"):
+    with pytest.raises(KeyboardInterrupt), Bundle.open(with_weights_beside).verified_graph("encoder"):
         raise KeyboardInterrupt
 
 
@@ -230,9 +233,9 @@ def test_a_graphs_hash_is_that_of_its_weights_too(with_weights_beside: Path) -> 
 
 def test_a_failure_to_open_whole_files_stays_what_it_is(with_weights_beside: Path) -> None:
     bundle = Bundle.open(with_weights_beside)
-    with pytest.raises(RuntimeError, match="no memory left"), bundle.opening("encoder"):
+    with pytest.raises(RuntimeError, match="no memory left"), bundle.verified_graph("encoder"):
         raise RuntimeError("no memory left")
-    with bundle.opening("encoder") as file:
+    with bundle.verified_graph("encoder") as file:
         assert file.path.is_file()
         assert file.sha256() == bundle.graph("encoder").sha256
         assert GraphFile(file.path).sha256() == file.sha256()
@@ -243,7 +246,7 @@ def test_engines_of_changed_weights_are_never_filed_under_those_of_the_manifest(
     named = []
     with (
         pytest.raises(BundleError, match=r"encoder\.onnx\.data was changed"),
-        Bundle.open(with_weights_beside).opening("encoder") as file,
+        Bundle.open(with_weights_beside).verified_graph("encoder") as file,
     ):
         named.append(file.sha256())
     assert not named
@@ -261,7 +264,7 @@ def test_a_graph_is_hashed_once_however_often_it_is_opened(
     monkeypatch.setattr("samri.bundle.file_sha256", counted)
     bundle = Bundle.open(with_weights_beside)
     for _ in range(3):
-        with bundle.opening("encoder") as file:
+        with bundle.verified_graph("encoder") as file:
             file.sha256()
     assert sorted(hashed) == ["encoder.onnx", "encoder.onnx.data"]
 

@@ -102,7 +102,7 @@ def test_a_single_slice_is_shown_as_its_array(shape: tuple[int, ...]) -> None:
     assert view.insert(array.reshape(5, 6)).shape == shape
 
 
-def test_colours_stay_on_the_last_axis() -> None:
+def test_colors_stay_on_the_last_axis() -> None:
     assert SliceView((4, 5)).extract(np.zeros((4, 5, 3))).shape == (4, 5, 3)
 
 

@@ -83,7 +83,7 @@ def test_a_tag_that_no_writer_produces_is_refused(tmp_path: Path, tag: bytes) ->
     graph = identity_graph().SerializeToString() + b"\x2a" + varint(len(hidden)) + hidden
     path = tmp_path / "m.onnx"
     path.write_bytes(b"\x08\x08\x3a" + varint(len(graph)) + graph)
-    with pytest.raises(BundleError, match="no ONNX graph"):
+    with pytest.raises(BundleError, match="not an ONNX graph"):
         external_locations(path)
 
 

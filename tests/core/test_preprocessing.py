@@ -26,10 +26,10 @@ def segment_anything_input(image: np.ndarray, size: int) -> np.ndarray:
     return torch.nn.functional.pad(normal, padding).numpy()
 
 
-def medsam_input(grey: np.ndarray, size: int) -> np.ndarray:
+def medsam_input(gray: np.ndarray, size: int) -> np.ndarray:
     """MedSAM's inference script, from its uint8 image on."""
-    colour = np.repeat(grey[:, :, None], 3, axis=2)
-    resized = skimage_resize(colour, (size, size), order=3, preserve_range=True, anti_aliasing=True).astype(np.uint8)
+    color = np.repeat(gray[:, :, None], 3, axis=2)
+    resized = skimage_resize(color, (size, size), order=3, preserve_range=True, anti_aliasing=True).astype(np.uint8)
     low, high = float(resized.min()), float(resized.max())
     return ((resized - low) / max(high - low, 1e-8)).transpose(2, 0, 1)[None]
 
@@ -45,8 +45,8 @@ def test_the_sam_profile_gives_sam_predictors_input_bit_for_bit(shape: tuple[int
 def test_the_samri_profile_stretches_the_slice_to_uint8_first(shape: tuple[int, int]) -> None:
     scan = np.random.default_rng(2).normal(300, 90, shape).astype(np.float32)
     spread = max(float(np.ptp(scan)), 1e-30)
-    grey = np.rint((scan.astype(np.float64) - scan.min()) / spread * 255).astype(np.uint8)
-    expected = segment_anything_input(np.repeat(grey[:, :, None], 3, axis=2), 256)
+    gray = np.rint((scan.astype(np.float64) - scan.min()) / spread * 255).astype(np.uint8)
+    expected = segment_anything_input(np.repeat(gray[:, :, None], 3, axis=2), 256)
     assert np.array_equal(preprocess(scan, profile("samri"), 256), expected)
 
 
@@ -64,13 +64,13 @@ def test_the_medsam_profile_agrees_with_scikit_image(shape: tuple[int, int]) -> 
     nonzero = volume[volume != 0]
     low, high = np.percentile(nonzero, 0.5), np.percentile(nonzero, 99.5)
     clipped = np.clip(volume, low, high)
-    grey = ((clipped - clipped.min()) / (clipped.max() - clipped.min()) * 255.0).astype(np.uint8)
-    grey[volume == 0] = 0
+    gray = ((clipped - clipped.min()) / (clipped.max() - clipped.min()) * 255.0).astype(np.uint8)
+    gray[volume == 0] = 0
 
     ours = preprocess(volume[:, :, 2], profile("medsam"), 256, intensity_range=percentile_range(volume))
 
-    # Both truncate a spline to whole grey levels: a rounding error in the 15th digit may tip a pixel by one level.
-    difference = np.abs(ours - medsam_input(grey[:, :, 2], 256)) * 255
+    # Both truncate a spline to whole gray levels: a rounding error in the 15th digit may tip a pixel by one level.
+    difference = np.abs(ours - medsam_input(gray[:, :, 2], 256)) * 255
     assert difference.max() <= 1.01
     assert (difference > 0.5).mean() < 1e-3
 
@@ -93,9 +93,9 @@ def test_uint8_with_its_own_full_range_passes_unchanged(name: ProfileName) -> No
 )
 def test_stretching_uses_the_whole_range_whatever_the_units(low: int, spread: int, dtype: Any) -> None:
     scan = np.linspace(low, low + spread, 12).astype(dtype).reshape(3, 4)
-    grey = to_uint8(scan, profile("samri"))
+    gray = to_uint8(scan, profile("samri"))
     if np.ptp(scan) > 0:
-        assert (grey.min(), grey.max()) == (0, 255)
+        assert (gray.min(), gray.max()) == (0, 255)
 
 
 @pytest.mark.parametrize(

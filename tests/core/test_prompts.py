@@ -8,19 +8,19 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from samri.errors import PromptError
 from samri.preprocessing import profile
-from samri.prompts import Prompt, gather, pack, to_model_frame
+from samri.prompts import Prompt, prompts_from_arrays, to_batch, to_model_frame
 
 coordinate = st.floats(0, 99, exclude_max=False)
 
 
 def test_points_come_first_then_the_corners_of_the_box() -> None:
-    coords, labels = pack([Prompt.of([[5, 6], [7, 8]], [1, 0], [1, 2, 3, 4])])
+    coords, labels = to_batch([Prompt.of([[5, 6], [7, 8]], [1, 0], [1, 2, 3, 4])])
     assert coords.tolist() == [[[5, 6], [7, 8], [1, 2], [3, 4]]]
     assert labels.tolist() == [[1, 0, 2, 3]]
 
 
 def test_without_a_box_there_is_one_padding_point() -> None:
-    coords, labels = pack([Prompt.of([[5, 6]])])
+    coords, labels = to_batch([Prompt.of([[5, 6]])])
     assert coords.tolist() == [[[5, 6], [0, 0]]]
     assert labels.tolist() == [[1, -1]]
 
@@ -31,7 +31,7 @@ def test_shorter_prompts_are_filled_with_absent(shapes: list[tuple[int, bool]]) 
         Prompt.of(np.full((count, 2), 3.0), None, [1, 1, 4, 4] if boxed or not count else None)
         for count, boxed in shapes
     ]
-    coords, labels = pack(prompts)
+    coords, labels = to_batch(prompts)
     lengths = [len(p.points) + (1 if p.box is None else 2) for p in prompts]
     assert coords.shape == (len(prompts), max(lengths), 2)
     assert coords.dtype == labels.dtype == np.float32
@@ -134,18 +134,18 @@ def test_a_prompt_made_without_the_shorthand_is_checked_too() -> None:
 
 
 def test_arrays_are_gathered_into_prompts() -> None:
-    assert [p.to_json()["box"] for p in gather([[1, 2, 3, 4], [5, 6, 7, 8]], None, None)] == [
+    assert [p.to_json()["box"] for p in prompts_from_arrays([[1, 2, 3, 4], [5, 6, 7, 8]], None, None)] == [
         [1, 2, 3, 4],
         [5, 6, 7, 8],
     ]
-    assert len(gather([1, 2, 3, 4], None, None)) == 1
-    (one,) = gather(None, [[1, 2], [3, 4]], [1, 0])
+    assert len(prompts_from_arrays([1, 2, 3, 4], None, None)) == 1
+    (one,) = prompts_from_arrays(None, [[1, 2], [3, 4]], [1, 0])
     assert one.to_json() == {"box": None, "points": [[1, 2], [3, 4]], "labels": [1, 0]}
-    (both,) = gather([1, 2, 3, 4], [[1, 2]], None)
+    (both,) = prompts_from_arrays([1, 2, 3, 4], [[1, 2]], None)
     assert both.to_json() == {"box": [1, 2, 3, 4], "points": [[1, 2]], "labels": [1]}
-    ragged = gather(None, [[[1, 2]], np.array([[3, 4], [5, 6]])], [[1], [0, 1]])
+    ragged = prompts_from_arrays(None, [[[1, 2]], np.array([[3, 4], [5, 6]])], [[1], [0, 1]])
     assert [len(p.points) for p in ragged] == [1, 2]
-    assert len(gather(None, np.zeros((3, 2, 2)), np.ones((3, 2)))) == 3
+    assert len(prompts_from_arrays(None, np.zeros((3, 2, 2)), np.ones((3, 2)))) == 3
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,4 @@ def test_arrays_are_gathered_into_prompts() -> None:
 )
 def test_arrays_that_do_not_pair_are_refused(boxes: object, points: object, labels: object) -> None:
     with pytest.raises(PromptError):
-        gather(boxes, points, labels)  # type: ignore[arg-type]
+        prompts_from_arrays(boxes, points, labels)  # type: ignore[arg-type]

@@ -234,5 +234,5 @@ def test_a_file_that_a_person_put_there_after_the_kill_is_not_undone(tmp_path: P
 
 def test_a_device_is_no_place_for_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="no regular file"), staged_file(tmp_path / "pipe"):
+    with pytest.raises(OSError, match="not a regular file"), staged_file(tmp_path / "pipe"):
         pytest.fail("entered")

@@ -1,4 +1,4 @@
-"""What bad input gets from `samri-run`: exit 1 or 2, one plain line, nothing written."""
+"""What bad input gets from `samri-run`: exit 1 or 2, one line, nothing written."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
     png = folder / "whole.png"
     Image.fromarray(np.zeros((30, 30), np.uint8)).save(png)
     contents: dict[str, tuple[bytes, str]] = {
-        "cut.nii": (good[: len(good) // 2], "breaks off"),
+        "cut.nii": (good[: len(good) // 2], "is truncated"),
         "cut header.nii": (good[:200], "is not a NIfTI file"),
         "cut.nii.gz": (zipped[: len(zipped) // 2], "gzip"),
         "cut trailer.nii.gz": (zipped[:-3], "gzip"),
@@ -71,7 +71,7 @@ def damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
         "color.nii.gz": (gzip.compress(nifti_bytes(np.zeros((9, 9), rgb))), "RGB"),
         "nan.nii.gz": (gzip.compress(nifti_bytes(broken)), "nothing but NaN or infinite values"),
         "nothing.nii.gz": (gzip.compress(nifti_bytes(np.zeros((0, 9), np.int16))), "no voxels"),
-        "line.nii.gz": (gzip.compress(nifti_bytes(np.zeros(9, np.int16))), "no image"),
+        "line.nii.gz": (gzip.compress(nifti_bytes(np.zeros(9, np.int16))), "not an image"),
         "cut.png": (png.read_bytes()[:-9], "damaged PNG"),
         "text.png": (b"no picture", "is not a PNG"),
         "empty.jpg": (b"", "is empty"),
@@ -306,7 +306,7 @@ PROCESS_CASES: dict[str, tuple[Callable[[Path], Path], list[object], int, str]] 
         1,
         "an affine of NaN or infinite numbers",
     ),
-    "huge offset": (lambda f: nifti2_with(f / "a.nii", vox_offset=2**62), [], 1, "breaks off"),
+    "huge offset": (lambda f: nifti2_with(f / "a.nii", vox_offset=2**62), [], 1, "is truncated"),
     "cut 4-D": (lambda f: cut_frames(f / "a.nii.gz"), ["--frame", 0], 1, "gzip"),
     "no pixels": (lambda f: png_promising(f / "a.png", 0, 0), [], 1, "promises 0 x 0 pixels"),
     "endless png": (

@@ -119,7 +119,7 @@ def test_a_persons_table_is_replaced_only_when_asked(bundle: Path, source: Path,
     table.write_text("mine")
     refused = run(bundle, source, output, *LABELS)
     assert refused.exit_code == 1
-    assert "scan_seg_dseg.tsv is there already" in refused.stderr
+    assert "scan_seg_dseg.tsv already exists" in refused.stderr
     assert [path.name for path in output.iterdir()] == [table.name]
     assert run(bundle, source, output).exit_code == 0  # Without names, no table is written.
     assert table.read_text() == "mine"

@@ -142,7 +142,7 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(tmp_path: Path, checkpo
     (output / "notes.txt").write_text("mine")
     arguments = ("-c", checkpoint, "-o", output, "--verify", "off")
     assert "--overwrite" in failure(export(*arguments), 1)
-    assert "is no bundle" in failure(export(*arguments, "--overwrite"), 1)
+    assert "is not a bundle" in failure(export(*arguments, "--overwrite"), 1)
     assert [path.name for path in output.iterdir()] == ["notes.txt"]
     (output / "notes.txt").unlink()
     assert export(*arguments).exit_code == 0

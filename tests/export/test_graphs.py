@@ -135,7 +135,7 @@ def test_many_weights_lie_beside_their_graph(
     (data,) = split.graph("encoder").external_data
     assert data.path == "encoder.onnx.data"
     modes = {path.stat().st_mode for path in (tmp_path / "split").iterdir()}
-    assert len(modes) == 1  # Whoever may read the graph may read its weights.
+    assert len(modes) == 1  # A user who may read the graph may read its weights.
     assert sorted(path.name for path in (tmp_path / "split").iterdir()) == [
         "decoder.onnx",
         "decoder.onnx.data",

@@ -22,7 +22,7 @@ from samri_export import OFFERED_PRECISIONS, _gate_slices, _lower_precisions, ex
 from samri_export._fp16 import overflowing, to_fp16
 from samri_export._gate_slices import gate_slices
 from samri_export._int8 import LARGEST_WEIGHT, linear_layers, to_int8
-from samri_export._report import THRESHOLDS, Measured, PrecisionResult
+from samri_export._report import THRESHOLDS, PrecisionMeasurement, PrecisionResult
 from samri_export.command import main
 from samri_runtime import Predictor
 from tests.support.parity import picture
@@ -234,7 +234,7 @@ def test_a_precision_below_its_bar_is_left_out_and_said_so(
     entry = variant(bundle, "int8")
     assert entry["kept"] is False and entry["measured"]["logits"] > 0
     assert any("logits differ" in reason for reason in entry["below_bar"])
-    assert any(line.startswith("int8 is below its bar: logits differ") for line in lines)
+    assert any(line.startswith("int8 is below its threshold: logits differ") for line in lines)
 
 
 @pytest.mark.slow
@@ -255,14 +255,16 @@ def test_nothing_is_written_when_no_precision_is_left(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harsh(monkeypatch)
-    with pytest.raises(VerificationError, match=r"no precision .* reaches its bar \(int8: logits differ .*nothing was"):
+    with pytest.raises(
+        VerificationError, match=r"no requested precision reaches its threshold \(int8: logits differ .*nothing was"
+    ):
         export_bundle(checkpoint, tmp_path / "out", precisions=("int8",), verify="quick")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_not_a_number_is_below_every_bar() -> None:
     nan = float("nan")
-    measured = Measured(("a",), 4, 0, nan, nan, nan, nan, nan, nan, nan, nan, {})
+    measured = PrecisionMeasurement(("a",), 4, 0, nan, nan, nan, nan, nan, nan, nan, nan, {})
     for precision in THRESHOLDS:
         assert len(PrecisionResult(precision, ("encoder",), False, measured).failures()) == 4
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from samri_export._reference import Answer
-from samri_export._report import TOLERANCES, Report, compare, informative_dice
+from samri_export._reference import DecoderOutput
+from samri_export._report import TOLERANCES, VerificationReport, compare, informative_dice
 
 TOLERANCE = TOLERANCES["fp32"].logits
 
@@ -17,13 +17,13 @@ def small_mask(largest: float = 10.0) -> np.ndarray:
     return logits
 
 
-def answer(at_size: np.ndarray) -> Answer:
-    return Answer(at_size[:, :, ::4, ::4], np.zeros(at_size.shape[:2], np.float32), at_size)
+def answer(at_size: np.ndarray) -> DecoderOutput:
+    return DecoderOutput(at_size[:, :, ::4, ::4], np.zeros(at_size.shape[:2], np.float32), at_size)
 
 
 def failures(expected: np.ndarray, given: np.ndarray) -> list[str]:
     case = compare(answer(expected), answer(given), picture="p", case="c", graph="decoder", precision="fp32")
-    return Report("full", (), (case,)).failures()
+    return VerificationReport("full", (), (case,)).failures()
 
 
 def test_a_pixel_within_rounding_of_zero_does_not_fail_an_export() -> None:

@@ -18,10 +18,10 @@ from samri.manifest import Role
 from samri.model import load_checkpoint
 from samri.preprocessing import ProfileName, profile
 from samri_export import OFFERED_PRECISIONS, _export, export_bundle
-from samri_export._reference import Answer
+from samri_export._reference import DecoderOutput
 from samri_export._report import THRESHOLDS, TOLERANCES, compare
 from samri_export._verification import verify
-from samri_export._verification_cases import built_in_pictures, prompt_cases
+from samri_export._verification_cases import built_in_slices, prompt_cases
 from tests.support.sams import save_checkpoint, seeded_sam
 
 pytestmark = pytest.mark.slow  # Whole runs: together they take longer than all other fast tests.
@@ -61,7 +61,7 @@ def test_every_precision_that_is_offered_has_its_tolerance() -> None:
 
 
 def test_the_pictures_and_prompts_cover_what_they_are_meant_to() -> None:
-    pictures = built_in_pictures(1024)
+    pictures = built_in_slices(1024)
     assert {picture.pixels.dtype for picture in pictures} == {np.dtype(t) for t in ("uint8", "uint16", "float32")}
     for picture in pictures:
         cases = prompt_cases(picture.shape)
@@ -160,11 +160,11 @@ def test_empty_and_full_masks_are_judged_by_their_logits(tmp_path: Path) -> None
     assert report["masks"] == 76
     coverage = np.array([case["coverage"] for case in report["cases"]])
     assert coverage[:, 0].max() == 0 and coverage[:, 1].min() == 1
-    assert any("Dice says nothing, logits decide" in line for line in lines)
+    assert any("judged by their logits, not by Dice" in line for line in lines)
 
 
 def test_masks_that_are_all_empty_have_no_dice() -> None:
-    empty = Answer(
+    empty = DecoderOutput(
         low_res=-1 - np.random.default_rng(0).random((1, 4, 8, 8), dtype=np.float32),
         scores=np.zeros((1, 4), dtype=np.float32),
         at_size=-1 - np.random.default_rng(1).random((1, 4, 20, 30), dtype=np.float32),

@@ -1,4 +1,4 @@
-"""Bundles, checkpoints, cached embeddings and tuned settings: damage never changes a mask without a word."""
+"""Bundles, checkpoints, cached embeddings and tuned settings: damage never changes a mask silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged, hostile and senseless inputs: each ends with a right result or one plain line."""
+"""Damaged, hostile and senseless inputs: each ends with a right result or one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odd places as the value of each path option: one plain line at once, whatever the command."""
+"""Odd places as the value of each path option: one line at once, whatever the command."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Run many inputs in a forked worker that may hang, crash or run out of memory, and tell which ones broke a promise.
 
-The promise: a correct result, or a `SamriError` of one plain line (a command: exit 1 or 2 with such a line); no other
+The promise: a correct result, or a `SamriError` of one line (a command: exit 1 or 2 with such a line); no other
 exception, no warning, no library's chatter, no hang, no crash, no memory out of proportion, nothing half-written.
 """
 
@@ -77,7 +77,7 @@ def run_trials(target: str, make: Callable[[Path], Case], folder: Path, seed: in
         target: Its name.
         make: Called in the worker, once: prepares valid inputs in a folder, and gives what runs one mutated input.
         folder: For whatever the worker writes.
-        seed: Of all inputs.
+        seed: Random seed of all inputs.
         indices: Which inputs.
     """
     failures: list[Failure] = []

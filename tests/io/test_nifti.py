@@ -328,7 +328,7 @@ def test_a_header_that_promises_terabytes_is_refused_before_memory_is_taken(tmp_
         raw = bytearray(gzip.decompress(path.read_bytes()) if suffix == ".nii.gz" else path.read_bytes())
         raw[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
         path.write_bytes(gzip.compress(bytes(raw)) if suffix == ".nii.gz" else bytes(raw))
-        with pytest.raises(InputError, match=r"breaks off: its header promises 54000000000000 bytes"):
+        with pytest.raises(InputError, match=r"is truncated: its header promises 54000000000000 bytes"):
             read_scan(path)
 
 
@@ -355,7 +355,7 @@ RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
         (np.zeros((4, 4, 4, 1, 3), np.int16), "5-D"),
         (np.zeros((4, 4, 4, 2, 3, 1), np.int16), "6-D"),
         (np.zeros((0, 4, 4), np.int16), "no voxels"),
-        (np.zeros(7, np.int16), "no image"),
+        (np.zeros(7, np.int16), "not an image"),
     ],
 )
 def test_what_is_no_gray_scan_is_refused_by_name(tmp_path, data, words):
@@ -481,7 +481,7 @@ def test_voxels_that_begin_nowhere_are_refused(tmp_path, offset):
     raw = bytearray(path.read_bytes())
     raw[108:112] = np.array([offset], "<f4").tobytes()
     path.write_bytes(raw)
-    with pytest.raises(InputError, match="header that makes no sense"):
+    with pytest.raises(InputError, match="invalid header"):
         read_scan(path)
 
 

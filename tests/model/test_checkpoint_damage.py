@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoint files: one plain line each, and nothing read that wasn't saved."""
+"""Damaged and hostile checkpoint files: one line each, and nothing read that wasn't saved."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_two_different_encodings_of_places_are_refused(state: State, tmp_path: P
     theirs = with_both_places(hugging_face(state))
     theirs["shared_image_embedding.positional_embedding"] += 1
     torch.save(theirs, tmp_path / "odd.bin")
-    with pytest.raises(CheckpointError, match=r"odd\.bin: encodes places"):
+    with pytest.raises(CheckpointError, match=r"odd\.bin: uses different positional encodings"):
         load_checkpoint(tmp_path / "odd.bin")
 
 

@@ -1,4 +1,4 @@
-"""The demo model's training: its window of the frame is the model itself, and it learns, stops and goes on."""
+"""The demo model's training: its window of the frame is the model itself, and it learns, stops and resumes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_a_batch_is_what_segment_anything_is_given() -> None:
     sam = tiny_sam(side=128)
     for example, image in zip(drawn, batch.images(), strict=True):
         height, width = example.shape
-        grey = torch.from_numpy(example.image[:height, :width])
-        torch.testing.assert_close(image, sam.preprocess(grey.expand(3, -1, -1)), rtol=0, atol=1e-6)
+        gray = torch.from_numpy(example.image[:height, :width])
+        torch.testing.assert_close(image, sam.preprocess(gray.expand(3, -1, -1)), rtol=0, atol=1e-6)
     masks = torch.from_numpy(np.concatenate([example.masks for example in drawn])).float()
     torch.testing.assert_close(batch.targets()[:, 0], torch.nn.functional.avg_pool2d(masks, 2))
     assert {example.shape == (128, 128) for example in drawn} == {True, False}
@@ -154,7 +154,7 @@ def test_places_are_compared_axis_by_axis() -> None:
         (["--phases", "100:1:1:1"], "sides are 64"),
         (["--phases", "64:1"], "side:images:prompts:steps"),
         (["--cooldown", "0"], "cooldown"),
-        (["--device", "tpu"], "no torch device 'tpu'"),
+        (["--device", "tpu"], "unknown torch device 'tpu'"),
         (["--from", "other.pth"], "start from a samri-tiny"),
         (["--from", "missing.pth"], "missing.pth"),
     ],

@@ -19,7 +19,7 @@ from scipy.spatial.distance import dice as dice_distance
 
 from samri.bundle import Bundle
 from samri.errors import InputError, MissingDependencyError, ProviderError
-from samri_runtime.bench import Case, Repeats, Report, Sample, measure, phantom_scene, scan_scene
+from samri_runtime.bench import BenchCase, BenchReport, Measurements, Repeats, measure, phantom_scene, scan_scene
 from samri_runtime.bench import _case as bench_case
 from samri_runtime.bench import _command as bench_command
 from samri_runtime.bench import _measure as bench_measure
@@ -28,27 +28,27 @@ from samri_runtime.bench._measure import Agreement, Masks
 from samri_runtime.bench._report import environment
 
 EFFORT = Repeats(rounds=2, encodes=2, decodes=3, batches=(1, 5))
-STATIC = Case("cpu", threads=1, static_shapes=True)
-ABSENT = Case("cuda")
+STATIC = BenchCase("cpu", threads=1, static_shapes=True)
+ABSENT = BenchCase("cuda")
 
 
 @pytest.fixture(scope="module")
-def samples(bundle: Path) -> list[Sample]:
-    return measure(bundle, [Case("cpu"), STATIC, ABSENT], phantom_scene(), EFFORT)
+def samples(bundle: Path) -> list[Measurements]:
+    return measure(bundle, [BenchCase("cpu"), STATIC, ABSENT], phantom_scene(), EFFORT)
 
 
 @pytest.fixture(scope="module")
-def report(bundle: Path, samples: list[Sample]) -> Report:
-    return Report(environment(Bundle.open(bundle)), "phantom", samples, EFFORT.batches, "samri-bench")
+def report(bundle: Path, samples: list[Measurements]) -> BenchReport:
+    return BenchReport(environment(Bundle.open(bundle)), "phantom", samples, EFFORT.batches, "samri-bench")
 
 
 @pytest.mark.slow
-def test_the_reference_comes_first_and_each_case_once(samples: list[Sample]) -> None:
-    assert [sample.case for sample in samples] == [Case("cpu"), STATIC, ABSENT]
+def test_the_reference_comes_first_and_each_case_once(samples: list[Measurements]) -> None:
+    assert [sample.case for sample in samples] == [BenchCase("cpu"), STATIC, ABSENT]
 
 
 @pytest.mark.slow
-def test_every_round_is_counted(samples: list[Sample]) -> None:
+def test_every_round_is_counted(samples: list[Measurements]) -> None:
     for sample in samples[:2]:
         assert (len(sample.cold), len(sample.first_encodes), len(sample.encodes)) == (2, 2, 4)
         assert {batch: len(times) for batch, times in sample.decodes.items()} == {1: 6, 5: 6}
@@ -64,7 +64,7 @@ def test_every_round_is_counted(samples: list[Sample]) -> None:
 
 
 @pytest.mark.slow
-def test_masks_are_compared_with_fp32_on_the_cpu(samples: list[Sample]) -> None:
+def test_masks_are_compared_with_fp32_on_the_cpu(samples: list[Measurements]) -> None:
     for sample in samples[:2]:
         assert sample.agreement is not None
         assert sample.agreement.informative >= 8
@@ -73,7 +73,7 @@ def test_masks_are_compared_with_fp32_on_the_cpu(samples: list[Sample]) -> None:
 
 
 @pytest.mark.slow
-def test_a_provider_that_cannot_run_is_told_and_the_others_are_measured(samples: list[Sample]) -> None:
+def test_a_provider_that_cannot_run_is_told_and_the_others_are_measured(samples: list[Measurements]) -> None:
     failed = samples[2]
     assert failed.error is not None
     assert failed.error.startswith("cuda can't be used: ")
@@ -108,11 +108,11 @@ def test_a_process_that_dies_is_told(bundle: Path, monkeypatch: pytest.MonkeyPat
 
 def test_auto_is_no_case() -> None:
     with pytest.raises(ProviderError, match="auto can't be measured"):
-        Case("auto")
+        BenchCase("auto")
 
 
 @pytest.mark.slow
-def test_csv_and_json_hold_every_figure(report: Report) -> None:
+def test_csv_and_json_hold_every_figure(report: BenchReport) -> None:
     rows = list(csv.DictReader(io.StringIO(report.to_csv())))
     written = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert [row["provider"] for row in rows] == ["cpu", "cpu static", "cuda"]
@@ -128,10 +128,10 @@ def test_csv_and_json_hold_every_figure(report: Report) -> None:
 
 
 @pytest.mark.slow
-def test_the_markdown_table_has_a_row_for_each_case(report: Report) -> None:
+def test_the_markdown_table_has_a_row_for_each_case(report: BenchReport) -> None:
     text = report.to_markdown()
     for case, said in (("cpu", ""), ("cpu static", ""), ("cuda", "failed")):
-        (row,) = [line for line in text.splitlines() if line.startswith(f"| {case} ")]
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {case} | ")]
         assert said in row
     assert "cuda fp32: cuda can't be used" in text
     for line in report.to_text().splitlines():
@@ -139,7 +139,7 @@ def test_the_markdown_table_has_a_row_for_each_case(report: Report) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_gets_all_files_or_none(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_gets_all_files_or_none(report: BenchReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = report.write(tmp_path / "bench")
     assert [file.name for file in files] == ["bench.csv", "bench.json", "bench.md", "bench.png"]
     assert all(file.is_file() for file in files)
@@ -278,7 +278,7 @@ def test_what_cannot_be_written_is_said_before_the_work(bundle: Path, tmp_path: 
 
 
 def test_agreement_is_none_of_a_failed_case() -> None:
-    assert Sample(ABSENT).agreement is None
+    assert Measurements(ABSENT).agreement is None
     assert Agreement(1.0, 1.0, 0.0, 3).informative == 3
 
 
@@ -286,5 +286,5 @@ def test_earlier_figures_are_replaced_only_when_asked(bundle, tmp_path):
     (tmp_path / "bench.md").write_text("mine")
     code, out, err = run("--model", bundle, *QUICK, "--output", tmp_path)
     assert (code, out) == (1, "")
-    assert "bench.md is there already" in err
+    assert "bench.md already exists" in err
     assert (tmp_path / "bench.md").read_text() == "mine"

@@ -38,7 +38,7 @@ def key_of(number: int) -> str:
 
 def keep(cache: EmbeddingCache, number: int, values: np.ndarray | None = None) -> tuple[str, ...]:
     values = features(number) if values is None else values
-    return cache.keep(key_of(number), Embedding(values, (5, 7), ID, made={"provider": "cpu"})).notes
+    return cache.keep(key_of(number), Embedding(values, (5, 7), ID, provenance={"provider": "cpu"})).notes
 
 
 def find(cache: EmbeddingCache, number: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -64,7 +64,7 @@ def test_what_was_kept_is_found_bit_for_bit(cache: EmbeddingCache) -> None:
     assert values.tobytes() == features(1).tobytes()
     assert notes == ()
     found, _ = cache.find(key_of(1), ID, SHAPE)
-    assert found is not None and (found.made, found.shape, found.cached) == ({"provider": "cpu"}, (5, 7), True)
+    assert found is not None and (found.provenance, found.shape, found.cached) == ({"provider": "cpu"}, (5, 7), True)
     assert find(cache, 2) == (None, ())
 
 
@@ -197,7 +197,7 @@ def test_any_changed_byte_and_any_missing_end_is_damage(data: st.DataObject) -> 
         assert "damaged" in note
         assert "\n" not in note
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="no valid embedding"):
+        with pytest.raises(InputError, match="not a valid embedding"):
             Embedding.load(path)
 
 

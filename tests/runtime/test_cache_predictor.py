@@ -41,7 +41,11 @@ def test_a_cached_embedding_needs_no_encoder_and_gives_the_same_mask(copy: Path,
     again = later.encode(image)
     assert again.cached
     assert again.features.tobytes() == embedding.features.tobytes()
-    assert (again.shape, again.embedding_id, again.made) == (embedding.shape, embedding.embedding_id, embedding.made)
+    assert (again.shape, again.embedding_id, again.provenance) == (
+        embedding.shape,
+        embedding.embedding_id,
+        embedding.provenance,
+    )
     assert later.providers == {"decoder": "cpu"}, "the encoder ran nowhere in this process"
     expected, mask = first.predict(embedding, boxes=BOX), later.predict(again, boxes=BOX)
     assert mask.low_res_logits.tobytes() == expected.low_res_logits.tobytes()
@@ -52,7 +56,7 @@ def test_a_cached_embedding_needs_no_encoder_and_gives_the_same_mask(copy: Path,
 def test_an_entry_says_how_it_came_about(bundle: Path, tmp_path: Path) -> None:
     predictor = Predictor(bundle, "cpu", cache=tmp_path)
     predictor.encode(picture((70, 90)))
-    made = predictor.encode(picture((70, 90))).made
+    made = predictor.encode(picture((70, 90))).provenance
     assert made["encoder"] == predictor.bundle.graph("encoder").file.sha256
     assert made["provider"] == "cpu"
     assert {"samri", "onnxruntime", "created"} < made.keys()

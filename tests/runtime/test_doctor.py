@@ -227,7 +227,7 @@ def profile(folder: Path, *events: Any) -> Path:
 def test_nodes_and_time_are_counted_by_provider(tmp_path: Path) -> None:
     events = [node(CUDA, "MatMul", 4000), node(CUDA, "Add", 500), node(CPU, "Shape", 20), node(CPU, "If", 9000)]
     placement = read_profile(profile(tmp_path, *events), CUDA)
-    assert placement.kept
+    assert placement.as_promised
     assert [(share.execution_provider, share.nodes, share.milliseconds) for share in placement.shares] == [
         (CUDA, 2, 4.5),
         (CPU, 2, 0.02),
@@ -240,22 +240,22 @@ def test_nodes_and_time_are_counted_by_provider(tmp_path: Path) -> None:
 )
 def test_a_heavy_node_elsewhere_breaks_the_promise(tmp_path: Path, kind: str) -> None:
     placement = read_profile(profile(tmp_path, node(CUDA, "MatMul", 9), node(CPU, kind, 1), node(CPU, kind, 1)), CUDA)
-    assert not placement.kept
+    assert not placement.as_promised
     assert placement.elsewhere == {kind: 2}
 
 
 @pytest.mark.parametrize("kind", ["Add", "Reshape", "Convert", "LayerNormalization", "Resize", "Cast"])
 def test_a_light_node_elsewhere_does_not(tmp_path: Path, kind: str) -> None:
-    assert read_profile(profile(tmp_path, node(CUDA, "MatMul", 9), node(CPU, kind, 1)), CUDA).kept
+    assert read_profile(profile(tmp_path, node(CUDA, "MatMul", 9), node(CPU, kind, 1)), CUDA).as_promised
 
 
 def test_a_provider_that_ran_nothing_breaks_its_promise(tmp_path: Path) -> None:
-    assert not read_profile(profile(tmp_path, node(CPU, "Add", 1)), CUDA).kept
+    assert not read_profile(profile(tmp_path, node(CPU, "Add", 1)), CUDA).as_promised
 
 
 def test_a_subgraph_compiled_by_the_provider_is_its_own(tmp_path: Path) -> None:
     event = node(recorded.OPENVINO, "OpenVINO-EP-subgraph_1", 2042)
-    assert read_profile(profile(tmp_path, event), recorded.OPENVINO).kept
+    assert read_profile(profile(tmp_path, event), recorded.OPENVINO).as_promised
 
 
 def test_events_of_other_shapes_are_stepped_over(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a program passes to `Predictor` and `SamPredictor`: an answer, or one plain line."""
+"""Whatever a program passes to `Predictor` and `SamPredictor`: an answer, or an error in one line."""
 
 from __future__ import annotations
 

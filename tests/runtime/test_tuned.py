@@ -16,7 +16,7 @@ from samri.bundle import Bundle
 from samri.errors import InputError, OutputError
 from samri_runtime import Predictor, _tuned
 from samri_runtime._tuned import Tuned, load_tuned, save_tuned, tuned_file
-from samri_runtime.bench import Case, Sample
+from samri_runtime.bench import BenchCase, Measurements
 from samri_runtime.bench._command import main
 from samri_runtime.bench._measure import Agreement
 from samri_runtime.bench._tune import best, candidates, settings_of
@@ -24,20 +24,20 @@ from samri_runtime.bench._tune import best, candidates, settings_of
 TUNED = Tuned("cpu", "fp32", 1, {}, 1.0)
 
 
-def sample(case: Case, encode: float, decode: float, dice: float = 1.0, informative: int = 16) -> Sample:
-    return Sample(
+def sample(case: BenchCase, encode: float, decode: float, dice: float = 1.0, informative: int = 16) -> Measurements:
+    return Measurements(
         case, encodes=[encode] * 3, decodes={1: [decode] * 5}, agreement=Agreement(dice, dice, 0.0, informative)
     )
 
 
-REFERENCE = sample(Case("cpu"), 10, 0.1)
+REFERENCE = sample(BenchCase("cpu"), 10, 0.1)
 
 
 def test_the_fastest_whose_masks_are_right_wins() -> None:
-    wrong = sample(Case("cpu", "int8"), 1, 0.01, dice=0.9799)
-    right = sample(Case("cpu", "fp16"), 5, 0.05, dice=0.98)
-    slower = sample(Case("cpu", threads=1), 8, 0.08)
-    broken = Sample(Case("cuda"), error="cuda can't be used: no driver")
+    wrong = sample(BenchCase("cpu", "int8"), 1, 0.01, dice=0.9799)
+    right = sample(BenchCase("cpu", "fp16"), 5, 0.05, dice=0.98)
+    slower = sample(BenchCase("cpu", threads=1), 8, 0.08)
+    broken = Measurements(BenchCase("cuda"), error="cuda can't be used: no driver")
     winner, left_out = best([REFERENCE, wrong, right, slower, broken])
     assert winner is right
     assert left_out == [
@@ -48,17 +48,19 @@ def test_the_fastest_whose_masks_are_right_wins() -> None:
 
 
 def test_ten_boxes_count_beside_the_image() -> None:
-    quick_image, quick_boxes = sample(Case("cpu", threads=1), 8, 0.6), sample(Case("cpu", threads=3), 9, 0.02)
+    quick_image, quick_boxes = sample(BenchCase("cpu", threads=1), 8, 0.6), sample(BenchCase("cpu", threads=3), 9, 0.02)
     assert best([REFERENCE, quick_image, quick_boxes])[0] is quick_boxes
 
 
 def test_noise_is_no_reason_to_leave_the_default() -> None:
-    assert best([REFERENCE, sample(Case("cpu", threads=1), 9.8, 0.1)])[0] is REFERENCE
+    assert best([REFERENCE, sample(BenchCase("cpu", threads=1), 9.8, 0.1)])[0] is REFERENCE
 
 
 def test_empty_masks_prove_nothing() -> None:
     with pytest.raises(InputError, match="--input"):
-        best([sample(Case("cpu"), 10, 0.1, informative=0), sample(Case("cpu", "int8"), 1, 0.1, informative=0)])
+        best(
+            [sample(BenchCase("cpu"), 10, 0.1, informative=0), sample(BenchCase("cpu", "int8"), 1, 0.1, informative=0)]
+        )
 
 
 def test_candidates_are_all_precisions_and_several_numbers_of_threads(
@@ -67,10 +69,10 @@ def test_candidates_are_all_precisions_and_several_numbers_of_threads(
     monkeypatch.setattr("samri_runtime.bench._case.usable_cores", lambda: 8)
     monkeypatch.setattr("samri_runtime.bench._tune.usable_providers", lambda: ["cpu", "cuda"])
     assert candidates(Bundle.open(bundle).manifest) == [
-        Case("cpu", "fp32", None),
-        Case("cpu", "fp32", 4),
-        Case("cpu", "fp32", 1),
-        Case("cuda", "fp32", None),
+        BenchCase("cpu", "fp32", None),
+        BenchCase("cpu", "fp32", 4),
+        BenchCase("cpu", "fp32", 1),
+        BenchCase("cuda", "fp32", None),
     ]
 
 

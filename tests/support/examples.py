@@ -1,4 +1,4 @@
-"""How many examples Hypothesis draws, where a test says so itself."""
+"""How many examples Hypothesis draws, where a test sets the number."""
 
 from __future__ import annotations
 

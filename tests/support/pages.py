@@ -37,7 +37,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def command_lines(page: Path) -> list[str]:
-    """The page's shell commands, one a line."""
+    """The page's shell commands, one per line."""
     return [line for block in blocks(page, "sh") for line in block.splitlines() if line.strip()]
 
 

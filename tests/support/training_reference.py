@@ -7,7 +7,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from samri_training.train._samples import Batch
+from samri_training.train._samples import TrainingBatch
 
 
 def doubled(sam: Sam) -> Sam:
@@ -22,7 +22,7 @@ def doubled(sam: Sam) -> Sam:
     return sam
 
 
-def random_batch(size: int, seed: int = 0, kinds: str = "box", grid: int = 16, channels: int = 64) -> Batch:
+def random_batch(size: int, seed: int = 0, kinds: str = "box", grid: int = 16, channels: int = 64) -> TrainingBatch:
     """Embeddings, prompts and targets of `size` samples; `kinds` alternate: boxes and points by turns."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(size, channels, grid, grid, generator=generator, dtype=torch.float64).half()
@@ -40,10 +40,10 @@ def random_batch(size: int, seed: int = 0, kinds: str = "box", grid: int = 16, c
         else:
             coords[at, 0] = torch.tensor([left + right, top + bottom])
             labels[at] = torch.tensor([1.0, -1])
-    return Batch(features, coords, labels, targets)
+    return TrainingBatch(features, coords, labels, targets)
 
 
-def reference_masks(sam: Sam, batch: Batch, at: int) -> tuple[Tensor, Tensor]:
+def reference_masks(sam: Sam, batch: TrainingBatch, at: int) -> tuple[Tensor, Tensor]:
     """All masks and scores of sample `at`, by segment-anything's own modules in their own dtype."""
     dtype = sam.mask_decoder.iou_token.weight.dtype
     coords, labels = batch.coords[at : at + 1].to(dtype), batch.labels[at : at + 1]
@@ -68,7 +68,7 @@ def reference_mask_loss(logits: Tensor, target: Tensor) -> Tensor:
     return dice + 10 * (-((1 - right) ** 2) * torch.log(right)).mean()
 
 
-def reference_loss(sam: Sam, batch: Batch, at: int, train_scores: bool = False) -> Tensor:
+def reference_loss(sam: Sam, batch: TrainingBatch, at: int, train_scores: bool = False) -> Tensor:
     """The loss of one sample."""
     masks, scores = reference_masks(sam, batch, at)
     target = batch.targets[at, 0]

@@ -20,7 +20,7 @@ from samri.model import SamDecoder
 from samri.preprocessing import profile
 from samri_training.train import Settings
 from samri_training.train._processes import Processes, joined_processes
-from samri_training.train._samples import Requests, SamplingConfig, TrainingBatches
+from samri_training.train._samples import BatchRequests, SamplingConfig, TrainingBatches
 from samri_training.train._step import Training
 from tests.support.sams import seeded_sam
 from tests.support.training_reference import doubled
@@ -62,7 +62,7 @@ def run(output: Path, batch_size: int, fault: str, processes: Processes) -> None
         batch_size=batch_size, lr=1e-3, prompts="alternate", bad_steps="stop" if fault == "stop" else "skip"
     )
     sam = doubled(seeded_sam())
-    requests = Requests(range(SAMPLES), settings, processes.rank, processes.count)
+    requests = BatchRequests(range(SAMPLES), settings, processes.rank, processes.count)
     training = Training(SamDecoder(sam), settings, processes, requests.steps * EPOCHS)
     batches = TrainingBatches(MemorySlices(fault), SamplingConfig.of(profile("samri"), 128, (64, 16, 16), settings))
     gradients, reports = None, []

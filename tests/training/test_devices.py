@@ -41,7 +41,7 @@ def test_a_gpu_that_is_not_there_or_not_free_is_refused(name: str, rank: int, wo
 
 @pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cpu:0", "xpu"])
 def test_other_names_are_none(name: str) -> None:
-    with pytest.raises(ProviderError, match=re.escape(f"no torch device {name!r}")):
+    with pytest.raises(ProviderError, match=re.escape(f"unknown torch device {name!r}")):
         torch_device(name)
     with pytest.raises(InputError, match=r"device is auto, cpu, cuda, cuda:1 or mps"):
         Settings.of({"device": name}, "mine.yaml")

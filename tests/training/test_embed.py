@@ -20,8 +20,8 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from samri.errors import InputError, OutputError
-from samri_runtime.cli import Progress, duration
-from samri_training.embed import Share, TorchEncoder, checkpoint_facts, embed, find_sources, main
+from samri_runtime.cli import ProgressBar, duration
+from samri_training.embed import TorchEncoder, WorkShare, checkpoint_facts, embed, find_sources, main
 from samri_training.embed._division import parse_share, share_from
 from samri_training.store import EmbeddingStore, EncoderFacts
 from tests.support.commands import call, start
@@ -61,9 +61,9 @@ def refused(result: Result, *words: str, code: int = 1) -> None:
 def segment_anything_embedding(sam: Sam, image: np.ndarray) -> np.ndarray:
     """The published way: min-max to 8 bits, three channels, segment-anything's own predictor."""
     scaled = (image.astype(np.float64) - image.min()) / (image.max() - image.min())
-    grey = np.round(scaled * 255).astype(np.uint8)
+    gray = np.round(scaled * 255).astype(np.uint8)
     predictor = SamPredictor(sam)
-    predictor.set_image(np.stack([grey] * 3, axis=-1))
+    predictor.set_image(np.stack([gray] * 3, axis=-1))
     return predictor.get_image_embedding()[0].numpy()
 
 
@@ -142,8 +142,9 @@ def test_half_precision_encoding_is_another_encoder(tmp_path: Path, data: Path, 
     half = EmbeddingStore.open(tmp_path / "half")
     full = TorchEncoder(checkpoint, "samri", "cpu")
     assert half.info.embedding_id != full.facts.embedding_id
-    loaded = find_sources(data)[0].load(0, full.facts)
-    reference = full.encode(loaded.array)[0]
+    _, image = find_sources(data)[0].load(0, full.facts)
+    assert image is not None
+    reference = full.encode(image)[0]
     assert np.abs(half[0].features - reference).max() < 0.1 * np.abs(reference).max()
 
 
@@ -263,7 +264,7 @@ def test_torchrun_divides_the_work(tmp_path: Path, data: Path, checkpoint: Path,
 
 @given(st.integers(0, 60), st.integers(1, 9))
 def test_shares_leave_nothing_out_and_do_nothing_twice(pieces: int, count: int) -> None:
-    parts = [Share(index, count).of(range(pieces)) for index in range(count)]
+    parts = [WorkShare(index, count).of(range(pieces)) for index in range(count)]
     assert sorted(piece for part in parts for piece in part) == list(range(pieces))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -281,12 +282,12 @@ def test_torchrun_within_an_array_counts_every_process_once(tasks: int, ranks: i
         for task in range(tasks)
         for rank in range(ranks)
     }
-    assert shares == {Share(index, tasks * ranks) for index in range(tasks * ranks)}
+    assert shares == {WorkShare(index, tasks * ranks) for index in range(tasks * ranks)}
 
 
 def test_one_process_alone_does_everything() -> None:
-    assert share_from({}) == Share(0, 1)
-    assert share_from({"SLURM_ARRAY_TASK_ID": "5"}, Share(1, 2)) == Share(1, 2)
+    assert share_from({}) == WorkShare(0, 1)
+    assert share_from({"SLURM_ARRAY_TASK_ID": "5"}, WorkShare(1, 2)) == WorkShare(1, 2)
 
 
 def test_some_tasks_of_an_array_repeated_have_to_be_named() -> None:
@@ -295,7 +296,7 @@ def test_some_tasks_of_an_array_repeated_have_to_be_named() -> None:
         share_from({"SLURM_ARRAY_TASK_ID": "7", **array})
     with pytest.raises(InputError, match="RANK"):
         share_from({"RANK": "x"})
-    with pytest.raises(InputError, match="isn't one of 2"):
+    with pytest.raises(InputError, match="is out of range"):
         share_from({"RANK": "2", "WORLD_SIZE": "2"})
 
 
@@ -332,7 +333,9 @@ def test_data_that_grew_is_noticed(tmp_path: Path, checkpoint: Path) -> None:
     data = write_slices(tmp_path / "data", 2)
     embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint)
     write_slices(data / "more", 1)
-    refused(embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint), "begun for 2 slices", "these are 3")
+    refused(
+        embed_slices(data, tmp_path / "store", "--checkpoint", checkpoint), "started for 2 slices", "there are 3 now"
+    )
 
 
 def test_a_slice_that_cannot_be_used_is_named_and_the_rest_kept(tmp_path: Path, checkpoint: Path) -> None:
@@ -412,7 +415,7 @@ def test_missing_things_are_named(tmp_path: Path, data: Path, checkpoint: Path) 
 
 
 def test_progress_tells_rate_and_time_left() -> None:
-    with Progress(100, "slice", 40) as progress:
+    with ProgressBar(100, "slice", 40) as progress:
         assert progress.line() == "40 of 100 slices, 0 per second, unknown time left"
         progress.skip(10)
         progress.advance(25)

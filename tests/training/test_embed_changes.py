@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from samri.errors import OutputError
-from samri_training.embed import Share, embed, find_sources, main
+from samri_training.embed import WorkShare, embed, find_sources, main
 from samri_training.store import EmbeddingStore, EncoderFacts
 from tests.support.commands import call
 from tests.support.files import contents
@@ -98,7 +98,7 @@ def test_every_part_counts_the_room_that_all_of_them_need(tmp_path: Path) -> Non
         "e" * 32, "samri", 128, (free // 2 // 4 * 2 // (64 * 64), 64, 64), "vit_x", "fp32", "x.pth", "0"
     )
     with pytest.raises(OutputError, match=r"the embeddings to come \(of all 4 parts together\) take"):
-        embed(find_sources(data), tmp_path / "store", facts, None, share=Share(1, 4), slices_per_shard=1)
+        embed(find_sources(data), tmp_path / "store", facts, None, share=WorkShare(1, 4), slices_per_shard=1)
 
 
 def test_a_model_that_comes_with_the_package_is_known_by_its_name(tmp_path: Path) -> None:

@@ -188,9 +188,9 @@ def test_objects_are_never_unpickled(
     [
         ({"img": np.zeros((1, 64, 8, 8), np.float32)}, r"\(1, 64, 16, 16\).*name the checkpoint"),
         ({"img": np.zeros((1, *SHAPE), np.int32)}, "int32"),
-        ({"mask": labels(0) * 1.0000001}, "no label"),
-        ({"mask": -labels(0)}, "no label"),
-        ({"mask": labels(0) * np.nan}, "no label"),
+        ({"mask": labels(0) * 1.0000001}, "not a label"),
+        ({"mask": -labels(0)}, "not a label"),
+        ({"mask": labels(0) * np.nan}, "not a label"),
         ({"mask": np.zeros((1, 30, 25))}, "empty mask"),
         ({"mask": np.ones((2, 30, 25))}, "not one slice"),
         ({"mask": np.array(["a"])}, "must be labels"),

@@ -369,7 +369,7 @@ def test_a_store_gives_the_same_results_as_its_slices(
     assert len(by_source[0]) == len(by_source[1])
     for one, other in zip(*by_source, strict=True):
         assert (one.slice, one.case, one.label, one.pixels) == (other.slice, other.case, other.label, other.pixels)
-        assert one.asked.to_json() == other.asked.to_json()
+        assert one.prompt_used.to_json() == other.prompt_used.to_json()
         assert one.measures.dice == pytest.approx(other.measures.dice, abs=1e-3)
 
 

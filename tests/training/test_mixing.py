@@ -54,7 +54,7 @@ def test_several_splits_are_not_taken_as_one(stores: Path, checkpoint: Path, tmp
     run = json.loads((tmp_path / "run" / "args.json").read_text(encoding="utf-8"))
     assert run["data"]["samples"] + run["validation_samples"] == 4, "those of Embedding_test are left out"
     parts = [EmbeddingStore.open(stores / name) for name in ("Embedding_train", "Embedding_test")]
-    with pytest.raises(InputError, match="Embedding_train, Embedding_test, which would be taken as one set"):
+    with pytest.raises(InputError, match="Embedding_train, Embedding_test, which would be read as one set"):
         refuse_mixed_splits(stores, parts)
     refuse_mixed_splits(stores / "Embedding_train", [EmbeddingStore.open(stores / "Embedding_train")])
 

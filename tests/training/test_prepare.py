@@ -279,10 +279,10 @@ def labels_with(value: float, dtype: type) -> np.ndarray:
 @pytest.mark.parametrize(
     ("labels", "affine", "words"),
     [
-        (labels_with(1.0000001, np.float32), OBLIQUE, "holds 1.0000001, which is no label"),
-        (labels_with(-3, np.int16), OBLIQUE, "holds -3, which is no label"),
+        (labels_with(1.0000001, np.float32), OBLIQUE, "holds 1.0000001, which is not a label"),
+        (labels_with(-3, np.int16), OBLIQUE, "holds -3, which is not a label"),
         (block((12, 14, 7)), OBLIQUE, "has shape (12, 14, 7), its image"),
-        (block(), OBLIQUE + 0.5, "lies elsewhere than its image"),
+        (block(), OBLIQUE + 0.5, "is not aligned with its image"),
         (np.zeros((12, 14, 6), np.uint8), OBLIQUE, "is empty: every voxel is 0"),
     ],
     ids=["float", "negative", "shape", "affine", "empty"],

@@ -192,7 +192,7 @@ def test_a_given_division_is_kept_and_the_rest_divided_among_the_others():
 
 def test_a_patient_on_both_sides_of_a_given_division_is_refused():
     pairs = [SourcePair("a_1", "a", Path("x.nii"), Path("m.nii"), split=split) for split in ("training", "testing")]
-    with pytest.raises(InputError, match="patient a, who is in training as well"):
+    with pytest.raises(InputError, match="patient a, who is also in training"):
         keep_given(pairs, (0.8, 0.1, 0.1), 0)
 
 

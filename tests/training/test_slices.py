@@ -141,11 +141,11 @@ def one(value: float, dtype: type) -> np.ndarray:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (one(1.0000001, np.float32), r"holds 1\.0000001, which is no label"),
-        (one(0.5, np.float64), r"holds 0\.5, which is no label"),
-        (one(-1, np.int16), "holds -1, which is no label"),
-        (one(-1, np.float32), "holds -1, which is no label"),
-        (one(65536, np.int32), "holds 65536, which is no label"),
+        (one(1.0000001, np.float32), r"holds 1\.0000001, which is not a label"),
+        (one(0.5, np.float64), r"holds 0\.5, which is not a label"),
+        (one(-1, np.int16), "holds -1, which is not a label"),
+        (one(-1, np.float32), "holds -1, which is not a label"),
+        (one(65536, np.int32), "holds 65536, which is not a label"),
         (one(0, np.uint8), "is empty"),
         (np.ones((6, 9), np.uint8), r"has shape \(6, 9\), its image .* \(6, 9, 1\)"),
         (np.ones((9, 6, 1), np.uint8), r"has shape \(9, 6, 1\), its image .* \(6, 9, 1\)"),
@@ -170,7 +170,7 @@ def test_a_mask_that_lies_elsewhere_is_refused(tmp_path, part):
     moved = AFFINE.copy()
     moved[part] += 0.2
     save(tmp_path / "a_seg_0.nii.gz", one(1, np.uint8), moved)
-    with pytest.raises(InputError, match=r"a_seg_0\.nii\.gz lies elsewhere than its image .*a_img_0\.nii\.gz"):
+    with pytest.raises(InputError, match=r"a_seg_0\.nii\.gz is not aligned with its image .*a_img_0\.nii\.gz"):
         find_slices(tmp_path)[0].read()
 
 

@@ -14,7 +14,7 @@ from segment_anything.modeling import Sam
 from samri.preprocessing import profile
 from samri_training.store import EmbeddingStore
 from samri_training.train import Settings, train
-from samri_training.train._samples import Request, SamplingConfig, TrainingBatches
+from samri_training.train._samples import BatchRequest, SamplingConfig, TrainingBatches
 from samri_training.train._validation import ValidationBatches, asked_with
 from tests.support.stores import drawn_slices, write_store
 
@@ -73,7 +73,7 @@ def test_a_slice_gives_as_many_labels_as_asked(stores: Path) -> None:
 
     def batch(labels: Any, index: int = 0) -> Any:
         frame = SamplingConfig.of(profile("samri"), 128, (64, 16, 16), Settings(labels_per_slice=labels))
-        return TrainingBatches(store, frame)[Request(1, (index, 1))]
+        return TrainingBatches(store, frame)[BatchRequest(1, (index, 1))]
 
     one, both = batch(1), batch("all")
     assert (len(one.coords), len(both.coords)) == (2, 4)

@@ -174,8 +174,8 @@ def test_a_finished_run_may_be_given_more_epochs(run_train: RunTrain, begun: Pat
     [
         (["--lr", "0.5"], "was trained with lr 0.001, not 0.5"),
         (["--seed", "3"], "was trained with seed 0, not 3"),
-        (["--batch-size", "2"], "took 4 slices a step"),
-        (["--save-dir", "elsewhere"], "goes on in its own folder"),
+        (["--batch-size", "2"], "took 4 slices per step"),
+        (["--save-dir", "elsewhere"], "continues in its own folder"),
     ],
 )
 def test_a_resumed_run_refuses_to_leave_its_curve(

@@ -13,7 +13,7 @@ from samri.model import SamDecoder
 from samri_training.train import Settings
 from samri_training.train._loss import mask_losses, true_iou
 from samri_training.train._processes import Processes
-from samri_training.train._samples import Batch
+from samri_training.train._samples import TrainingBatch
 from samri_training.train._step import MAX_BAD_STEPS, StepResult, Training, TrainingError
 from tests.support.sams import seeded_sam
 from tests.support.training_reference import doubled, random_batch, reference_loss
@@ -126,14 +126,14 @@ def test_only_the_mask_decoder_moves() -> None:
 def test_accumulated_batches_make_the_step_of_one_large_batch() -> None:
     whole, parts = (training(doubled(seeded_sam()), lr=1e-3) for _ in range(2))
     batch = random_batch(6)
-    first, second = (Batch(*(tensor[rows] for tensor in batch[:4])) for rows in (slice(0, 4), slice(4, 6)))
+    first, second = (TrainingBatch(*(tensor[rows] for tensor in batch[:4])) for rows in (slice(0, 4), slice(4, 6)))
     for _ in range(3):
         one, two = whole.step([batch]), parts.step([first, second])
     assert one.loss == pytest.approx(two.loss, rel=1e-9)
     assert torch.allclose(weights(whole), weights(parts), rtol=1e-9, atol=1e-10)
 
 
-def spoiled(batch: Batch) -> Batch:
+def spoiled(batch: TrainingBatch) -> TrainingBatch:
     features = batch.features.clone()
     features[1, 3, 2, 1] = float("nan")
     return batch._replace(features=features)
@@ -173,7 +173,7 @@ def test_a_batch_that_could_not_be_loaded_ends_the_run_with_its_reason() -> None
 def test_a_step_without_samples_moves_nothing() -> None:
     ours = training(seeded_sam())
     before = weights(ours).clone()
-    nothing = Batch(*(tensor[:0] for tensor in random_batch(1)[:4]))
+    nothing = TrainingBatch(*(tensor[:0] for tensor in random_batch(1)[:4]))
     assert not ours.step([nothing]).moved
     assert torch.equal(weights(ours), before)
 

@@ -61,7 +61,7 @@ def torch_device(name: str, local_rank: int = 0) -> torch.device:
     import torch
 
     if not is_torch_device(name):
-        raise ProviderError(f"there is no torch device {name!r}: use auto, cpu, cuda, cuda:1 or mps")
+        raise ProviderError(f"unknown torch device {name!r}: use auto, cpu, cuda, cuda:1 or mps")
     if (threads := thread_limit()) is not None and threads < torch.get_num_threads():
         torch.set_num_threads(threads)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -75,7 +75,7 @@ def torch_device(name: str, local_rank: int = 0) -> torch.device:
         return torch.device(name)
     _, _, number = name.partition(":")
     if number and local_rank:
-        raise ProviderError(f"{name} is one GPU, and every process needs its own: use --device cuda")
+        raise ProviderError(f"{name} is a single GPU, and every process needs its own: use --device cuda")
     index = int(number or local_rank)
     if index >= gpus:
         raise ProviderError(

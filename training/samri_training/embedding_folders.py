@@ -24,20 +24,20 @@ def refuse_mixed_splits(folder: Path, sources: Sequence[Embeddings]) -> None:
     Raises:
         InputError: There are several; it names their folders.
     """
-    found: dict[Split, str] = {}
+    examples: dict[Split, str] = {}
     for source in sources:
         below = source.path.relative_to(folder).parts if source.path.is_relative_to(folder) else ()
         for above in {name.rpartition("/")[0] for name, _ in source.names()}:
             for each in reversed((*below, *above.split("/"))):
                 split = split_named(each)
                 if split is not None:
-                    found.setdefault(split, each)
+                    examples.setdefault(split, each)
                     break
-    if len(found) > 1:
-        there = ", ".join(found[split] for split in SPLITS if split in found)
+    if len(examples) > 1:
+        there = ", ".join(examples[split] for split in SPLITS if split in examples)
         raise InputError(
-            f"{folder} holds embeddings in {there}, which would be taken as one set: name one of these folders, or "
-            f"call them {', '.join(SPLITS)}"
+            f"{folder} holds embeddings in {there}, which would be read as one set: name one of these folders, "
+            f"or rename them to {', '.join(SPLITS)}"
         )
 
 
@@ -55,10 +55,11 @@ def refuse_shared_cases(training: Sequence[Embeddings], validation: Sequence[Emb
     learned = {key for source in training for key in _cases(source, together)}
     shared = sorted({case for source in validation for _, case in learned & _cases(source, together)})
     if shared:
-        some = ", ".join(shared[:_NAMED]) + (" ..." if len(shared) > _NAMED else "")
+        names = ", ".join(shared[:_NAMED]) + (" ..." if len(shared) > _NAMED else "")
         raise InputError(
-            f"{len(shared)} case(s) are in the training and in the validation slices ({some}), so validation would say "
-            "too much: divide them by patient, or pass --allow-shared-cases if only the names are the same"
+            f"{len(shared)} case(s) are in the training and in the validation slices ({names}), so validation "
+            "would be too optimistic: split them by patient, or pass --allow-shared-cases if only the names "
+            "are the same"
         )
 
 
@@ -85,47 +86,47 @@ def folders_by_split(folder: Path) -> dict[Split | None, list[Path]]:
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    found: dict[Split | None, list[Path]] = {}
+    by_split: dict[Split | None, list[Path]] = {}
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         is_store = PLAN_NAME in names
         if is_store or any(holds_embedding(name) for name in names):
             split, root = _split_and_root(folder, Path(parent).relative_to(folder).parts)
-            folders_found, own_folder = found.setdefault(split, []), Path(parent) if is_store else root
+            folders_found, own_folder = by_split.setdefault(split, []), Path(parent) if is_store else root
             folders_found.extend([own_folder] if own_folder not in folders_found else [])
         if is_store:
             folders.clear()
-    if None in found and len(found) > 1:
+    if None in by_split and len(by_split) > 1:
         raise InputError(
-            f"{folder}: {found[None][0]} holds embeddings outside of folders for {KNOWN_NAMES}, and others lie in "
+            f"{folder}: {by_split[None][0]} holds embeddings outside of folders for {KNOWN_NAMES}, and others lie in "
             "these: name one of them, or move the embeddings"
         )
-    own = _own_split(folder)
-    return {own: found[None]} if None in found else found
+    own_split = _own_split(folder)
+    return {own_split: by_split[None]} if None in by_split else by_split
 
 
-def folders_of_split(folder: Path, split: Split, *, asked: bool = False) -> list[Path]:
+def folders_of_split(folder: Path, split: Split, *, named: bool = False) -> list[Path]:
     """The stores and caches of a split below a folder; all of them where the folder has no splits, or is itself one.
 
     Args:
         folder: A store, a cache, a folder of them, or one with `training`, `validation` and `testing` in it or below.
         split: Which part is meant, where there are several.
-        asked: A person named the split, so that no other will do.
+        named: A person named the split, so that no other will do.
 
     Raises:
         InputError: The folder has splits and not this one, or none at all although it was asked for.
     """
-    found = folders_by_split(folder)
-    if split in found:
-        return found[split]
-    if not found and not asked:
+    by_split = folders_by_split(folder)
+    if split in by_split:
+        return by_split[split]
+    if not by_split and not named:
         return [folder]  # Opening it gives the precise error.
-    if not asked and set(found) == {_own_split(folder)}:
-        return next(iter(found.values()))
-    there = ", ".join(name for name in SPLITS if name in found)
+    if not named and set(by_split) == {_own_split(folder)}:
+        return next(iter(by_split.values()))
+    there = ", ".join(name for name in SPLITS if name in by_split)
     if there:
-        raise InputError(f"{folder} holds no embeddings for {split}, only for {there}: name the folder that is meant")
-    raise InputError(f"{folder} has no folders for {KNOWN_NAMES} in it, so {split} can't be told: drop --split")
+        raise InputError(f"{folder} holds no embeddings for {split}, only for {there}: name the folder you need")
+    raise InputError(f"{folder} has no folders for {KNOWN_NAMES} in it, so its split is unknown: leave out --split")
 
 
 def _own_split(folder: Path) -> Split | None:

@@ -149,17 +149,19 @@ def find_cached(folder: Path) -> list[CachedSlice]:
     Raises:
         InputError: There is none, one has no mask beside it, or two have the same name.
     """
-    found: dict[str, CachedSlice] = {}
+    slices: dict[str, CachedSlice] = {}
     for file in _files(folder):
         name = file.relative_to(folder).as_posix()[: -len(file.suffix)]
-        if name in found:
-            raise InputError(f"{found[name].file} and {file} have the same name but for the suffix: remove one of them")
+        if name in slices:
+            raise InputError(
+                f"{slices[name].file} and {file} have the same name but for the suffix: remove one of them"
+            )
         mask = None if file.suffix == ".npz" else _mask_beside(file)
         above = [part for part in Path(name).parent.parts if split_named(part) is None]
-        found[name] = CachedSlice(name, "/".join([*above, _case_and_mask(file.stem)[0]]), file, mask)
-    if not found:
+        slices[name] = CachedSlice(name, "/".join([*above, _case_and_mask(file.stem)[0]]), file, mask)
+    if not slices:
         raise InputError(f"{folder} holds no cached embeddings (*.npz, or *.npy and *.pt beside their masks)")
-    return [found[name] for name in sorted(found)]
+    return [slices[name] for name in sorted(slices)]
 
 
 def holds_embedding(name: str) -> bool:
@@ -181,8 +183,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _case_and_mask(stem: str) -> tuple[str, str]:
     """Case of an embedding's file, and the name that its mask should have, both without a suffix."""
-    case, found, tail = stem.rpartition("_img_")
-    if found:
+    case, separator, tail = stem.rpartition("_img_")
+    if separator:
         return case, f"{case}_seg_{tail}"
     case = stem.removesuffix("_img")
     return case, f"{case}_seg"
@@ -217,7 +219,7 @@ def _arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
         raise
     except (OSError, MemoryError, *_UNREADABLE) as error:
         raise InputError(
-            f"{file} can't be read as an embedding: it is cut off, or carries objects; copy it again"
+            f"{file} can't be read as an embedding: it is truncated, or carries objects; copy it again"
         ) from error
 
 
@@ -230,7 +232,9 @@ def _read_npz(file: Path) -> dict[str, npt.NDArray[Any]]:
             if member is None:
                 raise InputError(f"{file} holds no {key!r}: a published cache has img, mask and ori_size")
             if member.file_size > _LARGEST_ARRAY:
-                raise InputError(f"{file} claims {member.file_size} bytes for {key!r}: that is no embedding or mask")
+                raise InputError(
+                    f"{file} claims {member.file_size} bytes for {key!r}, which is not an embedding or mask"
+                )
             with archive.open(member) as stream:
                 _check_claim(file, key, stream, member.file_size)
             with archive.open(member) as stream:
@@ -238,13 +242,13 @@ def _read_npz(file: Path) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def _check_claim(file: Path, key: str, stream: IO[bytes], held: int) -> None:
+def _check_claim(file: Path, key: str, stream: IO[bytes], content: int) -> None:
     """Numpy makes room for what the array's header claims before it reads the numbers."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
-    if math.prod(shape) * dtype.itemsize > held:
-        raise InputError(f"{file} claims an array of shape {shape} for {key!r} in {held} bytes: copy it again")
+    if math.prod(shape) * dtype.itemsize > content:
+        raise InputError(f"{file} claims an array of shape {shape} for {key!r} in {content} bytes: copy it again")
 
 
 def _read_pt(file: Path) -> dict[str, npt.NDArray[Any]]:
@@ -286,9 +290,11 @@ def _embedding(file: Path, values: npt.NDArray[Any], shape: tuple[int, int, int]
 def _as_scan(file: Path, values: npt.NDArray[Any]) -> Scan:
     """An array that has no place in space, as `label_map` takes it."""
     if values.dtype.kind not in "buif" or values.ndim not in (2, 3) or not values.size:
-        raise InputError(f"{file} holds a mask {values.dtype} {values.shape}: it must be labels, (1, H, W) or (H, W)")
+        raise InputError(
+            f"{file} holds a {values.dtype} mask of shape {values.shape}: it must be labels, (1, H, W) or (H, W)"
+        )
     if values.size > _LARGEST_MASK:
-        raise InputError(f"{file} holds a mask of {values.shape} pixels: that is no slice")
+        raise InputError(f"{file} holds a mask of {values.shape} pixels, which is not a slice")
     return Scan(file, "nifti", values, np.eye(4))
 
 

@@ -7,9 +7,9 @@ It asks a bundle through `samri_runtime.Predictor`, as users do.
 
 from __future__ import annotations
 
-from samri_tiny.evaluate._answers import Answer, Results, TestSet, ask_all, corrective_point, evaluate_set
+from samri_tiny.evaluate._answers import PromptedMask, Results, TestSet, ask_all, corrective_point, evaluate_set
 from samri_tiny.evaluate._baselines import filled_ellipse, otsu_in_box, otsu_threshold
-from samri_tiny.evaluate._cases import Case, TestSlice, cases_of, contrast_to_noise, digest
+from samri_tiny.evaluate._cases import PromptedStructure, TestSlice, cases_of, contrast_to_noise, digest
 from samri_tiny.evaluate._command import main
 from samri_tiny.evaluate._slices import (
     dataset_slices,
@@ -20,8 +20,8 @@ from samri_tiny.evaluate._slices import (
 )
 
 __all__ = [
-    "Answer",
-    "Case",
+    "PromptedMask",
+    "PromptedStructure",
     "Results",
     "TestSet",
     "TestSlice",

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from samri.errors import InputError
 from samri.metrics import dice
 from samri.postprocessing import upscale_logits
-from samri.prompts import Prompt, pack
+from samri.prompts import Prompt, to_batch
 from samri_runtime import Embedding, Prediction, Predictor
 from samri_tiny.evaluate._baselines import filled_ellipse, otsu_in_box
-from samri_tiny.evaluate._cases import Case, Mask, TestSlice, cases_of, digest, middle
+from samri_tiny.evaluate._cases import Mask, PromptedStructure, TestSlice, cases_of, digest, middle
 
 Way = Literal["box", "tight box", "refined", "point", "best of three"]
 """How a case is asked for:
@@ -35,8 +35,8 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What one model or baseline made of one case.
+class PromptedMask:
+    """The masks of one model or baseline for one structure.
 
     Attributes:
         case: What was asked for.
@@ -47,7 +47,7 @@ class Answer:
         iou: What it is.
     """
 
-    case: Case
+    case: PromptedStructure
     by: str
     dice: Mapping[Way, float]
     mask: npt.NDArray[np.uint8]
@@ -61,7 +61,9 @@ class Answer:
         return mask
 
 
-def ask_all(test: TestSlice, cases: Sequence[Case], predictors: Mapping[str, Predictor]) -> list[Answer]:
+def ask_all(
+    test: TestSlice, cases: Sequence[PromptedStructure], predictors: Mapping[str, Predictor]
+) -> list[PromptedMask]:
     """The baselines' and all models' answers to the cases of one slice; models with one encoder share its embedding."""
     if not cases:
         return []
@@ -91,7 +93,7 @@ def corrective_point(found: Mask, truth: Mask) -> tuple[npt.NDArray[np.float64],
     return None if largest is None else (middle(largest[1]), largest[2])
 
 
-def _baseline(name: Baseline, image: npt.NDArray[Any], cases: Sequence[Case]) -> list[Answer]:
+def _baseline(name: Baseline, image: npt.NDArray[Any], cases: Sequence[PromptedStructure]) -> list[PromptedMask]:
     answers = []
     for case in cases:
         masks = {
@@ -104,7 +106,9 @@ def _baseline(name: Baseline, image: npt.NDArray[Any], cases: Sequence[Case]) ->
     return answers
 
 
-def _model(name: str, predictor: Predictor, embedding: Embedding, cases: Sequence[Case]) -> list[Answer]:
+def _model(
+    name: str, predictor: Predictor, embedding: Embedding, cases: Sequence[PromptedStructure]
+) -> list[PromptedMask]:
     box = predictor.predict(embedding, boxes=[case.box for case in cases])
     tight = predictor.predict(embedding, boxes=[case.tight_box for case in cases])
     refined = _refined(predictor, embedding, cases, box)
@@ -126,7 +130,9 @@ def _model(name: str, predictor: Predictor, embedding: Embedding, cases: Sequenc
     ]
 
 
-def _refined(predictor: Predictor, embedding: Embedding, cases: Sequence[Case], first: Prediction) -> list[Mask]:
+def _refined(
+    predictor: Predictor, embedding: Embedding, cases: Sequence[PromptedStructure], first: Prediction
+) -> list[Mask]:
     masks = list(first.masks)
     corrections = [corrective_point(mask, case.truth) for mask, case in zip(masks, cases, strict=True)]
     wrong = [row for row, correction in enumerate(corrections) if correction is not None]
@@ -144,10 +150,10 @@ def _refined(predictor: Predictor, embedding: Embedding, cases: Sequence[Case], 
 
 
 def _from_points(
-    predictor: Predictor, embedding: Embedding, cases: Sequence[Case]
+    predictor: Predictor, embedding: Embedding, cases: Sequence[PromptedStructure]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """The single mask, and the best-scored of the three candidates, (B, H, W) each; both come from one decoding."""
-    low_res, scores = predictor.decode(embedding, *pack([Prompt.of([case.point]) for case in cases]))
+    low_res, scores = predictor.decode(embedding, *to_batch([Prompt.of([case.point]) for case in cases]))
     rows, best = np.arange(len(cases)), 1 + scores[:, 1:].argmax(axis=1)
     profile, side = predictor.manifest.profile, predictor.manifest.image_size
     single, chosen = (
@@ -156,10 +162,10 @@ def _from_points(
     return single, chosen
 
 
-def _answer(case: Case, by: str, masks: Mapping[Way, Mask], score: float | None) -> Answer:
+def _answer(case: PromptedStructure, by: str, masks: Mapping[Way, Mask], score: float | None) -> PromptedMask:
     by_way = {way: dice(mask, case.truth) for way, mask in masks.items()}
     overlap = by_way["box"] / (2 - by_way["box"])  # IoU of a Dice.
-    return Answer(case, by, by_way, np.packbits(masks["box"]), score, overlap)
+    return PromptedMask(case, by, by_way, np.packbits(masks["box"]), score, overlap)
 
 
 Kind = Literal["drawn", "real"]
@@ -171,7 +177,7 @@ class TestSet:
 
     Attributes:
         name: In files, and in the frozen list.
-        title: Of its part of the report.
+        title: Heading of its part of the report.
         about: What the slices are, in one sentence.
         kind: Drawn slices are reported by visibility, size and subject; real ones by structure.
         published: Its cases are in the frozen list.
@@ -194,14 +200,14 @@ class Results:
 
     Attributes:
         of: The set.
-        answers: Of all cases, in order: of each slice the baselines', then each model's.
+        answers: Masks of all cases, in order: for each slice the baselines', then each model's.
         images: Slice, by subject and name, for pictures; those with cases only.
         slices: How many were looked at.
         digests: Slice to `digest`; those with cases only.
     """
 
     of: TestSet
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[PromptedMask] = field(default_factory=list)
     images: dict[tuple[str, str], TestSlice] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     slices: int = 0
@@ -219,7 +225,7 @@ def evaluate_set(
     Raises:
         InputError: There is not one case.
     """
-    answers: list[Answer] = []
+    answers: list[PromptedMask] = []
     images: dict[tuple[str, str], TestSlice] = {}
     digests: dict[str, str] = {}
     count = 0

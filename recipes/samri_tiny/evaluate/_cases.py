@@ -40,7 +40,7 @@ class TestSlice:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class PromptedStructure:
     """One structure of one slice, or one connected part of it, and its prompts in (x, y) pixels of the slice.
 
     Attributes:
@@ -49,7 +49,7 @@ class Case:
         structure: What it is called.
         part: 1 for the largest connected part (of pixels with a common side), 2 for the next; 0 for all parts together.
         parts: How many parts the structure has in this slice, of any size.
-        pixels: Of the truth.
+        pixels: Area of the truth.
         area: Those, in a slice whose longest side has 256 pixels.
         cnr: Contrast-to-noise ratio to its surroundings.
         truth: (H, W) bool.
@@ -87,7 +87,7 @@ class Case:
         return self.cnr >= VISIBLE
 
 
-def cases_of(test: TestSlice, seed: int) -> list[Case]:
+def cases_of(test: TestSlice, seed: int) -> list[PromptedStructure]:
     """Every connected part above 100 pixels; and where a structure has several parts, all of them as one case more."""
     from scipy.ndimage import label
 
@@ -103,7 +103,7 @@ def cases_of(test: TestSlice, seed: int) -> list[Case]:
     return cases
 
 
-def digest(cases: Sequence[Case]) -> str:
+def digest(cases: Sequence[PromptedStructure]) -> str:
     """What the cases of a slice are, in 12 hexadecimal digits: names, parts, sizes, tight boxes and visibility."""
     lines = [
         f"{case.structure}\t{case.part}/{case.parts}\t{case.pixels}\t{case.tight_box.astype(int).tolist()}\t"
@@ -144,10 +144,10 @@ def _area(pixels: int, shape: tuple[int, ...]) -> float:
     return pixels * (FRAME / max(shape)) ** 2
 
 
-def _case(test: TestSlice, structure: str, part: int, parts: int, mask: Mask, seed: int) -> Case:
+def _case(test: TestSlice, structure: str, part: int, parts: int, mask: Mask, seed: int) -> PromptedStructure:
     rng = prompt_generator(seed, f"{test.subject}, {test.name}, {structure}", part)
     tight, pixels = sample_box(mask, rng), int(np.count_nonzero(mask))
-    return Case(
+    return PromptedStructure(
         slice=test.name,
         subject=test.subject,
         structure=structure,

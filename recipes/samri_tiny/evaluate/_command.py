@@ -10,7 +10,7 @@ import click
 
 from samri.staging import staged_folder
 from samri_runtime import Predictor
-from samri_runtime.cli import Progress, command, emit, say
+from samri_runtime.cli import ProgressBar, command, emit, say
 from samri_runtime.providers import Provider
 from samri_tiny.evaluate._answers import Baseline, TestSet, evaluate_set
 from samri_tiny.evaluate._card import check_card, write_figures
@@ -79,7 +79,9 @@ _PATHS = click.Path(path_type=Path)
 @click.option("-o", "--output", required=True, type=_PATHS, metavar="FOLDER", help="For tables, cases and pictures.")
 @click.option("--overwrite", is_flag=True, help="Replace FOLDER if it exists.")
 @click.option("--model-card", type=_PATHS, metavar="FILE", help="Put the tables between the markers of this file too.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of drawn slices and boxes.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of drawn slices and boxes."
+)
 @click.option("--quick", is_flag=True, help=f"About one slice in {QUICK}, to try the command out.")
 @click.option(
     "--frozen", type=_PATHS, metavar="FILE", help="List of cases to compare with.  [default: the published one]"
@@ -87,7 +89,7 @@ _PATHS = click.Path(path_type=Path)
 @click.option("--write-list", "new_list", type=_PATHS, metavar="FILE", help="Write the list of these cases.")
 @click.option("--no-pictures", is_flag=True, help="Leave out the contact sheets.")
 @click.option("--provider", type=click.Choice(get_args(Provider)), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a model.  [default: one a core]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a model.  [default: one per core]")
 def main(
     models: tuple[str, ...],
     label_maps: Path | None,
@@ -121,7 +123,7 @@ def main(
         predictors = {name: Predictor(path, provider, threads=threads) for name, path in names.items()}
         results, lists = [], {}
         for of, of_slices in _sets(label_maps, template, mricrop, slices, seed, QUICK if quick else 1):
-            with Progress(0, "slice") as progress:
+            with ProgressBar(0, "slice") as progress:
                 found = evaluate_set(of, of_slices, predictors, seed, on_slice=progress.advance)
             results.append(found)
             lists[of.name] = compared(of.name, found.digests, seed, known)

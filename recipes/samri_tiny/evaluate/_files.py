@@ -13,7 +13,7 @@ from samri import __version__
 from samri_tiny.evaluate._answers import BASELINES, WAYS, Results
 from samri_tiny.evaluate._cases import FRAME, JITTER, JITTER_SHARE, MIN_AREA, RING, VISIBLE
 from samri_tiny.evaluate._pictures import write_contact_sheet
-from samri_tiny.evaluate._summary import Group, Test, drawn_groups, real_groups, selected, tests
+from samri_tiny.evaluate._summary import Group, PairedTest, drawn_groups, real_groups, selected, tests
 from samri_training.evaluate import SIGNIFICANT, markdown_table, p_text, plain_name
 
 CASES, NUMBERS, TABLES = "cases.csv", "results.json", "tables.md"
@@ -164,10 +164,10 @@ def group_table(groups: Sequence[Group]) -> str:
         ]
         for group in groups
     ]
-    return markdown_table(heads, rows, left=1 + several)
+    return markdown_table(heads, rows, text_columns=1 + several)
 
 
-def comparison_table(found: Sequence[Test]) -> str:
+def comparison_table(found: Sequence[PairedTest]) -> str:
     """One row for each pair that was compared."""
     rows = [
         [
@@ -180,7 +180,7 @@ def comparison_table(found: Sequence[Test]) -> str:
         ]
         for test in found
     ]
-    return markdown_table(["compared", "asked by", "slices", "difference", "effect r", "p"], rows, left=2)
+    return markdown_table(["compared", "asked by", "slices", "difference", "effect r", "p"], rows, text_columns=2)
 
 
 def _p(p: float) -> str:

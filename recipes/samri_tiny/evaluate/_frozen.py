@@ -46,12 +46,12 @@ def write_list(file: Path, seed: int, digests: Mapping[str, Mapping[str, str]]) 
 
 
 def compared(name: str, asked: Mapping[str, str], seed: int, frozen: tuple[int, Digests]) -> str:
-    """A plain line on whether the cases of a set are those of the frozen list.
+    """One line on whether the cases of a set are those of the frozen list.
 
     Args:
-        name: Of the set.
+        name: Name of the set.
         asked: Slice to digest, of this run.
-        seed: Of this run.
+        seed: Seed of this run.
         frozen: What `read_list` gave.
     """
     listed = frozen[1].get(name, {})

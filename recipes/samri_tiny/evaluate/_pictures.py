@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from samri_tiny.evaluate._answers import BASELINES, Answer, Results
+from samri_tiny.evaluate._answers import BASELINES, PromptedMask, Results
 from samri_tiny.evaluate._summary import models_of, selected
 
 _COLUMNS = 6
@@ -21,8 +21,8 @@ _TRUTH, _FOUND, _BOX = "#009E73", "#E69F00", "#56B4E9"
 def write_contact_sheet(path: Path, results: Results) -> None:
     """Outlines of truth and answer, and the box that was asked with, on parts of the slices around it.
 
-    Of a real scan's structures, each shows the case at the 95th, 50th and 5th percentile of Dice; of drawn slices the
-    visible cases are shown at 24 percentiles.
+    A real scan shows the cases at the 95th, 50th and 5th percentile of Dice of each structure; drawn slices show the
+    visible cases at 24 percentiles.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def write_contact_sheet(path: Path, results: Results) -> None:
     figure.savefig(path, dpi=90)
 
 
-def _chosen(results: Results) -> list[Answer]:
+def _chosen(results: Results) -> list[PromptedMask]:
     model = models_of(results.answers)[0]
     own = [answer for answer in selected(results.answers, "connected") if answer.by == model]
     if results.of.kind == "drawn":
@@ -59,13 +59,13 @@ def _chosen(results: Results) -> list[Answer]:
     ]
 
 
-def _at(answers: Sequence[Answer], quantiles: Sequence[float]) -> list[Answer]:
+def _at(answers: Sequence[PromptedMask], quantiles: Sequence[float]) -> list[PromptedMask]:
     ordered = sorted(answers, key=lambda answer: answer.dice["box"])
     places = dict.fromkeys(round(quantile * (len(ordered) - 1)) for quantile in quantiles) if ordered else {}
     return [ordered[place] for place in places]
 
 
-def _draw(axes: Any, results: Results, answer: Answer) -> None:
+def _draw(axes: Any, results: Results, answer: PromptedMask) -> None:
     case = answer.case
     image = results.images[case.subject, case.slice].image
     height, width = case.truth.shape

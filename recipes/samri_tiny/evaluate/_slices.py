@@ -47,7 +47,7 @@ def synthetic_slices(folder: Path, count: int, seed: int) -> Iterator[TestSlice]
     Args:
         folder: All label maps of the training: `samri_tiny.synthesis.hold_out` says which of them are kept.
         count: Slices of each subject.
-        seed: Of the drawing.
+        seed: Random seed of the drawing.
 
     Raises:
         InputError: No such folder, none of its label maps is kept, or one can't be read.

@@ -1,4 +1,4 @@
-"""From answers to numbers: means of groups of cases, and paired tests between whoever answered."""
+"""From masks to numbers: means of groups of cases, and paired tests between models and baselines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from samri_tiny.evaluate._answers import BASELINES, BOXES, WAYS, Answer, Way
+from samri_tiny.evaluate._answers import BASELINES, BOXES, WAYS, PromptedMask, Way
 from samri_tiny.evaluate._cases import VISIBLE
 from samri_training.evaluate import Comparison, case_means, compare_family
 
@@ -25,7 +25,7 @@ class Group:
     """What one model made of some cases, beside the baselines.
 
     Attributes:
-        name: Of the group.
+        name: Name of the group.
         model: Who answered.
         cases: How many; 0 of a mean of groups.
         dice: Mean, by way of asking.
@@ -48,7 +48,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Test:
+class PairedTest:
     """Two answers compared: Wilcoxon's signed-rank test, paired by slice (the mean of its cases)."""
 
     __test__ = False  # Not one of pytest's.
@@ -60,7 +60,7 @@ class Test:
     p_holm: float
 
 
-def selected(answers: Iterable[Answer], unit: Unit, visible: bool | None = None) -> list[Answer]:
+def selected(answers: Iterable[PromptedMask], unit: Unit, visible: bool | None = None) -> list[PromptedMask]:
     """Those of one unit, and of visible or invisible structures."""
     return [
         answer
@@ -70,14 +70,14 @@ def selected(answers: Iterable[Answer], unit: Unit, visible: bool | None = None)
     ]
 
 
-def models_of(answers: Iterable[Answer]) -> list[str]:
+def models_of(answers: Iterable[PromptedMask]) -> list[str]:
     """Who answered, without the baselines, in order."""
     return list(dict.fromkeys(answer.by for answer in answers if answer.by not in BASELINES))
 
 
-def group(name: str, answers: Sequence[Answer], models: Sequence[str], *, trivial: bool = False) -> list[Group]:
+def group(name: str, answers: Sequence[PromptedMask], models: Sequence[str], *, trivial: bool = False) -> list[Group]:
     """The means of some answers, for each model; none where there are no cases."""
-    by: dict[str, list[Answer]] = {}
+    by: dict[str, list[PromptedMask]] = {}
     for answer in answers:
         by.setdefault(answer.by, []).append(answer)
     baselines: dict[str, dict[Way, float]] = {
@@ -117,7 +117,7 @@ def mean_of(name: str, groups: Sequence[Group]) -> Group:
     )
 
 
-def drawn_groups(answers: Sequence[Answer]) -> list[Group]:
+def drawn_groups(answers: Sequence[PromptedMask]) -> list[Group]:
     """Groups of the synthetic set: connected structures that are visible, by size, contrast and subject; the rest."""
     models = models_of(answers)
     seen = selected(answers, "connected", True)
@@ -133,7 +133,7 @@ def drawn_groups(answers: Sequence[Answer]) -> list[Group]:
     return groups + group("invisible (CNR below 1)", selected(answers, "connected", False), models)
 
 
-def real_groups(answers: Sequence[Answer], unit: Unit, trivial: Sequence[str] = ()) -> list[Group]:
+def real_groups(answers: Sequence[PromptedMask], unit: Unit, trivial: Sequence[str] = ()) -> list[Group]:
     """Groups by structure, and the mean of all structures but the trivial ones; in the order of the cases."""
     models = models_of(answers)
     some = selected(answers, unit)
@@ -148,7 +148,7 @@ def real_groups(answers: Sequence[Answer], unit: Unit, trivial: Sequence[str] = 
     return groups
 
 
-def tests(answers: Sequence[Answer]) -> list[Test]:
+def tests(answers: Sequence[PromptedMask]) -> list[PairedTest]:
     """Each model against both baselines with both boxes, and all models with each other in every way of asking.
 
     p-values are corrected by Holm's method over all of them.
@@ -161,14 +161,14 @@ def tests(answers: Sequence[Answer]) -> list[Test]:
     compared = compare_family(
         {each: (_by_slice(answers, each[0], each[1]), _by_slice(answers, each[0], each[2])) for each in pairs}
     )
-    return [Test(*each, comparison, p) for each, (comparison, p) in compared.items()]
+    return [PairedTest(*each, comparison, p) for each, (comparison, p) in compared.items()]
 
 
-def _mean(answers: Sequence[Answer], way: Way) -> float:
+def _mean(answers: Sequence[PromptedMask], way: Way) -> float:
     return float(np.mean([answer.dice[way] for answer in answers]))
 
 
-def _by_slice(answers: Sequence[Answer], way: Way, name: str) -> dict[str, float]:
+def _by_slice(answers: Sequence[PromptedMask], way: Way, name: str) -> dict[str, float]:
     own = [answer for answer in answers if answer.by == name]
     slices = [f"{answer.case.subject}\n{answer.case.slice}" for answer in own]
     return case_means(slices, [answer.dice[way] for answer in own])

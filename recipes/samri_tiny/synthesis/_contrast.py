@@ -20,7 +20,7 @@ _FLUID = (4, 5, 14, 15, 24, 72)
 _WHITE = (2, 7, 16, 28, 85)
 _GREY = (3, 8, 17, 18, 26, 25, 136, 137)
 _DEEP = (10, 11, 12, 13)
-# Mean intensity ranges of fluid, white, grey and deep grey matter in common sequences.
+# Mean intensity ranges of fluid, white, gray and deep gray matter in common sequences.
 _SEQUENCES = {
     "T1": ((0.05, 0.25), (0.65, 0.9), (0.4, 0.6), (0.5, 0.7)),
     "T2": ((0.8, 1.0), (0.25, 0.4), (0.45, 0.65), (0.3, 0.5)),

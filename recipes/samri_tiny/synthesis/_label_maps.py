@@ -22,7 +22,7 @@ class LabelMap:
     """One subject's structures.
 
     Attributes:
-        name: Of its file, without endings.
+        name: Name of its file, without endings.
         labels: (X, Y, Z) uint8, indices into `codes`, cropped to what isn't background.
         codes: (L,) int64, the file's own numbers, ascending; 0 is background and comes first.
         spacing: (3,) voxel size in mm.

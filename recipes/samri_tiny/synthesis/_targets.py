@@ -120,7 +120,7 @@ class _Structures:
     Attributes:
         labels: (H, W) uint8.
         present: The labels that are there, ascending; not the background.
-        all_parts: Of every label, label by label.
+        all_parts: Parts of every label, label by label.
     """
 
     def __init__(self, labels: npt.NDArray[np.uint8], smallest: int) -> None:

@@ -5,8 +5,18 @@ The command is in `_command`, which isn't imported here, since the measured proc
 
 from __future__ import annotations
 
-from samri_runtime.bench._case import Case, Scene, phantom_scene, scan_scene
-from samri_runtime.bench._measure import Repeats, Sample, measure
-from samri_runtime.bench._report import Report, Row
+from samri_runtime.bench._case import BenchCase, Scene, phantom_scene, scan_scene
+from samri_runtime.bench._measure import Measurements, Repeats, measure
+from samri_runtime.bench._report import BenchReport, BenchRow
 
-__all__ = ["Case", "Repeats", "Report", "Row", "Sample", "Scene", "measure", "phantom_scene", "scan_scene"]
+__all__ = [
+    "BenchCase",
+    "BenchReport",
+    "BenchRow",
+    "Measurements",
+    "Repeats",
+    "Scene",
+    "measure",
+    "phantom_scene",
+    "scan_scene",
+]

@@ -25,7 +25,7 @@ _GRID = 4
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """A provider, a precision and a number of threads.
 
     Attributes:
@@ -52,8 +52,8 @@ class Case:
     def label(self) -> str:
         """The provider, and settings other than precision and threads."""
         static = {None: "", True: " static", False: " free shapes"}[self.static_shapes]
-        given = "".join(f" {key}={value}" for key, value in self.options.items())
-        return f"{self.provider}{static}{' ' + self.name if self.name else given}"
+        settings = "".join(f" {key}={value}" for key, value in self.options.items())
+        return f"{self.provider}{static}{' ' + self.name if self.name else settings}"
 
     def __str__(self) -> str:
         threads = f" {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
@@ -71,12 +71,12 @@ class Case:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Case:
+    def from_json(cls, values: Mapping[str, Any]) -> BenchCase:
         """The case from the values of `to_json`."""
         return cls(**values)
 
 
-REFERENCE = Case("cpu")
+REFERENCE = BenchCase("cpu")
 """The case that all others are compared with: fp32 on the CPU."""
 
 
@@ -86,15 +86,15 @@ def cases(
     threads: Sequence[int | None],
     options: Mapping[str, str] | None = None,
     static_shapes: bool | None = None,
-) -> list[Case]:
+) -> list[BenchCase]:
     """All combinations; options go to every provider but the CPU, which has none."""
     return [
-        Case(provider, precision, count, {} if provider == "cpu" else dict(options or {}), static_shapes)
+        BenchCase(provider, precision, count, {} if provider == "cpu" else dict(options or {}), static_shapes)
         for provider, precision, count in product(providers, precisions, threads)
     ]
 
 
-def accelerator_cases(precisions: Sequence[Precision]) -> list[Case]:
+def accelerator_cases(precisions: Sequence[Precision]) -> list[BenchCase]:
     """For `--gpu`: the accelerators that work here, with default settings and with faster ones."""
     providers = usable_providers()
     if "cuda" in providers and _works("tensorrt"):  # Not among the candidates of `auto`, since it compiles for minutes.
@@ -129,17 +129,17 @@ def precisions_of(manifest: Manifest) -> tuple[Precision, ...]:
     return manifest.precisions("encoder")
 
 
-def _variants(provider: Provider, precisions: Sequence[Precision]) -> Iterator[Case]:
+def _variants(provider: Provider, precisions: Sequence[Precision]) -> Iterator[BenchCase]:
     if provider == "cpu":
         return
     for precision in precisions:
-        yield Case(provider, precision)
+        yield BenchCase(provider, precision)
     if provider == "cuda":
         for precision in precisions:
-            yield Case("cuda", precision, options={"enable_cuda_graph": "1"}, name="with CUDA graphs")
-        yield Case("cuda", "fp32", options={"use_tf32": "1"}, name="with TensorFloat-32")
+            yield BenchCase("cuda", precision, options={"enable_cuda_graph": "1"}, name="with CUDA graphs")
+        yield BenchCase("cuda", "fp32", options={"use_tf32": "1"}, name="with TensorFloat-32")
     if provider == "tensorrt":
-        yield Case("tensorrt", "fp32", options={"trt_fp16_enable": "1"}, name="in fp16")
+        yield BenchCase("tensorrt", "fp32", options={"trt_fp16_enable": "1"}, name="in fp16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +193,10 @@ def scan_scene(path: str | Path, index: int | None = None, boxes: npt.ArrayLike 
         raise InputError(f"{path} is one slice: leave out --slice")
     view = axis_view(scan.grid, 2, scan.grid[2] // 2 if index is None else index) if volume else whole_view(scan.grid)
     image = view.extract(scan.voxels)
-    given = _tiles(image.shape[0], image.shape[1]) if boxes is None else np.atleast_2d(np.asarray(boxes, np.float64))
-    return Scene(scan.path.name, image, given)
+    scene_boxes = (
+        _tiles(image.shape[0], image.shape[1]) if boxes is None else np.atleast_2d(np.asarray(boxes, np.float64))
+    )
+    return Scene(scan.path.name, image, scene_boxes)
 
 
 def _tiles(height: int, width: int) -> npt.NDArray[np.float64]:

@@ -24,8 +24,8 @@ from samri_runtime.bench._case import (
     scan_scene,
     usable_providers,
 )
-from samri_runtime.bench._measure import Repeats, Sample, measure
-from samri_runtime.bench._report import FILES, Report, environment, import_matplotlib
+from samri_runtime.bench._measure import Measurements, Repeats, measure
+from samri_runtime.bench._report import FILES, BenchReport, environment, import_matplotlib
 from samri_runtime.bench._tune import best, candidates, seconds_of, settings_of
 from samri_runtime.cli import (
     GivenModel,
@@ -173,24 +173,26 @@ def main(
     if output is not None and output.exists() and not output.is_dir():
         raise OutputError(f"cannot write {output}: it is not a folder; name another --output")
     if output is not None and not overwrite:
-        refuse_foreign_files(output, FILES, own=())
-    wanted = precisions or precisions_of(bundle.manifest)
-    for precision in wanted:
+        refuse_foreign_files(output, FILES, known=())
+    requested_precisions = precisions or precisions_of(bundle.manifest)
+    for precision in requested_precisions:
         bundle.graph("encoder", precision)
     say("looking for providers that work here")
     if tune:
-        requested = [case for case in candidates(bundle.manifest) if case.precision in wanted]
+        requested = [case for case in candidates(bundle.manifest) if case.precision in requested_precisions]
     elif gpu:
-        requested = accelerator_cases(wanted)
+        requested = accelerator_cases(requested_precisions)
         if not requested:
             raise ProviderError("no accelerator works here: run samri-doctor to see why")
     else:
-        requested = cases(providers or usable_providers(), wanted, threads or (None,), provider_options, static_shapes)
+        requested = cases(
+            providers or usable_providers(), requested_precisions, threads or (None,), provider_options, static_shapes
+        )
     scene = phantom_scene() if source is None else scan_scene(source, index)
     repeats = Repeats(rounds, encodes, decodes, tuple(sorted({*(batches or (1, 16)), *((1,) if tune else ())})))
     samples = measure(bundle.folder, requested, scene, repeats, progress=say)
     typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    report = Report(environment(bundle), scene.name, samples, repeats.batches, typed)
+    report = BenchReport(environment(bundle), scene.name, samples, repeats.batches, typed)
     if output is not None:
         for path in report.write(output, png=png):
             say(f"wrote {path}")
@@ -213,7 +215,7 @@ def _can_plot() -> bool:
     return True
 
 
-def _keep_best(bundle: Bundle, samples: Sequence[Sample]) -> None:
+def _keep_best(bundle: Bundle, samples: Sequence[Measurements]) -> None:
     winner, left_out = best(samples)
     for line in left_out:
         say(f"left out: {line}")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from samri.errors import ProviderError
 from samri.metrics import dice
-from samri_runtime.bench._case import REFERENCE, Case, Scene
+from samri_runtime.bench._case import REFERENCE, BenchCase, Scene
 
 _WORKER = "samri_runtime.bench._worker"
 _REPORT_S = 10.0
@@ -78,7 +78,7 @@ class Masks:
 
 
 @dataclass(eq=False)
-class Sample:
+class Measurements:
     """The measurements of one case, over all rounds; in seconds and bytes.
 
     Attributes:
@@ -95,7 +95,7 @@ class Sample:
         error: Why it couldn't be measured, or None.
     """
 
-    case: Case
+    case: BenchCase
     ran: Mapping[str, str] = field(default_factory=dict)
     cold: list[float] = field(default_factory=list)
     first_encodes: list[float] = field(default_factory=list)
@@ -122,12 +122,12 @@ class Sample:
 
 def measure(
     model: str | Path,
-    cases: Sequence[Case],
+    cases: Sequence[BenchCase],
     scene: Scene,
     repeats: Repeats | None = None,
     *,
     progress: Callable[[str], None] = lambda line: None,
-) -> list[Sample]:
+) -> list[Measurements]:
     """Measure cases on a bundle. The first sample is always fp32 on the CPU: all masks are compared with its.
 
     Args:
@@ -141,7 +141,7 @@ def measure(
         ProviderError: The bundle can't run on the CPU in fp32.
     """
     repeats = repeats or Repeats()
-    samples = [Sample(case) for case in _each_once([REFERENCE, *cases])]
+    samples = [Measurements(case) for case in _each_once([REFERENCE, *cases])]
     masks: dict[int, Masks] = {}
     with tempfile.TemporaryDirectory(prefix="samri-bench-", ignore_cleanup_errors=True) as folder:
         np.savez(Path(folder) / "scene.npz", image=scene.image, boxes=scene.boxes)
@@ -171,9 +171,9 @@ def _ended(command: Sequence[str], limit: float, waiting: Callable[[float], None
     )
     with process:
         try:
-            while (left := started + limit - time.monotonic()) > 0:
+            while (remaining := started + limit - time.monotonic()) > 0:
                 try:
-                    stderr = process.communicate(timeout=min(left, _REPORT_S))[1]
+                    stderr = process.communicate(timeout=min(remaining, _REPORT_S))[1]
                     return process.returncode, stderr
                 except subprocess.TimeoutExpired:
                     waiting(time.monotonic() - started)
@@ -183,7 +183,7 @@ def _ended(command: Sequence[str], limit: float, waiting: Callable[[float], None
 
 
 def _run(
-    folder: Path, model: str, case: Case, repeats: Repeats, progress: Callable[[str], None] = lambda line: None
+    folder: Path, model: str, case: BenchCase, repeats: Repeats, progress: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     request, result = folder / "request.json", folder / "result.json"
     result.unlink(missing_ok=True)
@@ -213,8 +213,8 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
-def _each_once(cases: Sequence[Case]) -> list[Case]:
-    distinct: list[Case] = []
+def _each_once(cases: Sequence[BenchCase]) -> list[BenchCase]:
+    distinct: list[BenchCase] = []
     for case in cases:
         if case not in distinct:
             distinct.append(case)

@@ -17,7 +17,7 @@ from samri.bundle import Bundle
 from samri.errors import MissingDependencyError, printable
 from samri.process import usable_cores
 from samri.staging import staged_files
-from samri_runtime.bench._measure import Sample
+from samri_runtime.bench._measure import Measurements
 from samri_runtime.machine import machine
 from samri_runtime.providers import load_onnxruntime
 from samri_runtime.providers._wheels import installed_wheels
@@ -28,7 +28,7 @@ _MB = 1e6
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """The figures of one case: seconds, milliseconds for boxes, megabytes. None where nothing was measured.
 
     Attributes:
@@ -38,7 +38,7 @@ class Row:
     values: dict[str, Any]
 
     @classmethod
-    def of(cls, sample: Sample, batches: Sequence[int]) -> Row:
+    def of(cls, sample: Measurements, batches: Sequence[int]) -> BenchRow:
         """The figures of a sample: medians, and the 10th and 90th percentile of what is measured often."""
         agreement = sample.agreement
         values: dict[str, Any] = {
@@ -70,7 +70,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """Measurements and the machine that they were made on.
 
     Attributes:
@@ -83,14 +83,14 @@ class Report:
 
     environment: dict[str, Any]
     scene: str
-    samples: Sequence[Sample]
+    samples: Sequence[Measurements]
     batches: Sequence[int]
     command: str
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[BenchRow]:
         """One for each sample."""
-        return [Row.of(sample, self.batches) for sample in self.samples]
+        return [BenchRow.of(sample, self.batches) for sample in self.samples]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: environment, command, and a row with all its raw times for each case."""
@@ -110,7 +110,7 @@ class Report:
         return {"environment": self.environment, "scene": self.scene, "command": self.command, "rows": rows}
 
     def to_csv(self) -> str:
-        """One line per case, with the columns of `Row`."""
+        """One line per case, with the columns of `BenchRow`."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0].values), lineterminator="\n")
         writer.writeheader()
@@ -220,7 +220,7 @@ def import_matplotlib() -> tuple[Any, Any]:
     return FigureCanvasAgg, Figure
 
 
-def _plot(report: Report, path: Path) -> None:
+def _plot(report: BenchReport, path: Path) -> None:
     """Draw medians as bars with whiskers from the 10th to the 90th percentile: one image, then each batch of boxes.
 
     Raises:
@@ -269,14 +269,14 @@ def environment(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def environment_lines(found: dict[str, Any]) -> list[str]:
+def environment_lines(environment: dict[str, Any]) -> list[str]:
     """`environment` as text."""
-    here, model = found["machine"], found["model"]
+    here, model = environment["machine"], environment["model"]
     name, backbone = printable(model["name"], 200), printable(model["backbone"], 200)
     gpus = f"; GPUs {', '.join(here['nvidia']['gpus'])}" if here["nvidia"]["gpus"] else ""
     return [
         f"{name}: {backbone} at {model['image_size']}, manifest {model['sha256'][:16]}",
         f"{here['processor']}, {here['usable_cores']} of {here['cores']} cores{gpus}; {here['system']}",
-        f"samri {here['samri']}, Python {here['python']}, numpy {here['numpy']}, {', '.join(found['wheels'])}; "
-        f"{found['date']}",
+        f"samri {here['samri']}, Python {here['python']}, numpy {here['numpy']}, {', '.join(environment['wheels'])}; "
+        f"{environment['date']}",
     ]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from samri.errors import SamriError
 from samri_runtime._embedding import Embedding
 from samri_runtime._predictor import Predictor
-from samri_runtime.bench._case import Case
+from samri_runtime.bench._case import BenchCase
 from samri_runtime.machine import current_rss, peak_rss
 
 
@@ -34,7 +34,7 @@ def main(request_path: str, result_path: str) -> None:
 
 
 def _measure(request: dict[str, Any], masks: Path) -> dict[str, Any]:
-    case = Case.from_json(request["case"])
+    case = BenchCase.from_json(request["case"])
     scene = np.load(request["scene"])
     image, boxes = scene["image"], scene["boxes"]
     predictor = Predictor(
@@ -55,7 +55,7 @@ def _measure(request: dict[str, Any], masks: Path) -> dict[str, Any]:
         batch_boxes = boxes[np.arange(batch) % len(boxes)]
         _masks(predictor, embedding, batch_boxes)
         decodes[str(batch)] = [
-            _timed(lambda own=batch_boxes: _masks(predictor, embedding, own))[1]  # type: ignore[misc]
+            _timed(lambda each=batch_boxes: _masks(predictor, embedding, each))[1]  # type: ignore[misc]
             for _ in range(request["decodes"])
         ]
     memory = {"steady": current_rss(), "peak": peak_rss()}
@@ -72,7 +72,7 @@ def _measure(request: dict[str, Any], masks: Path) -> dict[str, Any]:
     }
 
 
-def _misplaced_nodes(case: Case, model: str) -> list[str]:
+def _misplaced_nodes(case: BenchCase, model: str) -> list[str]:
     """Lines on heavy nodes that ran on another provider; last, since it opens further sessions."""
     if case.provider == "cpu":
         return []

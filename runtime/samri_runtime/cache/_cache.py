@@ -27,9 +27,9 @@ from samri_runtime._embedding import (
     Embedding,
     StoredPrecision,
     fits,
-    pack,
+    from_bytes,
     rounded,
-    unpack,
+    to_bytes,
 )
 from samri_runtime.cache._private_folder import (
     UnusableFolderError,
@@ -81,7 +81,7 @@ class EmbeddingCache:
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         if precision not in STORED_PRECISIONS:
-            raise ValueError(f"a cache keeps {' or '.join(STORED_PRECISIONS)}, not {precision!r}")
+            raise ValueError(f"a cache stores {' or '.join(STORED_PRECISIONS)}, not {precision!r}")
         if max_bytes < 0:
             raise ValueError(f"a cache's size is 0 bytes or more, not {max_bytes}")
         self.precision: StoredPrecision = precision
@@ -114,7 +114,7 @@ class EmbeddingCache:
 
         Args:
             key: From `embedding_key`.
-            embedding_id: Of the encoder.
+            embedding_id: Identifies the encoder.
             shape: (1, C, G, G) of its embeddings.
 
         Returns:
@@ -130,7 +130,7 @@ class EmbeddingCache:
         except _FAILURES as error:
             return None, (f"the embedding cache can't be read: {_reason(error)}; encoding without it",)
         try:
-            embedding, precision, stored_key = unpack(data)
+            embedding, precision, stored_key = from_bytes(data)
             if (stored_key, embedding.embedding_id, embedding.features.shape) != (key, embedding_id, shape):
                 raise DamagedFileError("it belongs to another image or encoder")
         except DamagedFileError as error:
@@ -158,7 +158,7 @@ class EmbeddingCache:
         if not fits(embedding.features, precision):
             return _with_note(embedding, "the embedding holds NaN or infinite numbers: not kept in the cache")
         result = replace(embedding, features=rounded(embedding.features, precision))
-        pieces = pack(result, precision, key)
+        pieces = to_bytes(result, precision, key)
         size = sum(piece.nbytes for piece in pieces)
         if size > self.max_bytes:
             return _with_note(

@@ -20,7 +20,7 @@ from samri_runtime.cli._options import (
     threads_option,
 )
 from samri_runtime.cli._output import emit, say, say_error
-from samri_runtime.cli._progress import Progress, Stages, duration
+from samri_runtime.cli._progress import ProgressBar, Stages, duration
 
 __all__ = [
     "Command",
@@ -29,7 +29,7 @@ __all__ = [
     "GivenModel",
     "GivenPath",
     "OutputFolder",
-    "Progress",
+    "ProgressBar",
     "RenamedOption",
     "Stages",
     "command",

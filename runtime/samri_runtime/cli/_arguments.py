@@ -30,29 +30,29 @@ def split_numbers(command: click.Command, context: click.Context, arguments: Seq
         if isinstance(option, click.Option) and option.nargs > 1 and isinstance(option.type, _NUMBERS)
         for name in (*option.opts, *getattr(option, "former", ()))
     }
-    waiting, taken = list(arguments), list[str]()
+    waiting, parsed = list(arguments), list[str]()
     while waiting:
         argument = waiting.pop(0)
         if argument == "--":
-            return [*taken, argument, *waiting]
+            return [*parsed, argument, *waiting]
         name, equals, value = argument.partition("=")
         option = options.get(normalize(name))
         if option is None:
-            taken.append(argument)
+            parsed.append(argument)
             continue
         if equals:
             waiting.insert(0, value)
-        given, numbers = list[str](), list[str]()
+        values, numbers = list[str](), list[str]()
         while waiting and len(numbers) < option.nargs and not waiting[0].startswith("--"):
-            given.append(waiting.pop(0))
-            numbers += [number for number in re.split(r"[,\s]+", given[-1]) if number] or [given[-1]]
-        if any("," in text for text in given) and len(numbers) != option.nargs:
+            values.append(waiting.pop(0))
+            numbers += [number for number in re.split(r"[,\s]+", values[-1]) if number] or [values[-1]]
+        if any("," in text for text in values) and len(numbers) != option.nargs:
             example = " ".join(_EXAMPLE[: option.nargs])
             raise click.UsageError(
-                f"{name} takes {option.nargs} numbers, as in {name} {example}; not {' '.join(given)!r}."
+                f"{name} takes {option.nargs} numbers, as in {name} {example}; not {' '.join(values)!r}."
             )
-        taken += [name, *numbers]
-    return taken
+        parsed += [name, *numbers]
+    return parsed
 
 
 def refuse_repeated(context: click.Context, arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""A click command with SAMRI's exit codes: errors as one plain line, and a stop that cleans up."""
+"""A click command with SAMRI's exit codes: errors in one line, and a stop that cleans up."""
 
 from __future__ import annotations
 
@@ -102,15 +102,15 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Comma
             "token_normalize_func": lambda token: token.replace("_", "-"),
         }
         settings.setdefault("epilog", _EPILOG)
-        made = click.command(name, cls=Command, context_settings=context_settings, **settings)(function)
-        for parameter in made.params:
+        built = click.command(name, cls=Command, context_settings=context_settings, **settings)(function)
+        for parameter in built.params:
             if isinstance(parameter.type, click.Choice):
                 parameter.type.case_sensitive = False
         for flag, help_text in _VERBOSITIES.items():
             option = click.option(
                 flag, flag[1:3], is_flag=True, expose_value=False, callback=set_verbosity, help=help_text
             )
-            made = option(made)
-        return click.version_option(__version__, prog_name=name)(made)
+            built = option(built)
+        return click.version_option(__version__, prog_name=name)(built)
 
     return decorate

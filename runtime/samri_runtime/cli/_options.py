@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,9 @@ from samri.errors import ProviderError
 from samri.manifest import PRECISIONS
 from samri.preprocessing import PROFILE_NAMES
 from samri_runtime.providers import Provider, parse_provider_options
+
+# `Path.is_file` and its kin raise errors for a name that is too long, those of os.path don't.
+# ruff: noqa: PTH112, PTH113
 
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -70,7 +74,7 @@ class OutputFolder(GivenPath):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The text as a path."""
         path = super().convert(value, param, ctx)
-        if path.name.lower().endswith(_SUFFIXES_OF_FILES) and not path.is_dir():
+        if path.name.lower().endswith(_SUFFIXES_OF_FILES) and not os.path.isdir(path):
             self.fail(f"{path} looks like a file: give a folder.", param, ctx)
         return path
 
@@ -88,7 +92,7 @@ class GivenFolder(GivenPath):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The text as a path."""
         path = super().convert(value, param, ctx)
-        if path.is_file():
+        if os.path.isfile(path):
             self.fail(f"{path} is a file: give a folder.", param, ctx)
         return path
 
@@ -99,7 +103,7 @@ class GivenFile(GivenPath):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The text as a path."""
         path = super().convert(value, param, ctx)
-        if path.is_dir():
+        if os.path.isdir(path):
             self.fail(f"{path} is a folder: give a file.", param, ctx)
         return path
 

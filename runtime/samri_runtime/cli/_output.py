@@ -36,9 +36,9 @@ def verbosity() -> Verbosity:
     return context.meta.get(_VERBOSITY, "normal") if context else "normal"
 
 
-def set_verbosity(context: click.Context, option: click.Parameter, given: bool) -> None:
+def set_verbosity(context: click.Context, option: click.Parameter, is_set: bool) -> None:
     """Callback of `--verbose` and `--quiet`."""
-    if given and context.meta.setdefault(_VERBOSITY, option.name) != option.name:
+    if is_set and context.meta.setdefault(_VERBOSITY, option.name) != option.name:
         raise click.UsageError("give --verbose or --quiet, not both.")
 
 

@@ -89,7 +89,7 @@ class Stages:
                 self._next = now + _BETWEEN_LINES_S
 
 
-class Progress:
+class ProgressBar:
     """How many of a number of things are done, on stderr: a bar on a terminal, else a line each minute.
 
     Args:
@@ -108,7 +108,7 @@ class Progress:
         self._cleanup = contextlib.ExitStack()
         self._bar: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         self._open_bar()
         return self
 
@@ -151,8 +151,8 @@ class Progress:
         rate = self._worked / max(time.monotonic() - self._started, 1e-9)
         if not self._total:
             return f"{self._done} {self._unit}s, {rate:.3g} per second"
-        left = duration((self._total - self._done) / rate) if rate else "unknown time"
-        return f"{self._done} of {self._total} {self._unit}s, {rate:.3g} per second, {left} left"
+        remaining = duration((self._total - self._done) / rate) if rate else "unknown time"
+        return f"{self._done} of {self._total} {self._unit}s, {rate:.3g} per second, {remaining} left"
 
 
 def duration(seconds: float) -> str:

@@ -67,17 +67,17 @@ def extras_of(
     missing: dict[str, list[str]] = {}
     elsewhere: dict[str, bool] = {}
     for text in requirements:
-        found = _REQUIREMENT.fullmatch(text)
-        extra = _EXTRA.search(found[3] or "") if found else None
-        if found is None or extra is None or extra[1] in _FOR_DEVELOPERS:
+        match = _REQUIREMENT.fullmatch(text)
+        extra = _EXTRA.search(match[3] or "") if match else None
+        if match is None or extra is None or extra[1] in _FOR_DEVELOPERS:
             continue
         missing.setdefault(extra[1], [])
-        system = _PLATFORM.search(found[3])
+        system = _PLATFORM.search(match[3])
         if system is not None and system[1] != sys.platform:
             elsewhere.setdefault(extra[1], True)
             continue
         elsewhere[extra[1]] = False
-        name, least = found[1], _LEAST.search(found[2])
+        name, least = match[1], _LEAST.search(match[2])
         if name.lower() != "samri" and not _suffices(name, least[1] if least else "0", version_of):
             missing[extra[1]].append(f"{name}{'>=' + least[1] if least else ''}")
     return tuple(_extra(name, missing[name], not elsewhere.get(name, False), wheels) for name in sorted(missing))

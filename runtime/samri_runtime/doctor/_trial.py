@@ -129,7 +129,7 @@ def try_probe(provider: Provider, options: Mapping[str, str]) -> tuple[Session, 
 
 def misplaced_nodes(placement: Placement) -> str | None:
     """One line on heavy nodes that ran on other providers, or None."""
-    if placement.kept:
+    if placement.as_promised:
         return None
     if not placement.elsewhere:
         return f"nothing ran on {placement.promised}"
@@ -172,7 +172,7 @@ def _prompt_stage_feeds(bundle: Bundle, precision: Precision) -> Feeds:
 
 
 @dataclass(frozen=True)
-class Share:
+class NodeShare:
     """One provider's part of a run: ONNX Runtime's name of it, the number of nodes it ran, and their milliseconds."""
 
     execution_provider: str
@@ -191,18 +191,18 @@ class Placement:
     """
 
     promised: str
-    shares: tuple[Share, ...]
+    shares: tuple[NodeShare, ...]
     elsewhere: Mapping[str, int]
 
     @property
-    def kept(self) -> bool:
+    def as_promised(self) -> bool:
         """Whether nodes ran on the provider of the session, and no compute-heavy ones ran elsewhere."""
         return not self.elsewhere and any(share.execution_provider == self.promised for share in self.shares)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "kept": self.kept,
+            "kept": self.as_promised,
             "elsewhere": dict(self.elsewhere),
             "shares": [
                 {"execution_provider": share.execution_provider, "nodes": share.nodes, "ms": share.milliseconds}
@@ -252,7 +252,7 @@ def read_profile(path: Path, promised: str) -> Placement:
         microseconds[provider] += 0 if kind in _CONTROL_FLOW else duration
         if provider != promised and _HEAVY.search(kind):
             elsewhere[kind] += 1
-    shares = [Share(name, count, round(microseconds[name] / 1000, 3)) for name, count in nodes.items()]
+    shares = [NodeShare(name, count, round(microseconds[name] / 1000, 3)) for name, count in nodes.items()]
     shares.sort(key=lambda share: share.milliseconds, reverse=True)
     return Placement(promised, tuple(shares), dict(elsewhere.most_common()))
 

@@ -69,8 +69,8 @@ def open_session(
     """Open an ONNX graph on a provider.
 
     Args:
-        graph: The ONNX file. `Bundle.opening` returns it with its SHA-256, so that it isn't hashed again to name the
-            folder of compiled engines.
+        graph: The ONNX file. `Bundle.verified_graph` returns it with its SHA-256, so that it isn't hashed again to
+            name the folder of compiled engines.
         provider: A named provider is used or an error is raised; `auto` takes the fastest that works.
         provider_options: Passed to the provider unchanged, over SAMRI's defaults; not with `auto`.
         threads: CPU threads; by default one per core that this process may use.
@@ -127,7 +127,7 @@ def open_probe(
     (result,) = session.run(probe_feeds()).values()
     expected = probe_result()
     if not np.allclose(result, expected, rtol=0, atol=_PROBE_TOLERANCE * float(np.abs(expected).max())):
-        raise ProviderError(f"{provider} can't be used: it gives wrong numbers on a tiny graph; update its driver")
+        raise ProviderError(f"{provider} can't be used: it computes wrong numbers on a test graph; update its driver")
     return session
 
 

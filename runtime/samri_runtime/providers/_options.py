@@ -41,7 +41,7 @@ def parse_provider_options(pairs: Iterable[str]) -> dict[str, str]:
 def with_defaults(
     execution_provider: str,
     graph: GraphFile | None,
-    given: Mapping[str, str],
+    user_options: Mapping[str, str],
     *,
     threads: int | None,
     version: tuple[int, ...],
@@ -52,7 +52,7 @@ def with_defaults(
     Args:
         execution_provider: ONNX Runtime's name.
         graph: The graph, whose compiled engines are kept on disk; None keeps nothing.
-        given: The user's options.
+        user_options: The user's options.
         threads: CPU threads, for providers that have a thread pool of their own there.
         version: ONNX Runtime's version.
         fixed_axes: Sizes of axes that are static in this session: its engines are kept apart.
@@ -60,21 +60,23 @@ def with_defaults(
     Raises:
         ProviderError: An option that the provider is known to misunderstand.
     """
-    given = {key: str(value) for key, value in given.items()}
-    if execution_provider == CPU and given:
-        raise ProviderError(f"the cpu provider has no options: leave out {', '.join(given)} (--threads sets threads)")
+    user_options = {key: str(value) for key, value in user_options.items()}
+    if execution_provider == CPU and user_options:
+        raise ProviderError(
+            f"the cpu provider has no options: leave out {', '.join(user_options)} (--threads sets threads)"
+        )
     if execution_provider == OPENVINO:
-        return _openvino(given, threads, lambda: engine_folder(graph, fixed_axes))
-    return {**_defaults(execution_provider, version, lambda: engine_folder(graph, fixed_axes)), **given}
+        return _openvino(user_options, threads, lambda: engine_folder(graph, fixed_axes))
+    return {**_defaults(execution_provider, version, lambda: engine_folder(graph, fixed_axes)), **user_options}
 
 
-def device_memory(execution_provider: str, given: Mapping[str, str]) -> tuple[str, int]:
+def device_memory(execution_provider: str, user_options: Mapping[str, str]) -> tuple[str, int]:
     """Where a provider's tensors can be kept between runs: ONNX Runtime's name of the memory and the device's number.
 
     It is `cpu` for providers that take their inputs from the host, or whose memory Python can't allocate.
     """
     name = {CUDA: "cuda", TENSORRT: "cuda", DIRECTML: "dml"}.get(execution_provider, "cpu")
-    number = given.get("device_id", "0")
+    number = user_options.get("device_id", "0")
     return name, int(number) if name != "cpu" and number.isdecimal() else 0
 
 
@@ -101,27 +103,29 @@ def _defaults(
     return {"ModelFormat": "MLProgram", "ModelCacheDirectory": folder}
 
 
-def _openvino(given: Mapping[str, str], threads: int | None, make_folder: Callable[[], str | None]) -> dict[str, str]:
+def _openvino(
+    user_options: Mapping[str, str], threads: int | None, make_folder: Callable[[], str | None]
+) -> dict[str, str]:
     """OpenVINO takes its properties by device, as JSON in `load_config`; the user's override the defaults.
 
     On the CPU a cache of compiled graphs saves no time and takes as much disk as the model, so it is off by default.
     """
-    device = given.get("device_type", "CPU")
+    device = user_options.get("device_type", "CPU")
     config: dict[str, dict[str, Any]] = {}
     # Without a hint, OpenVINO computes in bf16 or f16 wherever the hardware can. `precision` is the same hint.
     if device == "CPU" or device.startswith(("GPU", "NPU")):
         properties: dict[str, Any] = config.setdefault(device.partition(".")[0], {})
-        if "precision" not in given and not device.startswith("NPU"):
+        if "precision" not in user_options and not device.startswith("NPU"):
             properties["INFERENCE_PRECISION_HINT"] = "f32"
-        if device == "CPU" and threads is not None and "num_of_threads" not in given:
+        if device == "CPU" and threads is not None and "num_of_threads" not in user_options:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
-        folder = make_folder() if device != "CPU" and "cache_dir" not in given else None
+        folder = make_folder() if device != "CPU" and "cache_dir" not in user_options else None
         if folder is not None:
             properties["CACHE_DIR"] = folder
-    for name, own in _load_config(given.get("load_config")).items():
-        config[name] = {**config.get(name, {}), **own}
+    for name, device_options in _load_config(user_options.get("load_config")).items():
+        config[name] = {**config.get(name, {}), **device_options}
     config = {name: properties for name, properties in config.items() if properties}
-    options = {"device_type": device, **given}
+    options = {"device_type": device, **user_options}
     if config:
         options["load_config"] = json.dumps(config)
     return options

@@ -53,8 +53,8 @@ def captured_log() -> Iterator[list[Record]]:
             yield records
     finally:
         for text in texts:
-            others, found = split_log(text)
-            records.extend(found)
+            others, ort_records = split_log(text)
+            records.extend(ort_records)
             pass_on(others)
 
 

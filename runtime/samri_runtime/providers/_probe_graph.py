@@ -24,7 +24,7 @@ def probe_feeds() -> dict[str, NDArray[np.float32]]:
 
 
 def probe_result() -> NDArray[np.float64]:
-    """What the graph gives for `probe_feeds()`, computed in double precision: (1, 1, 16, 16)."""
+    """The graph's correct output for `probe_feeds()`, computed in double precision: (1, 1, 16, 16)."""
     kernel, matrix = (weights.astype(np.float64) for weights in _weights())
     padded = np.pad(probe_feeds()["x"][0, 0].astype(np.float64), 1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))

@@ -133,8 +133,10 @@ class BoundSession:
         self._guard = guard
         self._lock = threading.Lock()
         with guard():
-            own = {tensor.name: allocate(tensor.shape, of.device) for tensor in of.inputs if tensor.name not in shared}
-            self._inputs = {**shared, **own}
+            allocated = {
+                tensor.name: allocate(tensor.shape, of.device) for tensor in of.inputs if tensor.name not in shared
+            }
+            self._inputs = {**shared, **allocated}
             self._outputs = {tensor.name: allocate(tensor.shape, of.device) for tensor in of.outputs}
             self._binding = session.io_binding()
             for name, value in self._inputs.items():
@@ -157,7 +159,7 @@ class BoundSession:
         """
         with self._lock, self._guard():
             for name, array in feeds.items():
-                put(self._inputs, name, array)
+                copy_to_device(self._inputs, name, array)
             self._session.run_with_iobinding(self._binding)
             # On the CPU, numpy() returns a view, which the next run overwrites.
             return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
@@ -177,7 +179,7 @@ def allocate(shape: tuple[int | str | None, ...], device: tuple[str, int]) -> An
     return value
 
 
-def put(values: Mapping[str, Any], name: str, array: NDArray[np.float32]) -> None:
+def copy_to_device(values: Mapping[str, Any], name: str, array: NDArray[np.float32]) -> None:
     """Copy an array into the `OrtValue` of that name; ONNX Runtime itself checks neither type nor shape.
 
     Raises:

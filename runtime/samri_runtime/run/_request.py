@@ -1,4 +1,4 @@
-"""What the options of `samri-run` mean: prompts, device, cache."""
+"""The options of `samri-run` as prompts, a device and a cache."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build_prompts(
     if not (points or negative_points):
         return [Prompt.of(box=box) for box in boxes]
     if len(boxes) > 1:
-        raise click.UsageError("points can't be combined with several boxes: run once per box that has points.")
+        raise click.UsageError("points can't be combined with several boxes: run once per box with points.")
     labels = [FOREGROUND] * len(points) + [BACKGROUND] * len(negative_points)
     return [Prompt.of([*points, *negative_points], labels, boxes[0] if boxes else None)]
 

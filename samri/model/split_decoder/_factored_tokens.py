@@ -115,7 +115,7 @@ class FactoredImageTokens:
             keys: (B, T, C).
             values: (B, T, C).
             padding_mask: (B, 1, 1, T), 0 for a token and -inf for padding.
-            inputs: Of this layer.
+            inputs: The layer's inputs.
         """
         attention = layer.cross_attn_image_to_token
         k = scaled_heads(attention.k_proj(keys), attention)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from samri_training.embed._command import main
-from samri_training.embed._division import Share
+from samri_training.embed._division import WorkShare
 from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
-from samri_training.embed._run import Outcome, embed
-from samri_training.embed._sources import Source, find_sources
+from samri_training.embed._run import EmbedOutcome, embed
+from samri_training.embed._sources import SliceSet, find_sources
 
 __all__ = [
     "BundleEncoder",
+    "EmbedOutcome",
     "Encoder",
-    "Outcome",
-    "Share",
-    "Source",
+    "SliceSet",
     "TorchEncoder",
+    "WorkShare",
     "checkpoint_facts",
     "embed",
     "find_sources",

@@ -32,9 +32,9 @@ from samri_runtime.cli import (
     say,
 )
 from samri_runtime.providers import NUMBERED, Provider, provider_of_device
-from samri_training.embed._division import Share, parse_share, share_from
+from samri_training.embed._division import WorkShare, parse_share, share_from
 from samri_training.embed._encoders import BundleEncoder, Encoder, TorchEncoder, checkpoint_facts
-from samri_training.embed._run import Outcome, embed
+from samri_training.embed._run import EmbedOutcome, embed
 from samri_training.embed._sources import find_sources
 from samri_training.embedding_folders import folders_by_split
 from samri_training.extras import require_packages
@@ -42,7 +42,7 @@ from samri_training.store import PLAN_NAME, EmbeddingStore, EncoderFacts, Stored
 from samri_training.store._info import STORED_DTYPES
 
 
-def _share(_context: click.Context, _option: click.Parameter, text: str | None) -> Share | None:
+def _share(_context: click.Context, _option: click.Parameter, text: str | None) -> WorkShare | None:
     try:
         return None if text is None else parse_share(text)
     except ValueError as error:
@@ -150,7 +150,7 @@ def main(
     num_workers: int,
     dtype: StoredDtype,
     encoder_precision: Precision,
-    part: Share | None,
+    part: WorkShare | None,
     shard_size: int | None,
     verify: bool,
     as_json: bool,
@@ -268,7 +268,7 @@ def _verify(save_dir: Path) -> None:
         emit(f"{folder}: {len(store)} slices in {shards} shard(s), all whole")
 
 
-def _report(outcome: Outcome, facts: EncoderFacts, as_json: bool) -> None:
+def _report(outcome: EmbedOutcome, facts: EncoderFacts, as_json: bool) -> None:
     if outcome.slices:
         say(f"{outcome.slices} slices in {duration(outcome.seconds)}, {outcome.rate:.3g} per second")
     for folder, missing in outcome.stores.items():

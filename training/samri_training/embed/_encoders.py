@@ -155,7 +155,7 @@ class BundleEncoder:
         graph = bundle.graph("encoder", precision)
         if graph.embedding_id is None:
             raise BundleError(f"{bundle.folder} doesn't say which embeddings its encoder makes: export it again")
-        with bundle.opening("encoder", precision) as path:
+        with bundle.verified_graph("encoder", precision) as path:
             self._session = open_session(path, provider, provider_options=provider_options)
         self.notes = self._session.notes
         self.facts = EncoderFacts.of_bundle(bundle.manifest, precision)

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from samri.errors import OutputError
-from samri_runtime.cli import Progress, say
-from samri_training.embed._division import Share
+from samri_runtime.cli import ProgressBar, say
+from samri_training.embed._division import WorkShare
 from samri_training.embed._encoders import Encoder
-from samri_training.embed._sources import Loaded, Source
+from samri_training.embed._sources import Loaded, SliceSet
 from samri_training.store import EmbeddedSlice, EncoderFacts, ShardWriter, StoredDtype, StoreInfo, StorePlan
 from samri_training.store._manifest import ShardManifest, write_index
 from samri_training.store._plan import INDEX_NAME, PLAN_NAME, Shard
@@ -27,19 +27,19 @@ _BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run did.
+class EmbedOutcome:
+    """Result of a run.
 
     Attributes:
         stores: Folder of each store, and how many of its shards are still missing.
         share: This process's share of the work.
-        slices: Embedded by this run; those that were there already don't count.
-        seconds: It took.
+        slices: Number of slices embedded by this run, without those that were there already.
+        seconds: Duration of the run.
         changed: Shards that were embedded again, since an image or mask of theirs is no longer the same.
     """
 
     stores: Mapping[Path, int]
-    share: Share
+    share: WorkShare
     slices: int
     seconds: float
     changed: int = 0
@@ -51,7 +51,7 @@ class Outcome:
 
 
 def embed(
-    sources: Sequence[Source],
+    sources: Sequence[SliceSet],
     save_dir: str | Path,
     facts: EncoderFacts,
     encoder: Encoder | None,
@@ -59,9 +59,9 @@ def embed(
     dtype: StoredDtype = "fp16",
     batch_size: int = 1,
     workers: int = 2,
-    share: Share | None = None,
+    share: WorkShare | None = None,
     slices_per_shard: int | None = None,
-) -> Outcome:
+) -> EmbedOutcome:
     """Embed what isn't embedded yet, and write the index of every store that is then complete.
 
     Any number of processes may run at once, each with its share, or one after another with any shares: a shard is
@@ -83,7 +83,7 @@ def embed(
         OutputError: A store can't be written, or the disk has too little room.
     """
     started = time.monotonic()
-    share = share or Share()
+    share = share or WorkShare()
     stores = [_begin(source, Path(save_dir), facts, dtype, slices_per_shard) for source in sources]
     work = share.of([(store, shard) for store in stores for shard in store.plan.shards])
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -92,7 +92,7 @@ def embed(
         _check_room(Path(save_dir), stores, share)
         total, waiting = (sum(shard.count for _, shard in shards) for shards in (work, todo))
         done = 0
-        with Progress(total, "slice", total - waiting) as progress:
+        with ProgressBar(total, "slice", total - waiting) as progress:
             for store, shard in todo:
                 inputs = store.inputs_sha256(shard, pool)
                 with ShardWriter(store.folder, store.plan.info, shard, batch_size, inputs) as writer:
@@ -103,11 +103,11 @@ def embed(
                         progress.advance(len(loaded))
                     writer.seal(encoder.made_with if encoder else {})
     missing = {store.folder: _index(store) for store in stores}
-    return Outcome(missing, share, done, time.monotonic() - started, changed)
+    return EmbedOutcome(missing, share, done, time.monotonic() - started, changed)
 
 
 def _begin(
-    source: Source, save_dir: Path, facts: EncoderFacts, dtype: StoredDtype, slices_per_shard: int | None
+    source: SliceSet, save_dir: Path, facts: EncoderFacts, dtype: StoredDtype, slices_per_shard: int | None
 ) -> Store:
     folder = save_dir / source.split
     if slices_per_shard is None and (folder / PLAN_NAME).is_file():
@@ -127,7 +127,7 @@ def _finished(store: Store, shard: Shard) -> bool:
     return True
 
 
-def _check_room(save_dir: Path, stores: Sequence[Store], share: Share) -> None:
+def _check_room(save_dir: Path, stores: Sequence[Store], share: WorkShare) -> None:
     """Counts every missing shard, also those of other processes: all parts of a run share one disk."""
     needed = 0
     for store in stores:
@@ -146,7 +146,7 @@ def _check_room(save_dir: Path, stores: Sequence[Store], share: Share) -> None:
 
 
 def _read_ahead(
-    source: Source, facts: EncoderFacts, writer: ShardWriter, batch_size: int, pool: ThreadPoolExecutor | None
+    source: SliceSet, facts: EncoderFacts, writer: ShardWriter, batch_size: int, pool: ThreadPoolExecutor | None
 ) -> Iterator[list[Loaded]]:
     """The batches of a shard that aren't in it yet, read in other threads while the caller encodes."""
     shard = writer.shard
@@ -203,7 +203,7 @@ class Store:
         known: Shard's index to the SHA-256 of its inputs, as far as they were read.
     """
 
-    source: Source
+    source: SliceSet
     folder: Path
     plan: StorePlan
     known: dict[int, str] = field(default_factory=dict)

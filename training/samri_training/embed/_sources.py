@@ -28,7 +28,7 @@ Loaded = tuple[LabelledSlice, npt.NDArray[np.float32]] | tuple[EmbeddedSlice, No
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class SliceSet:
     """The slices of one store.
 
     Attributes:
@@ -53,7 +53,7 @@ class Source:
         return self.kind == KIND
 
 
-def find_sources(folder: str | Path) -> list[Source]:
+def find_sources(folder: str | Path) -> list[SliceSet]:
     """The slices or cached embeddings below a folder, one source for each of the splits among its subfolders.
 
     Raises:
@@ -67,7 +67,7 @@ def find_sources(folder: str | Path) -> list[Source]:
     return [_cached(split, group) for split, group in _by_split(folder, find_cached(folder))]
 
 
-def _slices(split: str, pairs: Sequence[SlicePair]) -> Source:
+def _slices(split: str, pairs: Sequence[SlicePair]) -> SliceSet:
     def load(index: int, facts: EncoderFacts) -> Loaded:
         pair = pairs[index]
         read = pair.read()
@@ -84,7 +84,7 @@ def _slices(split: str, pairs: Sequence[SlicePair]) -> Source:
         pair = pairs[index]
         return _fingerprint((pair.image, pair.mask), pair.intensity_range)
 
-    return Source(split, "slices", [(pair.name, pair.subject) for pair in pairs], True, load, fingerprint)
+    return SliceSet(split, "slices", [(pair.name, pair.subject) for pair in pairs], True, load, fingerprint)
 
 
 def _fingerprint(files: Sequence[Path], beside: object = None) -> str:
@@ -95,7 +95,7 @@ def _fingerprint(files: Sequence[Path], beside: object = None) -> str:
     return digest.hexdigest()
 
 
-def _cached(split: str, slices: Sequence[CachedSlice]) -> Source:
+def _cached(split: str, slices: Sequence[CachedSlice]) -> SliceSet:
     def load(index: int, facts: EncoderFacts) -> Loaded:
         return slices[index].read(facts.embedding_shape), None
 
@@ -104,7 +104,7 @@ def _cached(split: str, slices: Sequence[CachedSlice]) -> Source:
         return _fingerprint((cached.file,) if cached.mask is None else (cached.file, cached.mask))
 
     named = [(item.name, item.case) for item in slices]
-    return Source(split, KIND, named, spacing_known(slices), load, fingerprint)
+    return SliceSet(split, KIND, named, spacing_known(slices), load, fingerprint)
 
 
 def _has_cached(folder: Path) -> bool:

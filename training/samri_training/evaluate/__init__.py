@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from samri_training.evaluate._command import main
-from samri_training.evaluate._evaluation import Evaluation, Protocol, Row, evaluate, prompt_generator
+from samri_training.evaluate._evaluation import Evaluation, EvaluationRow, Protocol, evaluate, prompt_generator
 from samri_training.evaluate._files import write_files
 from samri_training.evaluate._metrics import METRICS, Measures, Metric, measure
 from samri_training.evaluate._models import Model, ModelRequest, open_model, segment
 from samri_training.evaluate._report import SIGNIFICANT, markdown_table, p_text, plain_name
-from samri_training.evaluate._sources import EmbeddedSlices, SliceFolder, Source
+from samri_training.evaluate._sources import EmbeddedSlices, SliceFolder, TestSource
 from samri_training.evaluate._statistics import (
     Comparison,
     Spread,
@@ -19,7 +19,7 @@ from samri_training.evaluate._statistics import (
     rank_biserial,
     spread,
 )
-from samri_training.evaluate._summary import Group, Summary, Test, summarize
+from samri_training.evaluate._summary import Group, PairedTest, Summary, summarize
 from samri_training.slices import SIZES, Size, size_of
 
 __all__ = [
@@ -29,19 +29,19 @@ __all__ = [
     "Comparison",
     "EmbeddedSlices",
     "Evaluation",
+    "EvaluationRow",
     "Group",
     "Measures",
     "Metric",
     "Model",
     "ModelRequest",
+    "PairedTest",
     "Protocol",
-    "Row",
     "Size",
     "SliceFolder",
-    "Source",
     "Spread",
     "Summary",
-    "Test",
+    "TestSource",
     "case_means",
     "compare",
     "compare_family",

@@ -16,7 +16,7 @@ from samri.staging import staged_folder
 from samri_runtime.cli import (
     GivenFolder,
     OutputFolder,
-    Progress,
+    ProgressBar,
     Stages,
     command,
     emit,
@@ -202,17 +202,17 @@ def main(
         stages = context.with_resource(Stages())
         stages.begin("finding the slices")
         slices = None if data_dir is None else SliceFolder(data_dir, split)
-        found = [
+        folders = [
             each
             for folder in embedding_dirs
-            for each in folders_of_split(folder, split or TEST_SPLIT, asked=split is not None)
+            for each in folders_of_split(folder, split or TEST_SPLIT, named=split is not None)
         ]
         stages.begin("opening the models")
         opened = [open_model(request, provider, device) for request in requests]
         # A cache without provenance is taken to be the first model's own.
-        source = slices or EmbeddedSlices(*_opened(found, embedding_dirs, opened[0].facts("fp32")))
+        source = slices or EmbeddedSlices(*_opened(folders, embedding_dirs, opened[0].facts("fp32")))
         stages.end()
-        with Progress(len(source), "slice") as progress:
+        with ProgressBar(len(source), "slice") as progress:
             evaluation = evaluate(source, opened, protocol, on_slice=progress.advance)
         stages.begin("comparing the models")
         summary = summarize(evaluation)
@@ -312,7 +312,7 @@ def _settings(
 ) -> dict[str, _T]:
     """The setting of each model that has one; `able` are the models that can."""
     general: dict[str, _T] = {}
-    own: dict[str, _T] = {}
+    by_name: dict[str, _T] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         try:
@@ -323,10 +323,10 @@ def _settings(
                 raise click.UsageError(f"{option} {text}: no model is called {name!r}, only {', '.join(names)}.")
             if name not in able:
                 raise click.UsageError(f"{option} {text}: {name!r} is a {_kind(option)}, where it has no effect.")
-            own[name] = read(value)
+            by_name[name] = read(value)
         except ValueError as error:
             raise click.UsageError(f"{option} {text}: {error}.") from error
-    return general | own
+    return general | by_name
 
 
 def _kind(option: str) -> str:

@@ -13,7 +13,7 @@ from samri.prompts import Prompt
 from samri_runtime import Embedding
 from samri_training.evaluate._metrics import Measures, measure
 from samri_training.evaluate._models import Model, segment
-from samri_training.evaluate._sources import Source
+from samri_training.evaluate._sources import TestSource
 from samri_training.prompting import PromptKind, sample_prompt
 from samri_training.slices import LabelledSlice, Size, size_of
 from samri_training.store import EmbeddedSlice
@@ -39,7 +39,7 @@ class Protocol:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EvaluationRow:
     """One structure of one slice, as one model found it from one prompt.
 
     Attributes:
@@ -58,7 +58,7 @@ class Row:
     size: Size
     measures: Measures
     score: float
-    asked: Prompt
+    prompt_used: Prompt
     dataset: str = ""
 
 
@@ -69,7 +69,7 @@ class Evaluation:
     protocol: Protocol
     models: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    rows: list[Row] = field(default_factory=list)
+    rows: list[EvaluationRow] = field(default_factory=list)
     slices: int = 0
     structures: int = 0
     cases: set[str] = field(default_factory=set)
@@ -78,7 +78,7 @@ class Evaluation:
 
 
 def evaluate(
-    source: Source,
+    source: TestSource,
     models: Sequence[Model],
     protocol: Protocol,
     on_slice: Callable[[], object] = lambda: None,
@@ -126,11 +126,11 @@ def _evaluate_slice(
 ) -> None:
     protocol = evaluation.protocol
     labels, counts = np.unique(sample.mask, return_counts=True)
-    found = [(int(label), int(count)) for label, count in zip(labels, counts, strict=True) if label != 0]
-    structures = [(label, count) for label, count in found if count >= protocol.min_pixels]
+    areas = [(int(label), int(count)) for label, count in zip(labels, counts, strict=True) if label != 0]
+    structures = [(label, count) for label, count in areas if count >= protocol.min_pixels]
     evaluation.slices += 1
     evaluation.structures += len(structures)
-    evaluation.structures_too_small += len(found) - len(structures)
+    evaluation.structures_too_small += len(areas) - len(structures)
     if not structures:
         evaluation.slices_without_structures += 1
         return
@@ -148,9 +148,9 @@ def _evaluate_slice(
             if encoder not in embeddings:
                 embeddings[encoder] = _embed(model, sample)
             masks, scores = segment(model, embeddings[encoder], prompts, protocol.multimask)
-            for (label, pixels), mask, score, asked in zip(structures, masks, scores, prompts, strict=True):
+            for (label, pixels), mask, score, prompt_used in zip(structures, masks, scores, prompts, strict=True):
                 evaluation.rows.append(
-                    Row(
+                    EvaluationRow(
                         kind,
                         model.name,
                         sample.name,
@@ -161,7 +161,7 @@ def _evaluate_slice(
                         size_of(pixels, (mask.shape[0], mask.shape[1])),
                         measure(mask, truths[label], sample.spacing),
                         float(score),
-                        asked,
+                        prompt_used,
                         dataset,
                     )
                 )

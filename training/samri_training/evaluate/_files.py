@@ -12,7 +12,7 @@ from samri import __version__
 from samri.errors import OutputError
 from samri.opening import read_json
 from samri.ownership import refuse_foreign_content
-from samri_training.evaluate._evaluation import Evaluation, Row
+from samri_training.evaluate._evaluation import Evaluation, EvaluationRow
 from samri_training.evaluate._metrics import CONVENTIONS, METRICS, TITLES, Metric
 from samri_training.evaluate._report import PROMPT_TITLES, SIZE_TITLES, report
 from samri_training.evaluate._summary import GROUPS, Rows, Summary, values
@@ -98,8 +98,8 @@ def to_json(evaluation: Evaluation, summary: Summary, provenance: Mapping[str, A
     }
 
 
-def _cells(row: Row, label_name: str) -> list[object]:
-    measures, asked = row.measures, row.asked
+def _cells(row: EvaluationRow, label_name: str) -> list[object]:
+    measures, prompt = row.measures, row.prompt_used
     return [
         row.prompt,
         row.model,
@@ -114,8 +114,8 @@ def _cells(row: Row, label_name: str) -> list[object]:
         *(f"{value:.6f}" for value in (measures.dice, measures.iou, measures.hd, measures.hd95, measures.msd)),
         int(measures.empty),
         f"{row.score:.6f}",
-        "" if asked.box is None else " ".join(f"{value:.9g}" for value in asked.box),
-        " ".join(f"{value:g}" for value in asked.points.ravel()),
+        "" if prompt.box is None else " ".join(f"{value:.9g}" for value in prompt.box),
+        " ".join(f"{value:g}" for value in prompt.points.ravel()),
     ]
 
 

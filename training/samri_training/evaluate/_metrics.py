@@ -111,7 +111,7 @@ def _outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     """Array indices (N, ndim) of the outline of a mask that isn't empty."""
     from scipy.ndimage import binary_erosion
 
-    others = [tuple(axis for axis in range(mask.ndim) if axis != kept) for kept in range(mask.ndim)]
+    others = [tuple(axis for axis in range(mask.ndim) if axis != axis_kept) for axis_kept in range(mask.ndim)]
     extents = [np.flatnonzero(mask.any(axis=axes)) for axes in others]
     first = np.array([extent[0] for extent in extents])
     inside = mask[tuple(slice(extent[0], extent[-1] + 1) for extent in extents)]

@@ -16,7 +16,7 @@ from samri.manifest import Precision
 from samri.postprocessing import upscale_logits
 from samri.preprocessing import Profile, ProfileName, preprocess, profile
 from samri.privacy import without_folders
-from samri.prompts import Prompt, pack, to_model_frame
+from samri.prompts import Prompt, to_batch, to_model_frame
 from samri_runtime import Embedding, Predictor
 from samri_runtime.providers import Provider
 from samri_training.devices import torch_device
@@ -77,7 +77,7 @@ class Model(Protocol):
         ...
 
     def facts(self, precision: Precision) -> EncoderFacts:
-        """What a store would say that was made by this model's encoder in that precision."""
+        """Encoder facts of a store made by this model's encoder in that precision."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -105,12 +105,12 @@ def segment(
 
     The model's single mask, or with `multimask` the best-scored of its three candidates.
     """
-    coords, labels = pack(prompts)
+    coords, labels = to_batch(prompts)
     low_res, scores = model.decode(embedding, coords, labels)
     rows = np.arange(len(prompts))
-    chosen = 1 + scores[:, 1:].argmax(axis=1) if multimask else np.zeros(len(prompts), dtype=np.intp)
-    logits = upscale_logits(low_res[rows, chosen], embedding.shape, model.profile, model.image_size)
-    return logits > 0, scores[rows, chosen]
+    best = 1 + scores[:, 1:].argmax(axis=1) if multimask else np.zeros(len(prompts), dtype=np.intp)
+    logits = upscale_logits(low_res[rows, best], embedding.shape, model.profile, model.image_size)
+    return logits > 0, scores[rows, best]
 
 
 class _BundleModel:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from samri_training.evaluate._evaluation import Evaluation
 from samri_training.evaluate._metrics import HIGHER_IS_BETTER, METRICS, TITLES, Metric
-from samri_training.evaluate._summary import ALL, GROUPS, Group, Summary, Test
+from samri_training.evaluate._summary import ALL, GROUPS, Group, PairedTest, Summary
 from samri_training.prompting import PromptKind
 
 SIZE_TITLES = {ALL: "all", "small": "small (< 0.5 %)", "medium": "medium (0.5-3.5 %)", "large": "large (> 3.5 %)"}
@@ -32,8 +32,12 @@ def report(evaluation: Evaluation, summary: Summary, label_names: Mapping[int, s
             parts += ["### By structure", _by_structure(structures, label_names)]
         for dataset in summary.dataset_names:
             sizes = [group for group in summary.datasets if (group.prompt, group.dataset) == (prompt, dataset)]
-            own = [group for group in structures if group.dataset == dataset]
-            parts += [f"### Dataset: {plain_name(dataset or '.')}", _by_size(sizes), _by_structure(own, label_names)]
+            of_dataset = [group for group in structures if group.dataset == dataset]
+            parts += [
+                f"### Dataset: {plain_name(dataset or '.')}",
+                _by_size(sizes),
+                _by_structure(of_dataset, label_names),
+            ]
     return "\n\n".join([*parts, "## How it was measured", _method(evaluation, summary)]) + "\n"
 
 
@@ -52,7 +56,7 @@ def overview(evaluation: Evaluation, summary: Summary) -> str:
         ]
         rows.append([SIZE_TITLES[size], f"{counts[size][0]} ({counts[size][1]})", *cells])
     heads = [f"{plain_name(model)}, {PROMPT_TITLES[prompt]}" for model, prompt in columns]
-    return markdown_table(["size of structure", "structures (cases)", *heads], rows, left=1)
+    return markdown_table(["size of structure", "structures (cases)", *heads], rows, text_columns=1)
 
 
 def _about(evaluation: Evaluation) -> str:
@@ -70,24 +74,24 @@ def _about(evaluation: Evaluation) -> str:
 def _by_size(groups: Sequence[Group]) -> str:
     rows = []
     for size in GROUPS:
-        some = [group for group in groups if group.name == size]
-        if not some:
+        of_size = [group for group in groups if group.name == size]
+        if not of_size:
             continue
-        for group, cells in zip(some, _metric_cells(some), strict=True):
+        for group, cells in zip(of_size, _metric_cells(of_size), strict=True):
             counted = f"{group.structures} ({group.cases})"
             rows.append([SIZE_TITLES[size], plain_name(group.model), counted, *cells, str(group.empty)])
-    return markdown_table(["size", "model", "structures (cases)", *_HEADS.values(), "empty"], rows, left=2)
+    return markdown_table(["size", "model", "structures (cases)", *_HEADS.values(), "empty"], rows, text_columns=2)
 
 
 def _by_structure(groups: Sequence[Group], label_names: Mapping[int, str]) -> str:
     rows = []
     for label in dict.fromkeys(group.label for group in groups if group.label is not None):
-        some = [group for group in groups if group.label == label]
+        of_label = [group for group in groups if group.label == label]
         named = f"{label} {plain_name(label_names[label])}" if label in label_names else str(label)
-        for group, cells in zip(some, _metric_cells(some), strict=True):
+        for group, cells in zip(of_label, _metric_cells(of_label), strict=True):
             counted = f"{group.structures} ({group.cases})"
             rows.append([named, plain_name(group.model), counted, *cells, str(group.empty)])
-    return markdown_table(["structure", "model", "structures (cases)", *_HEADS.values(), "empty"], rows, left=2)
+    return markdown_table(["structure", "model", "structures (cases)", *_HEADS.values(), "empty"], rows, text_columns=2)
 
 
 def _metric_cells(groups: Sequence[Group]) -> list[list[str]]:
@@ -110,7 +114,7 @@ def _mean_and_sd(group: Group, metric: Metric) -> str:
     return f"{spread.mean:.{digits}f} ± {spread.sd:.{digits}f}"
 
 
-def _tests(tests: Sequence[Test]) -> str:
+def _tests(tests: Sequence[PairedTest]) -> str:
     """A row for each pair of models and size; of each metric the difference, p after Holm's correction, and effect."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for test in tests:
@@ -123,10 +127,10 @@ def _tests(tests: Sequence[Test]) -> str:
             ],
         )
         row.append(_best(_test_cell(test), test.p_holm < SIGNIFICANT))
-    return markdown_table(["models", "size", "cases", *_HEADS.values()], rows.values(), left=2)
+    return markdown_table(["models", "size", "cases", *_HEADS.values()], rows.values(), text_columns=2)
 
 
-def _test_cell(test: Test) -> str:
+def _test_cell(test: PairedTest) -> str:
     digits = _DIGITS[test.metric]
     comparison = test.comparison
     return f"{comparison.mean_difference:+.{digits}f} (p {p_text(test.p_holm)}, r {comparison.effect_size:+.2f})"
@@ -168,9 +172,9 @@ def _too_few(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """A Markdown table whose first `left` columns are text and whose others are numbers."""
-    rule = [":--" if column < left else "--:" for column in range(len(heads))]
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
+    """A Markdown table whose first `text_columns` columns are text and whose others are numbers."""
+    rule = [":--" if column < text_columns else "--:" for column in range(len(heads))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows])
 
 

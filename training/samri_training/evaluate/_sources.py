@@ -15,7 +15,7 @@ from samri_training.store import EmbeddedSlice, Embeddings, combine, require_enc
 TEST_SPLIT: Split = "testing"
 
 
-class Source(SliceSource[LabelledSlice | EmbeddedSlice], Protocol):
+class TestSource(SliceSource[LabelledSlice | EmbeddedSlice], Protocol):
     """Test slices, to be encoded or embedded already.
 
     Attributes:
@@ -64,8 +64,8 @@ class SliceFolder:
         self._split = split
         self._pairs = [pair for pair in pairs if split is None or pair.split == split]
         if not self._pairs:
-            found = ", ".join(sorted(name for name in there if name)) or "no split at all"
-            raise InputError(f"{folder} holds no slices for {split}, only {found}: choose with --split")
+            splits = ", ".join(sorted(name for name in there if name)) or "no split at all"
+            raise InputError(f"{folder} holds no slices for {split}, only {splits}: choose with --split")
         self.datasets: Sequence[str] = [_dataset(pair.name.split("/")[:-1]) for pair in self._pairs]
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from samri_training.evaluate._evaluation import Evaluation, Row
+from samri_training.evaluate._evaluation import Evaluation, EvaluationRow
 from samri_training.evaluate._metrics import METRICS, Metric
 from samri_training.evaluate._statistics import Comparison, Spread, case_means, compare_family, spread
 from samri_training.prompting import PromptKind
@@ -67,7 +67,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Test:
+class PairedTest:
     """Two models compared on one metric in one size bin, `first` against `second`.
 
     Attributes:
@@ -110,7 +110,7 @@ class Summary:
 
     groups: tuple[Group, ...]
     structures: tuple[Group, ...]
-    tests: tuple[Test, ...]
+    tests: tuple[PairedTest, ...]
     datasets: tuple[Group, ...] = ()
 
     @property
@@ -152,15 +152,15 @@ def _present(groups: Iterable[Group | None]) -> tuple[Group, ...]:
 class Rows:
     """Rows by prompt and model; all models have the same structures in the same order."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._by_model: dict[tuple[PromptKind, str], list[Row]] = {}
+    def __init__(self, rows: Iterable[EvaluationRow]) -> None:
+        self._by_model: dict[tuple[PromptKind, str], list[EvaluationRow]] = {}
         for row in rows:
             self._by_model.setdefault((row.prompt, row.model), []).append(row)
 
     def of(
         self, prompt: PromptKind, model: str, size: str = ALL, label: int | None = None, dataset: str | None = None
-    ) -> list[Row]:
-        """Those of a size bin (or `all`), a label and a dataset (or None for every one)."""
+    ) -> list[EvaluationRow]:
+        """Rows of a size bin (or `all`), a label and a dataset (or None for all of them)."""
         return [
             row
             for row in self._by_model[prompt, model]
@@ -170,12 +170,12 @@ class Rows:
         ]
 
 
-def values(rows: Sequence[Row], metric: Metric) -> list[float]:
+def values(rows: Sequence[EvaluationRow], metric: Metric) -> list[float]:
     """One metric of all rows."""
     return [float(getattr(row.measures, metric)) for row in rows]
 
 
-def _group(rows: list[Row], name: str, label: int | None = None, dataset: str | None = None) -> Group | None:
+def _group(rows: list[EvaluationRow], name: str, label: int | None = None, dataset: str | None = None) -> Group | None:
     if not rows:
         return None
     cases = [row.case for row in rows]
@@ -196,20 +196,22 @@ def _group(rows: list[Row], name: str, label: int | None = None, dataset: str | 
     )
 
 
-def _family(rows: Rows, prompt: PromptKind, metric: Metric, sizes: Sequence[str], models: Sequence[str]) -> list[Test]:
+def _family(
+    rows: Rows, prompt: PromptKind, metric: Metric, sizes: Sequence[str], models: Sequence[str]
+) -> list[PairedTest]:
     """All pairs of models in those size bins that have structures: one family for Holm's correction."""
     pairs: dict[tuple[str, str, str], tuple[dict[str, float], dict[str, float]]] = {}
     for size in sizes:
         means = {}
         for model in models:
-            some = rows.of(prompt, model, size)
-            means[model] = case_means([row.case for row in some], values(some, metric))
+            model_rows = rows.of(prompt, model, size)
+            means[model] = case_means([row.case for row in model_rows], values(model_rows, metric))
         pairs |= {
             (size, first, second): (means[first], means[second])
             for first, second in combinations(models, 2)
             if means[first]
         }
     return [
-        Test(prompt, size, metric, first, second, comparison, p)
+        PairedTest(prompt, size, metric, first, second, comparison, p)
         for (size, first, second), (comparison, p) in compare_family(pairs).items()
     ]

@@ -5,6 +5,6 @@ from __future__ import annotations
 from samri_training.prepare._command import main
 from samri_training.prepare._cut import Cut
 from samri_training.prepare._dataset import prepare, prepare_arrays
-from samri_training.prepare._report import Report
+from samri_training.prepare._report import PrepareReport
 
-__all__ = ["Cut", "Report", "main", "prepare", "prepare_arrays"]
+__all__ = ["Cut", "PrepareReport", "main", "prepare", "prepare_arrays"]

@@ -81,7 +81,7 @@ def _subject(file: Path) -> str:
 
 
 def _entities(file: Path) -> frozenset[tuple[str, str]]:
-    """What a mask and its image have in common."""
+    """The entities that a mask shares with its image."""
     pairs = [part.partition("-") for part in stem(file).split("_")[:-1]]
     return frozenset(
         (key, value) for key, _, value in pairs if key not in _OF_THE_MASK and not (key == "space" and value in _NATIVE)

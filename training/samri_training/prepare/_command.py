@@ -13,7 +13,7 @@ from samri.geometry import PLANES, Plane
 from samri_runtime.cli import (
     GivenFolder,
     OutputFolder,
-    Progress,
+    ProgressBar,
     command,
     emit,
     json_option,
@@ -161,7 +161,7 @@ def main(
     if split_files is None and shares is None and (source / "splits").is_dir():
         split_files = source / "splits"
         say(f"note: patients are divided as in {split_files}; --ratios divides them anew")
-    with Progress(0, "pair") as progress:
+    with ProgressBar(0, "pair") as progress:
         report = prepare(
             source,
             output,

@@ -81,7 +81,7 @@ class Refused:
     reason: str
 
 
-class _Frame(NamedTuple):
+class _Timepoint(NamedTuple):
     """Image and label map of one frame, checked against each other."""
 
     scan: Scan
@@ -99,16 +99,16 @@ def cut_pair(pair: SourcePair, folder: Path, how: Cut) -> list[CutCase] | Refuse
     Raises:
         OSError: A slice can't be written.
     """
-    written: list[Path] = []
+    paths: list[Path] = []
     try:
-        return [_cut_frame(pair, frame, index, folder, how, written) for index, frame in _read_frames(pair, how.frame)]
+        return [_cut_frame(pair, frame, index, folder, how, paths) for index, frame in _read_frames(pair, how.frame)]
     except InputError as error:
-        for file in written:
+        for file in paths:
             file.unlink()
         return Refused(str(pair.mask), str(error))
 
 
-def _read_frames(pair: SourcePair, frame: int | Literal["all"] | None) -> Iterator[tuple[int | None, _Frame]]:
+def _read_frames(pair: SourcePair, frame: int | Literal["all"] | None) -> Iterator[tuple[int | None, _Timepoint]]:
     """Index (None unless all are asked for) and content of each frame asked for."""
     if frame != "all":
         try:
@@ -141,22 +141,22 @@ def _read_mask(pair: SourcePair, scan: Scan) -> Scan:
     return mask if scan.frame == 0 else read_scan(path, scan.frame)
 
 
-def _checked(scan: Scan, mask: Scan, pair: SourcePair) -> _Frame:
+def _checked(scan: Scan, mask: Scan, pair: SourcePair) -> _Timepoint:
     check_same_grid(scan, mask)
     image, labels = gray(scan), label_map(mask)
     notes = (*scan.notes, *mask.notes)
     if pair.labels is not None:
-        labels, said = pair.labels.checked(labels, mask.path)
-        notes += said
+        labels, label_notes = pair.labels.checked(labels, mask.path)
+        notes += label_notes
     if not labels.any():
         raise InputError(f"{mask.path} is empty: every voxel is 0; mark its structures, or leave the pair out")
     if labels.shape != scan.grid:  # One of them is a picture, (H, W), the other a NIfTI of one slice, (1, H, W).
         labels = labels.reshape(scan.grid)
-    return _Frame(scan, smallest_exact(image), labels, notes)
+    return _Timepoint(scan, smallest_exact(image), labels, notes)
 
 
 def _cut_frame(
-    pair: SourcePair, frame: _Frame, index: int | None, folder: Path, how: Cut, written: list[Path]
+    pair: SourcePair, frame: _Timepoint, index: int | None, folder: Path, how: Cut, written: list[Path]
 ) -> CutCase:
     if _is_one_slice(frame.scan.grid):
         views = [(pair.tail or "000", whole_view(frame.scan.grid))]
@@ -174,14 +174,14 @@ def _cut_frame(
     unmarked = thinned = 0
     for name, view in views:
         mask = view.extract(frame.labels)
-        found = _tally(mask, how.min_pixels)
-        for label, tally in found.items():
+        label_tallies = _tally(mask, how.min_pixels)
+        for label, tally in label_tallies.items():
             tallies[label] = tallies.get(label, LabelTally()) + tally
-        kept = [label for label, tally in found.items() if tally.slices]
-        if not kept:
-            unmarked, thinned = unmarked + (not found), thinned + bool(found)
+        labels_kept = [label for label, tally in label_tallies.items() if tally.slices]
+        if not labels_kept:
+            unmarked, thinned = unmarked + (not label_tallies), thinned + bool(label_tallies)
             continue
-        mask = np.where(np.isin(mask, kept), mask, 0).astype(np.uint8 if max(kept) <= 255 else np.uint16)
+        mask = np.where(np.isin(mask, labels_kept), mask, 0).astype(np.uint8 if max(labels_kept) <= 255 else np.uint16)
         for role, pixels in (("img", view.extract(frame.image)), ("seg", mask)):
             file = folder / f"{case}_{role}_{name}.nii.gz"
             written.append(file)
@@ -200,7 +200,7 @@ def _views(scan: Scan, how: Cut) -> Iterator[tuple[str, SliceView]]:
         raise InputError(f"{scan.path}: {error}") from error
     count = grid[axis]
     if min(n for other, n in enumerate(grid) if other != axis) < 2:
-        raise InputError(f"{scan.path} of shape {grid} has no slices of two sides along axis {axis}: choose another")
+        raise InputError(f"{scan.path} of shape {grid} has no 2-D slices along axis {axis}: choose another")
     digits = max(3, len(str(count - 1)))
     for index in range(count):
         view = axis_view(grid, axis, index) if how.plane is None else plane_view(grid, scan.affine, how.plane, index)
@@ -265,8 +265,8 @@ def slice_affine(view: SliceView, affine: npt.NDArray[np.float64]) -> npt.NDArra
         view: View of a volume, or of a grid that is one slice.
         affine: (4, 4) of the volume.
     """
-    seen = view.describe()
-    rows, columns = seen["rows_from_axis"], seen["columns_from_axis"]
+    axes = view.describe()
+    rows, columns = axes["rows_from_axis"], axes["columns_from_axis"]
     across = 3 - rows - columns
     height, width = view.shape
     voxels = np.zeros((4, 4))  # (row, column, 0, 1) to (i, j, k, 1).

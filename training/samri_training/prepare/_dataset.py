@@ -22,13 +22,13 @@ from samri.staging import staged_folder
 from samri_training.prepare._cut import BY_LAST_AXIS, Cut, CutCase, Refused
 from samri_training.prepare._labels import merged_names
 from samri_training.prepare._patients import DEFAULT_SHARES, divide, keep_given, read_split_files
-from samri_training.prepare._report import REPORT_FORMAT, REPORT_JSON, REPORT_TEXT, Report
+from samri_training.prepare._report import REPORT_FORMAT, REPORT_JSON, REPORT_TEXT, PrepareReport
 from samri_training.prepare._sources import LeftOut, SourcePair, find_sources
 from samri_training.prepare._workers import cut_all
 from samri_training.slices import SPLITS, Split
 from samri_training.slices._layout import FORMAT, FORMAT_VERSION, SIDECAR
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 def prepare(
@@ -46,8 +46,8 @@ def prepare(
     skip_bad: bool = False,
     overwrite: bool = False,
     num_workers: int = 0,
-    progress: Progress = lambda done, total: None,
-) -> Report:
+    progress: ProgressCallback = lambda done, total: None,
+) -> PrepareReport:
     """Make the slice dataset `output` from what lies in `source`.
 
     Args:
@@ -107,7 +107,7 @@ def prepare(
             "division": _describe_division(sources.pairs, shares, seed, split_files),
         }
         notes = [*(note for labels in described for note in labels.notes), *_notes(cases)]
-        report = Report(source, settings, cases, left_out, notes, names)
+        report = PrepareReport(source, settings, cases, left_out, notes, names)
         if not report.slices:
             raise InputError(f"{source}: no slice is left: {left_out[0].why if left_out else 'nothing is marked'}")
         _write_records(stage, source, how, report)
@@ -174,7 +174,7 @@ def _notes(cases: dict[Split, list[CutCase]]) -> list[str]:
     ]
 
 
-def _write_records(folder: Path, source: Path, how: Cut, report: Report) -> None:
+def _write_records(folder: Path, source: Path, how: Cut, report: PrepareReport) -> None:
     for split, cases in report.cases.items():
         if cases:
             sidecar = _sidecar(source, how, cases, report.names)
@@ -185,7 +185,7 @@ def _write_records(folder: Path, source: Path, how: Cut, report: Report) -> None
 
 
 def _sidecar(source: Path, how: Cut, cases: Sequence[CutCase], names: Mapping[int, str]) -> dict[str, Any]:
-    """What the slices' own files can't say: patients, the volumes' intensities, and where each slice came from."""
+    """Metadata that slices can't hold: patients, the volumes' intensities, and where each slice came from."""
     recorded: dict[str, dict[str, Any]] = {}
     for case in cases:
         low_high = None if case.intensity_range is None else list(case.intensity_range)
@@ -219,7 +219,7 @@ def prepare_arrays(
     *,
     affine: npt.ArrayLike | None = None,
     overwrite: bool = False,
-) -> Report:
+) -> PrepareReport:
     """Make a slice dataset from arrays, by the same path that files take.
 
     Args:

@@ -71,7 +71,7 @@ def read_dataset_json(file: Path) -> Labels:
     """nnU-Net's `dataset.json`, of its second version (name to label) or its first and the Decathlon's (the reverse).
 
     Raises:
-        InputError: It is damaged, or its labels make no sense.
+        InputError: It is damaged, or its labels are invalid.
     """
     content = read_json(file, remedy=_REMEDY)
     labels = content.get("labels") if isinstance(content, Mapping) else None
@@ -125,7 +125,9 @@ def read_bids_table(file: Path) -> Labels:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise InputError(f"{file} is no table with the columns index and name, divided by tabs: {_REMEDY}") from error
+        raise InputError(
+            f"{file} is not a table of the columns index and name, separated by tabs: {_REMEDY}"
+        ) from error
     if len(names) != len(rows):
         raise InputError(f"{file} has an index twice: {_REMEDY}")
     return Labels(file, tuple(sorted((label, name) for label, name in names.items() if label)))
@@ -158,15 +160,15 @@ def merged_names(labels: Iterable[Labels]) -> dict[int, str]:
         InputError: One label means two things.
     """
     names: dict[int, str] = {}
-    said: dict[int, Path] = {}
+    sources: dict[int, Path] = {}
     for each in labels:
         for label, name in each.names:
             if names.setdefault(label, name) != name:
                 raise InputError(
-                    f"{each.file} calls label {label} {name}, and {said[label]} calls it {names[label]}: make the "
+                    f"{each.file} calls label {label} {name}, and {sources[label]} calls it {names[label]}: make the "
                     "labels of all cases mean the same"
                 )
-            said.setdefault(label, each.file)
+            sources.setdefault(label, each.file)
     return dict(sorted(names.items()))
 
 
@@ -175,4 +177,4 @@ def _distinct(labels: Mapping[Any, Any]) -> bool:
 
 
 def _refuse(file: Path, labels: Mapping[Any, Any]) -> Any:
-    raise InputError(f"{file}: its labels make no sense ({str(dict(labels))[:80]}): {_REMEDY}")
+    raise InputError(f"{file}: its labels are invalid ({str(dict(labels))[:80]}): {_REMEDY}")

@@ -26,10 +26,10 @@ def divide(patients: Sequence[str], shares: Sequence[float], seed: int) -> dict[
     Raises:
         InputError: Fewer patients than shares above 0.
     """
-    asked = [share > 0 for share in shares]
-    if len(patients) < sum(asked):
+    nonzero = [share > 0 for share in shares]
+    if len(patients) < sum(nonzero):
         who = f"one patient ({patients[0]})" if len(patients) == 1 else f"{len(patients)} patients"
-        into = ", ".join(split for split, wanted in zip(SPLITS, asked, strict=True) if wanted)
+        into = ", ".join(split for split, is_nonzero in zip(SPLITS, nonzero, strict=True) if is_nonzero)
         raise InputError(
             f"the dataset has {who}, too few to divide into {into} by patient: give a share of 0 to the rest, such as "
             "--ratios 1 0 0 to put all into training"
@@ -50,7 +50,7 @@ def read_split_files(folder: Path, pairs: Sequence[SourcePair]) -> tuple[dict[st
     for pair in pairs:
         for name in (pair.patient, pair.case):
             patients_of.setdefault(name, set()).add(pair.patient)
-    chosen: dict[str, Split] = {}
+    split_of: dict[str, Split] = {}
     files = {split: folder / name for split, name in SPLIT_FILES.items() if (folder / name).is_file()}
     if not files:
         raise InputError(f"{folder} holds none of {', '.join(SPLIT_FILES.values())}: check the path")
@@ -59,17 +59,17 @@ def read_split_files(folder: Path, pairs: Sequence[SourcePair]) -> tuple[dict[st
             if name not in patients_of:
                 raise InputError(f"{file} names {name}, but no pair is of a patient or case of that name")
             for patient in patients_of[name]:
-                if chosen.setdefault(patient, split) != split:
+                if split_of.setdefault(patient, split) != split:
                     raise InputError(
-                        f"{file} puts {name} into {split}, but {SPLIT_FILES[chosen[patient]]} has the same patient "
+                        f"{file} puts {name} into {split}, but {SPLIT_FILES[split_of[patient]]} has the same patient "
                         f"({patient}): a patient belongs to one split"
                     )
     left_out = [
         LeftOut(str(pair.image), f"its patient {pair.patient} is in no file of {folder.name}")
         for pair in pairs
-        if pair.patient not in chosen
+        if pair.patient not in split_of
     ]
-    return chosen, left_out
+    return split_of, left_out
 
 
 def keep_given(pairs: Sequence[SourcePair], shares: Sequence[float], seed: int) -> dict[str, Split]:
@@ -78,18 +78,18 @@ def keep_given(pairs: Sequence[SourcePair], shares: Sequence[float], seed: int) 
     Raises:
         InputError: A patient lies in two of the folders, or too few patients are left to divide.
     """
-    chosen: dict[str, Split] = {}
+    split_of: dict[str, Split] = {}
     for pair in pairs:
-        if pair.split is not None and chosen.setdefault(pair.patient, pair.split) != pair.split:
+        if pair.split is not None and split_of.setdefault(pair.patient, pair.split) != pair.split:
             raise InputError(
-                f"{pair.image} is of patient {pair.patient}, who is in {chosen[pair.patient]} as well: a patient "
-                "belongs to one split: divide anew with --ratios, or name the patients with --patient"
+                f"{pair.image} is of patient {pair.patient}, who is also in {split_of[pair.patient]}: a patient "
+                "belongs to one split: split again with --ratios, or name the patients with --patient"
             )
-    rest = sorted({pair.patient for pair in pairs} - chosen.keys())
+    rest = sorted({pair.patient for pair in pairs} - split_of.keys())
     if rest:
-        left = [0.0 if split in chosen.values() else share for split, share in zip(SPLITS, shares, strict=True)]
-        chosen |= divide(rest, left if sum(left) else (1.0, 0.0, 0.0), seed)
-    return chosen
+        remaining = [0.0 if split in split_of.values() else share for split, share in zip(SPLITS, shares, strict=True)]
+        split_of |= divide(rest, remaining if sum(remaining) else (1.0, 0.0, 0.0), seed)
+    return split_of
 
 
 def _counts(total: int, shares: Sequence[float]) -> list[int]:

@@ -21,7 +21,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Report:
+class PrepareReport:
     """What `prepare` made.
 
     Attributes:
@@ -90,7 +90,7 @@ class Report:
                 ("label", "slices", "pixels", "small", "medium", "large", "dropped"),
                 [(self._named(label), *map(str, asdict(tally).values())) for label, tally in self.labels().items()],
             ),
-            "small < 0.5 %, medium 0.5 to 3.5 %, large > 3.5 % of the image, each counted once a slice",
+            "small < 0.5 %, medium 0.5 to 3.5 %, large > 3.5 % of the image, each counted once per slice",
             f"dropped: fewer than {self.settings['min_pixels']} pixels in the slice",
             "",
             f"slices left out: {total['slices_unmarked']} with no label, "

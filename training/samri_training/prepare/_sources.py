@@ -61,7 +61,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a folder holds.
+    """Pairs of image and mask in a folder, and files left out.
 
     Attributes:
         layout: How its names were understood.
@@ -100,26 +100,26 @@ def find_sources(
     layout: Layout = "pattern" if pattern is not None else _recognize(folder)
     if layout == "pattern":
         assert pattern is not None
-        found = _match_pattern(folder, pattern, wanted_image, wanted_mask)
+        sources = _match_pattern(folder, pattern, wanted_image, wanted_mask)
     elif layout == "nnunet":
-        found = _match_nnunet(folder, wanted_image, wanted_mask)
+        sources = _match_nnunet(folder, wanted_image, wanted_mask)
     elif layout == "bids":
-        found = _match_bids(folder, wanted_image, wanted_mask)
+        sources = _match_bids(folder, wanted_image, wanted_mask)
     elif layout == "structures":
-        found = _match_structures(folder, wanted_image, wanted_mask)
+        sources = _match_structures(folder, wanted_image, wanted_mask)
     else:
-        found = _match_img_seg(folder, wanted_image, wanted_mask)
-    if not found.pairs and not found.without_image:
+        sources = _match_img_seg(folder, wanted_image, wanted_mask)
+    if not sources.pairs and not sources.without_image:
         if (unread := unread_below(folder)) is not None:
             raise InputError(f"{folder} holds no pairs of image and mask: {unread}")
         raise InputError(
-            f"{folder} holds no pairs of image and mask whose names say so ({layout} layout): "
+            f"{folder} holds no pairs of image and mask with matching names ({layout} layout): "
             "name them with --pattern 'images/{case}.nii.gz' 'masks/{case}.nii.gz'"
         )
-    named = [_with_patient(pair, patient) for pair in found.pairs] if patient is not None else found.pairs
+    named = [_with_patient(pair, patient) for pair in sources.pairs] if patient is not None else sources.pairs
     _refuse_equal_names(named)
     named.sort(key=lambda pair: (pair.case, pair.tail))
-    return Sources(found.layout, named, found.left_out, found.without_image)
+    return Sources(sources.layout, named, sources.left_out, sources.without_image)
 
 
 def _recognize(folder: Path) -> Layout:
@@ -183,12 +183,12 @@ def _match_nnunet(folder: Path, wanted_image: Callable[[Path], bool], wanted_mas
             channel = _CHANNEL.fullmatch(stem(image))
             case = channel[1] if channel is not None and stem(image) not in masks else stem(image)
             channels.setdefault(case, []).append(image)
-        for case, found in channels.items():
+        for case, files_of_case in channels.items():
             if case not in masks:
-                left_out += [LeftOut(str(image), _NO_MASK) for image in found]
+                left_out += [LeftOut(str(image), _NO_MASK) for image in files_of_case]
                 continue
             # One image per case: the first channel. --images chooses another.
-            image, *others = found
+            image, *others = files_of_case
             for other in others:
                 name = names.get(stem(other)[-4:])
                 which = f"another channel{f' ({name})' if name else ''}"
@@ -236,9 +236,9 @@ def _match_pattern(
     images: dict[tuple[str, ...], Path] = {}
     masks: dict[tuple[str, ...], Path] = {}
     for file in image_files(folder):
-        for expression, files, wanted in zip(expressions, (images, masks), (wanted_image, wanted_mask), strict=True):
+        for expression, files, accepts in zip(expressions, (images, masks), (wanted_image, wanted_mask), strict=True):
             match = expression.fullmatch(file.relative_to(folder).as_posix())
-            if match is not None and wanted(file):
+            if match is not None and accepts(file):
                 files[tuple(match[name] for name in names[0])] = file
     pairs = []
     for key in images.keys() & masks.keys():
@@ -291,7 +291,7 @@ def placeholders(template: str) -> list[str]:
 
 
 def check_pattern(pattern: tuple[str, str]) -> str | None:
-    """What is wrong with a `--pattern`, if anything is."""
+    """The error in a `--pattern`, if there is one."""
     image, mask = ({*_PLACEHOLDER.findall(template)} for template in pattern)
     if not all(name.isidentifier() for name in image | mask):
         return "a placeholder is a word that begins with a letter, such as {case}"

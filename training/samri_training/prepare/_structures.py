@@ -41,14 +41,14 @@ def match_structures(
                 structures.setdefault(file.parent.parent, []).append(file)
         elif wanted_image(file):
             images.setdefault(file.parent, []).append(file)
-    for case, found in images.items():
-        if case in structures and len(found) > 1:
+    for case, files in images.items():
+        if case in structures and len(files) > 1:
             raise InputError(
-                f"{case} has several images, {found[0].name} and {found[1].name}: choose with --images, such as "
-                f"--images '*/{found[0].name}'"
+                f"{case} has several images, {files[0].name} and {files[1].name}: choose with --images, such as "
+                f"--images '*/{files[0].name}'"
             )
-    pairs = [(found[0], tuple(structures[case])) for case, found in images.items() if case in structures]
-    without = [image for case, found in images.items() if case not in structures for image in found]
+    pairs = [(files[0], tuple(structures[case])) for case, files in images.items() if case in structures]
+    without = [image for case, files in images.items() if case not in structures for image in files]
     return pairs, without, [case / FOLDER for case in structures if case not in images]
 
 

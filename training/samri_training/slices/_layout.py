@@ -116,8 +116,8 @@ def find_slices(folder: str | os.PathLike[str]) -> list[SlicePair]:
     for file, partner in [(file, "_seg_") for file in images] + [(file, "_img_") for file in masks]:
         raise InputError(f"{file} has no partner with {partner} in its name beside it: add that file, or remove this")
     if not pairs:
-        if (found := unread_below(folder)) is not None:
-            raise InputError(f"{folder} holds no slices: {found}")
+        if (unread_file := unread_below(folder)) is not None:
+            raise InputError(f"{folder} holds no slices: {unread_file}")
         raise InputError(
             f"{folder} holds no slices (*_img_*.nii.gz with *_seg_*.nii.gz): samri-prepare makes them from volumes"
         )
@@ -181,7 +181,7 @@ def _pair(folder: Path, key: Path, image: Path, mask: Path, cases: dict[str, Any
     assert match is not None  # It was found by this name.
     parents = key.parent.relative_to(folder).parts
     # The folder that was named itself, which may be called `test` for any reason, has to bear one of the exact names.
-    own = next((split for split in SPLITS if split == folder.absolute().name), None)
+    own_split = next((split for split in SPLITS if split == folder.absolute().name), None)
     prefix = [part for part in parents if split_named(part) is None]
     recorded = cases.get(match["case"], {})
     case = "/".join([*prefix, match["case"]])
@@ -191,7 +191,7 @@ def _pair(folder: Path, key: Path, image: Path, mask: Path, cases: dict[str, Any
         image=image,
         mask=mask,
         patient="/".join([*prefix, recorded["patient"]]) if recorded else case,
-        split=split_of_folders(parents) or own,
+        split=split_of_folders(parents) or own_split,
         tail=match["tail"] or "",
         intensity_range=None if recorded.get("intensity_range") is None else tuple(recorded["intensity_range"]),
     )

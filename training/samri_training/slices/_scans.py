@@ -56,17 +56,18 @@ def label_map(scan: Scan) -> npt.NDArray[np.uint16]:
         raise InputError(f"{scan.path}: JPEG doesn't keep labels as they are: save the mask as PNG or NIfTI")
     values = gray(scan)
     if values.dtype.kind == "f":
-        broken = values != np.rint(values)
-        if broken.any():
+        fractions = values != np.rint(values)
+        if fractions.any():
             raise InputError(
-                f"{scan.path} holds {_shortest(values[broken][0])}, which is no label: labels are whole numbers; if "
-                "these were meant to be, round them (numpy.rint) and save them as integers"
+                f"{scan.path} holds {_shortest(values[fractions][0])}, which is not a label: labels are whole "
+                "numbers; if these should be too, round them (numpy.rint) and save them as integers"
             )
     lowest, highest = values.min(), values.max()
     if lowest < 0 or highest > _HIGHEST_LABEL:
         wrong = lowest if lowest < 0 else highest
         raise InputError(
-            f"{scan.path} holds {wrong:.0f}, which is no label: labels go from 0 to {_HIGHEST_LABEL}, 0 is background"
+            f"{scan.path} holds {wrong:.0f}, which is not a label: labels go from 0 to {_HIGHEST_LABEL}, 0 is "
+            "background"
         )
     return values.astype(np.uint16)
 
@@ -88,16 +89,16 @@ def check_same_grid(image: Scan, mask: Scan) -> None:
     apart = _furthest_corner(image, mask)
     if not apart <= _SAME_PLACE * min(image.spacing):
         raise InputError(
-            f"{mask.path} lies elsewhere than its image {image.path}: their affines put a corner {apart:.3g} apart; "
+            f"{mask.path} is not aligned with its image {image.path}: their affines place a corner {apart:.3g} apart; "
             "resample the mask onto the image, or copy the image's header if only that is wrong"
         )
 
 
 def slice_spacing(scan: Scan, view: SliceView) -> tuple[float, float]:
     """Between the rows and between the columns of a view of the scan, in mm; 1 where the scan doesn't say."""
-    seen = view.describe()
+    axes = view.describe()
     unit = _MILLIMETRES.get(int(scan.nifti.fields["xyzt_units"]) & 7, 1.0) if scan.nifti is not None else 1.0
-    rows, columns = (scan.spacing[seen[f"{way}_from_axis"]] * unit for way in ("rows", "columns"))
+    rows, columns = (scan.spacing[axes[f"{way}_from_axis"]] * unit for way in ("rows", "columns"))
     return rows, columns
 
 

@@ -140,27 +140,29 @@ def _prefixes(sources: Sequence[Embeddings]) -> tuple[list[str], list[str]]:
     return whole if same_name else nothing, datasets if same_case else nothing
 
 
-def require_encoder(source: Embeddings, facts: EncoderFacts, wanted: str) -> None:
-    """Make sure that `source` was made by the encoder of those facts; `wanted` names it, or the checkpoint, for people.
+def require_encoder(source: Embeddings, facts: EncoderFacts, encoder_name: str) -> None:
+    """Make sure that `source` was made by the encoder of those facts; `encoder_name` is for the message.
 
     Raises:
         InputError: It was made by another one, or contradicts it.
     """
-    _require_id(source, facts.embedding_id, wanted)
+    _require_id(source, facts.embedding_id, encoder_name)
     info = source.info
-    for what, stored, own in (
+    for what, stored, expected in (
         ("image size", info.image_size, facts.image_size),
         ("embedding shape", info.embedding_shape, facts.embedding_shape),
     ):
-        if stored != own:
-            raise InputError(f"{source.path} is damaged: its {what} is {stored}, and {wanted} has {own}: copy it again")
+        if stored != expected:
+            raise InputError(
+                f"{source.path} is damaged: its {what} is {stored}, and {encoder_name} has {expected}: copy it again"
+            )
 
 
-def _require_id(source: Embeddings, embedding_id: str, wanted: str) -> None:
+def _require_id(source: Embeddings, embedding_id: str, encoder_name: str) -> None:
     info = source.info
     if info.embedding_id != embedding_id:
         raise InputError(
             f"{source.path} was embedded with another encoder or preprocessing ({info.checkpoint}, profile "
-            f"{info.profile}, {info.encoder_precision}, id {info.embedding_id[:8]}) than that of {wanted} "
+            f"{info.profile}, {info.encoder_precision}, id {info.embedding_id[:8]}) than that of {encoder_name} "
             f"(id {embedding_id[:8]}): use its own checkpoint, or embed the slices again"
         )

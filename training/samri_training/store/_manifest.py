@@ -29,7 +29,7 @@ _INDEX_FORMAT = "samri-embeddings-index"
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """What is known of one finished shard.
+    """Facts of one finished shard.
 
     Attributes:
         shard: Which slices it holds.
@@ -77,7 +77,7 @@ class ShardManifest:
         values = read_json(file)
         check_format(values, _SHARD_FORMAT, file)
         if values.get("shard") != asdict(shard):
-            raise InputError(f"{file} is of other slices than {shard.name} of this store: delete it and its shard")
+            raise InputError(f"{file} describes other slices than {shard.name} of this store: delete it and its shard")
         manifest = cls._of(shard, values, file)
         check_checksum(values, str(file))
         return manifest
@@ -149,14 +149,14 @@ def read_manifests(folder: Path, plan: StorePlan) -> list[ShardManifest]:
     shards = plan.shards
     file = folder / INDEX_NAME
     if not file.is_file():
-        found = [(shard, ShardManifest.read(folder, shard)) for shard in shards]
-        missing = [shard for shard, manifest in found if manifest is None]
+        pairs = [(shard, ShardManifest.read(folder, shard)) for shard in shards]
+        missing = [shard for shard, manifest in pairs if manifest is None]
         if missing:
             raise InputError(
-                f"{folder} isn't finished: {len(missing)} of its {len(shards)} shards are missing, the first is "
+                f"{folder} is incomplete: {len(missing)} of its {len(shards)} shards are missing, from "
                 f"{missing[0].name}: run samri-embed again with the same data and --save-dir"
             )
-        return [manifest for _, manifest in found if manifest is not None]
+        return [manifest for _, manifest in pairs if manifest is not None]
     values = read_json(file)
     check_format(values, _INDEX_FORMAT, file)
     entries = _info.field(values, "shards", list, str(file))

@@ -94,15 +94,15 @@ def write_text(path: Path, text: str) -> None:
 def write_all(file: FileIO, content: Any, at: int) -> None:
     """All of `content`, bytes or a contiguous array, at that place; one system call may write a part only."""
     file.seek(at)
-    left = memoryview(content).cast("B")
-    while left:
-        left = left[file.write(left) :]
+    remaining = memoryview(content).cast("B")
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
 
 
 def _refuse_foreign(path: Path, found: os.stat_result) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise OutputError(f"{path} is a link, which samri-embed doesn't follow: remove it, or name another --save-dir")
     if not stat.S_ISREG(found.st_mode):
-        raise OutputError(f"{path} is no regular file: remove it, or name another --save-dir")
+        raise OutputError(f"{path} is not a regular file: remove it, or name another --save-dir")
     if found.st_nlink > 1:
         raise OutputError(f"{path} has another name elsewhere (a hard link): remove it, or name another --save-dir")

@@ -129,9 +129,9 @@ class StorePlan:
         # Read back, since another process may have come first with something else.
         self._check_same(StorePlan.read(folder), folder)
 
-    def _check_same(self, begun: StorePlan, folder: Path) -> None:
+    def _check_same(self, existing: StorePlan, folder: Path) -> None:
         other = "choose another --save-dir"
-        mine, theirs = self.info, begun.info
+        mine, theirs = self.info, existing.info
         if mine.embedding_id != theirs.embedding_id:
             raise InputError(
                 f"{folder} holds embeddings of another encoder or preprocessing ({theirs.checkpoint}, profile "
@@ -143,15 +143,15 @@ class StorePlan:
                 f"{folder} holds {theirs.dtype} embeddings, not {mine.dtype}: pass "
                 f"--store-dtype {theirs.dtype} or {other}"
             )
-        if (self.slices, self.slices_sha256) != (begun.slices, begun.slices_sha256):
+        if (self.slices, self.slices_sha256) != (existing.slices, existing.slices_sha256):
             raise InputError(
-                f"{folder} was begun for {begun.slices} slices, and these are {self.slices} or have other names: "
+                f"{folder} was started for {existing.slices} slices, and there are {self.slices} now, or other names: "
                 f"restore the data to finish it, or {other}"
             )
-        if self.slices_per_shard != begun.slices_per_shard:
+        if self.slices_per_shard != existing.slices_per_shard:
             raise InputError(
-                f"{folder} was begun with {begun.slices_per_shard} slices a shard: pass --shard-size "
-                f"{begun.slices_per_shard}, or {other}"
+                f"{folder} was started with {existing.slices_per_shard} slices per shard: pass --shard-size "
+                f"{existing.slices_per_shard}, or {other}"
             )
 
 

@@ -7,7 +7,7 @@ before it is known how long the masks behind them will be. The tensors, in file 
     masks      U8 (bytes,)   deflated label maps, one after the other, padded to a multiple of 8
     spacing    F64 (n, 2)    row and column distance in mm
     mask_ends  I64 (n,)      where each map ends in `masks`
-    sizes      I32 (n, 3)    height, width, bytes a pixel of the label map
+    sizes      I32 (n, 3)    height, width, bytes per pixel of the label map
     crc32      U32 (n,)      of a slice's embedding, then its deflated map
     names      U8 (bytes,)   JSON: [[name, case], ...]
 """
@@ -213,7 +213,7 @@ class ShardFile:
     def _tensors(self, info: StoreInfo) -> dict[str, npt.NDArray[Any]]:
         length = int.from_bytes(self._map[:8], "little")
         if length > _LONGEST_HEADER or 8 + length > len(self._map):
-            raise self._damaged("its header is cut off")
+            raise self._damaged("its header is truncated")
         try:
             entries = json.loads(self._map[8 : 8 + length])
             metadata = entries.pop("__metadata__")

@@ -156,7 +156,7 @@ class ShardWriter:
         if item.features.shape != self._info.embedding_shape:
             raise InputError(
                 f"the embedding of {item.name} has shape {item.features.shape}, and this encoder makes "
-                f"{self._info.embedding_shape}: it is another encoder's"
+                f"{self._info.embedding_shape}: it comes from another encoder"
             )
         with np.errstate(over="ignore"):  # What doesn't fit becomes infinite, and is refused below.
             features = np.ascontiguousarray(item.features, dtype=self._info.numpy_dtype)
@@ -196,16 +196,16 @@ class ShardWriter:
 
     def _resume(self) -> None:
         """Take over what an earlier process left, as far as it is whole; cut off the rest."""
-        kept = 0
+        complete = 0
         for rows, end in self._claimed():
             if not self._whole(rows):
                 break
             self.rows += rows
-            kept = end
+            complete = end
         self._journal = open_own(self._journal_path)
-        self._journal.truncate(kept)
-        self._journal.seek(kept)
-        if not kept:
+        self._journal.truncate(complete)
+        self._journal.seek(complete)
+        if not complete:
             write_all(self._journal, self._head, 0)
 
     def _claimed(self) -> Iterator[tuple[list[SliceEntry], int]]:

@@ -50,7 +50,7 @@ class EmbeddingStore:
         """Open the store in folder `path`; no embedding is read yet.
 
         Raises:
-            InputError: No store there, or it isn't finished, or a shard is missing, cut off or another encoder's.
+            InputError: No store there, or it is incomplete, or a shard is missing, truncated or another encoder's.
         """
         folder = Path(path)
         plan = StorePlan.read(folder)

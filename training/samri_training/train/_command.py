@@ -23,13 +23,13 @@ _AMP = "samri.amp"
 def _options(function: Callable[..., None]) -> Callable[..., None]:
     """An option for each setting, with its type, choices and help."""
     defaults = Settings()
-    for name, (kind, about) in reversed(described().items()):
+    for name, (kind, setting) in reversed(described().items()):
         flag = f"--{name.replace('_', '-')}"
         default = getattr(defaults, name)
         shown = {True: "on", False: "off"}[default] if kind is bool else default
         # The defaults stand in Settings alone: here None means "not given".
         settings: dict[str, Any] = {
-            "help": about.text + ("" if shown is None else f"  [default: {shown}]"),
+            "help": setting.text + ("" if shown is None else f"  [default: {shown}]"),
             "default": None,
         }
         plain = next((option for option in get_args(kind) if option is not NoneType), kind) if _optional(kind) else kind
@@ -86,7 +86,7 @@ def _optional(kind: Any) -> bool:
 )
 @json_option("Print the outcome as JSON instead of the path of best.pth.")
 @click.pass_context
-def main(context: click.Context, /, config: Path | None, resume: Path | None, as_json: bool, **given: Any) -> None:
+def main(context: click.Context, /, config: Path | None, resume: Path | None, as_json: bool, **options: Any) -> None:
     """Fine-tune SAM's mask decoder on stored embeddings.
 
     For several GPUs or nodes start it with torchrun. Options override the --config file, which overrides the settings
@@ -94,15 +94,15 @@ def main(context: click.Context, /, config: Path | None, resume: Path | None, as
 
     Example: samri-train --embedding-dir embeddings --checkpoint sam_vit_b_01ec64.pth --save-dir run
     """
-    del given["no_amp"]
-    given["amp"] = context.meta.get(_AMP)
+    del options["no_amp"]
+    options["amp"] = context.meta.get(_AMP)
     first = int(os.environ.get("RANK", "0")) == 0
     with Stages() if first else contextlib.nullcontext() as stages:
         if stages is not None:
             stages.begin("loading PyTorch")
         try:
             require_training_packages()
-            settings = _settings(config, resume, given)
+            settings = _settings(config, resume, options)
         except SamriError:
             if first:
                 raise
@@ -118,7 +118,7 @@ def main(context: click.Context, /, config: Path | None, resume: Path | None, as
         emit(json.dumps(outcome.to_json()) if as_json else f"{outcome.folder / 'best.pth'}")
 
 
-def _settings(config: Path | None, resume: Path | None, given: dict[str, Any]) -> Settings:
+def _settings(config: Path | None, resume: Path | None, options: dict[str, Any]) -> Settings:
     values: dict[str, Any] = {}
     if resume is not None:
         from samri_training.train._last import read_last
@@ -131,5 +131,5 @@ def _settings(config: Path | None, resume: Path | None, given: dict[str, Any]) -
         read = read_config(config)
         Settings.of(read, str(config))
         values |= {str(name).replace("-", "_"): value for name, value in read.items()}
-    named = {name: value for name, value in given.items() if value is not None}
+    named = {name: value for name, value in options.items() if value is not None}
     return Settings.of(values | named, "samri-train")

@@ -65,19 +65,19 @@ def open_data(settings: Settings, checkpoint: Checkpoint) -> TrainingData:
     if settings.val_every == 0:
         return TrainingData(training, everything, None, (), "no validation: best.pth is the lowest training loss")
     if settings.val_embedding_dir is not None:
-        held = folders_of_split(settings.val_embedding_dir, VALIDATION)
+        validation_folders = folders_of_split(settings.val_embedding_dir, VALIDATION)
     else:
         there = folders_by_split(folder)
         # A folder that is itself called `validation` is what was just opened to train on.
-        held = there.get(VALIDATION, []) if TRAINING in there else []
-    if not held:
+        validation_folders = there.get(VALIDATION, []) if TRAINING in there else []
+    if not validation_folders:
         return _with_cases_held_out(training, settings)
     named = settings.val_embedding_dir
-    validation_sources = opened(named or folder, held)
+    validation_sources = opened(named or folder, validation_folders)
     if not settings.allow_shared_cases:
         refuse_shared_cases(training_sources, validation_sources, together=named is None)
     validation = combine(validation_sources)
-    note = f"validating on {', '.join(map(str, held))} with {asked_with(settings)}"
+    note = f"validating on {', '.join(map(str, validation_folders))} with {asked_with(settings)}"
     return TrainingData(training, everything, validation, range(len(validation)), note)
 
 
@@ -89,8 +89,8 @@ def _opened(path: Path, settings: Settings, checkpoint: Checkpoint, weights: str
     if isinstance(source, PublishedCache) and settings.profile is None and unclear is not None:
         raise InputError(f"{unclear}; {path} doesn't say which profile it was embedded with")
     info = source.info
-    own = EncoderFacts.of_checkpoint(checkpoint, weights, info.profile, info.encoder_precision)
-    require_encoder(source, own, str(checkpoint.path))
+    facts = EncoderFacts.of_checkpoint(checkpoint, weights, info.profile, info.encoder_precision)
+    require_encoder(source, facts, str(checkpoint.path))
     if settings.profile not in (None, info.profile):
         raise InputError(f"{path} was embedded with profile {info.profile}, not {settings.profile}: drop --profile")
     return source
@@ -106,9 +106,9 @@ def _with_cases_held_out(source: Embeddings, settings: Settings) -> TrainingData
             "pass --val-embedding-dir, or --val-every 0 to train without validation"
         )
     count = min(max(round(settings.val_fraction * len(names)), 1), len(names) - 1)
-    held = set(np.random.default_rng(settings.seed).permutation(names)[:count].tolist())
-    inside = [index for index, case in enumerate(cases) if case in held]
-    outside = [index for index, case in enumerate(cases) if case not in held]
+    held_out = set(np.random.default_rng(settings.seed).permutation(names)[:count].tolist())
+    inside = [index for index, case in enumerate(cases) if case in held_out]
+    outside = [index for index, case in enumerate(cases) if case not in held_out]
     note = f"validating on {count} of {len(names)} cases of {source.path}, held out by seed {settings.seed}, "
     note += f"with {asked_with(settings)}"
     return TrainingData(source, outside, source, inside, note)
@@ -145,9 +145,9 @@ def fine_structure_hint(
             mask = source[samples[index]].mask
         except SamriError:
             return None  # The epoch comes to this slice, and stops all processes.
-        found = [area for label in labels_of(mask) for area in _component_areas(mask == label, config)]
-        numbers.append(len(found))
-        areas += found
+        component_areas = [area for label in labels_of(mask) for area in _component_areas(mask == label, config)]
+        numbers.append(len(component_areas))
+        areas += component_areas
     if not areas or np.median(numbers) < _MANY or np.median(areas) >= _SMALL:
         return None
     return (

@@ -86,11 +86,11 @@ def _read_last(path: Path) -> RunState:
     state = None if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: holds no state of a run to go on with, only weights: start a new run from it with --checkpoint"
+            f"{path}: holds no run to resume, only weights: start a new run from it with --checkpoint"
         )
     version = state.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: written by another version of samri-train: go on with that one")
+        raise CheckpointError(f"{path}: written by another version of samri-train: resume with that one")
     return RunState(
         path=path,
         epoch=state.get("epoch", -1),
@@ -127,25 +127,25 @@ def _new_run(last: RunState) -> str:
 
 
 def check_same_data(last: RunState, settings: Settings, data: RunData) -> None:
-    """The data and the number of slices a step are those that the run began with.
+    """The data and the number of slices per step are those that the run began with.
 
     Raises:
         InputError: They aren't.
     """
     before = last.data
     if data.embedding_id != before.embedding_id:
-        raise InputError(f"{last.path} was trained on embeddings of another encoder than these: give its own store")
+        raise InputError(f"{last.path} was trained on another encoder's embeddings: pass its own store")
     if data.slices_sha256 != before.slices_sha256:
         raise InputError(f"{last.path} {_other_slices(last, settings, data)}, {_new_run(last)}")
     validated = before.validation_slices_sha256, data.validation_slices_sha256
     if None not in validated and len(set(validated)) > 1:
         raise InputError(
-            f"{last.path} was validated on other slices than these, and its best epoch would be chosen by both: "
-            f"restore them, {_new_run(last)}"
+            f"{last.path} was validated on other slices, so its epochs can't be compared: restore those slices, "
+            f"{_new_run(last)}"
         )
     if data.samples_per_step != before.samples_per_step:
         raise InputError(
-            f"{last.path} took {before.samples_per_step} slices a step, and processes x --batch-size x "
+            f"{last.path} took {before.samples_per_step} slices per step, and processes x --batch-size x "
             f"--accumulate make {data.samples_per_step} now: choose them so that the product is the same"
         )
 

@@ -21,7 +21,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """What a run began with and learns from, as far as its curve depends on it."""
+    """The checkpoint and data of a run, as far as its curve depends on them."""
 
     samples: int
     """Training slices."""
@@ -81,8 +81,8 @@ def checked_history(history: Any, epoch: Any, path: Path) -> list[dict[str, Any]
         entry = _mapping(entry, what, path)
         _require(_is_count(entry.get("epoch")), f"{what}.epoch", path)
         for name, value in entry.items():
-            wanted = (str,) if name == "first_thin" else (int, float, type(None))
-            _require(isinstance(value, wanted) and not isinstance(value, bool), f"{what}.{name}", path)
+            types = (str,) if name == "first_thin" else (int, float, type(None))
+            _require(isinstance(value, types) and not isinstance(value, bool), f"{what}.{name}", path)
         if "val_dice" in entry:
             _require(_is_number(entry["val_dice"]) and 0 <= entry["val_dice"] <= 1, f"{what}.val_dice", path)
         if entry["epoch"] > 0:
@@ -123,9 +123,9 @@ def _check_scale(scale: Mapping[str, Any], path: Path) -> None:
 def _check_optimizer(saved: Mapping[str, Any], training: Training, path: Path) -> None:
     groups: Any = saved.get("param_groups")
     _require(isinstance(groups, list) and len(groups) == 1, "optimizer.param_groups", path)
-    (own,) = training.optimizer.state_dict()["param_groups"]
+    (own_group,) = training.optimizer.state_dict()["param_groups"]
     group = _mapping(groups[0], "optimizer.param_groups[0]", path)
-    for name, value in own.items():
+    for name, value in own_group.items():
         there: Any = group.get(name)
         # As text, since a tensor among them is neither equal nor unequal.
         same = _is_number(there) and there >= 0 if name == "lr" else repr(there) == repr(value)

@@ -40,16 +40,16 @@ def sample_losses(
     losses = mask_losses(logits, targets, loss)
     error = (scores.to(losses.dtype) - true_iou(logits, targets).to(losses.dtype)).square().mean(1)
     # A structure that covers no pixel by more than half has no IoU at this resolution.
-    told = (targets > 0.5).flatten(1).any(1)
-    return losses[:, 0] + losses[:, 1:].min(1).values + error * told
+    has_target = (targets > 0.5).flatten(1).any(1)
+    return losses[:, 0] + losses[:, 1:].min(1).values + error * has_target
 
 
 def mask_losses(logits: Tensor, targets: Tensor, loss: Loss = "dice-focal") -> Tensor:
     """The chosen loss of each mask by itself: (B, M, L, L) logits and (B, 1, L, L) targets 0 to 1 -> (B, M)."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # Sums over 65536 pixels.
-    wanted = targets.to(logits.dtype)
-    return dice_focal_losses(logits, wanted) if loss == "dice-focal" else balanced_losses(logits, wanted)
+    truth = targets.to(logits.dtype)
+    return dice_focal_losses(logits, truth) if loss == "dice-focal" else balanced_losses(logits, truth)
 
 
 def dice_focal_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ def dice_focal_losses(logits: Tensor, targets: Tensor) -> Tensor:
     The mean of column 0 is MONAI's `DiceFocalLoss(sigmoid=True, squared_pred=True, lambda_dice=1, lambda_focal=10)`.
     Nothing is averaged over the batch here, so that a sample's loss does not depend on its company.
     """
-    wanted = targets.expand_as(logits)
-    dice: Tensor = _dice(logits, wanted)[:, :, 0, 0]
-    focal: Tensor = _focal(logits, wanted).mean((2, 3))
+    truth = targets.expand_as(logits)
+    dice: Tensor = _dice(logits, truth)[:, :, 0, 0]
+    focal: Tensor = _focal(logits, truth).mean((2, 3))
     return dice + FOCAL_WEIGHT * focal
 
 
@@ -71,9 +71,9 @@ def balanced_losses(logits: Tensor, targets: Tensor) -> Tensor:
     with empty masks, and a training from nothing stays there for long. In the target's own box about half of the pixels
     belong to it: averaged there and outside separately, being right about the structure always pays.
     """
-    wanted = targets.expand_as(logits)
-    dice: Tensor = _soft_dice(logits, wanted)[:, :, 0, 0]
-    entropy = binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    truth = targets.expand_as(logits)
+    dice: Tensor = _soft_dice(logits, truth)[:, :, 0, 0]
+    entropy = binary_cross_entropy_with_logits(logits, truth, reduction="none")
     near = _near(targets)
     inside = (entropy * near).sum((2, 3)) / near.sum((2, 3))
     outside = (entropy * (1 - near)).sum((2, 3)) / (1 - near).sum((2, 3)).clamp(min=1)
@@ -97,6 +97,6 @@ def true_iou(logits: Tensor, targets: Tensor) -> Tensor:
     """IoU of each mask (logits above 0) with its target (above a half): (B, M, L, L) and (B, 1, L, L) -> (B, M) float,
     no gradient.
     """
-    found, wanted = logits.detach() > 0, targets > 0.5
-    common = (found & wanted).sum((2, 3))
-    return common / (found | wanted).sum((2, 3)).clamp(min=1)
+    predicted, truth = logits.detach() > 0, targets > 0.5
+    common = (predicted & truth).sum((2, 3))
+    return common / (predicted | truth).sum((2, 3)).clamp(min=1)

@@ -46,12 +46,12 @@ def git_commit() -> str:
     answers = []
     for command in commands:
         try:
-            done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20, check=False)
+            process = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return "unknown (git can't be run)"
-        if done.returncode:
+        if process.returncode:
             return f"none (samri {__version__} is not run from a git checkout)"
-        answers.append(done.stdout.strip())
+        answers.append(process.stdout.strip())
     return answers[0] + ("+changes" if answers[1] else "")
 
 
@@ -140,8 +140,8 @@ def _facts() -> list[str]:
 
 
 def _installed() -> list[str]:
-    found = {(each.metadata["Name"] or "", each.version) for each in importlib.metadata.distributions()}
-    return sorted((f"{name}=={version}" for name, version in found if name), key=str.lower)
+    packages = {(each.metadata["Name"] or "", each.version) for each in importlib.metadata.distributions()}
+    return sorted((f"{name}=={version}" for name, version in packages if name), key=str.lower)
 
 
 def _finite(values: Any) -> Any:
@@ -211,7 +211,7 @@ def line(entry: Entry, epochs: int) -> str:
     return f"{title}: {', '.join(parts)}"
 
 
-class Progress:
+class EpochProgress:
     """A line every half minute within an epoch, which can take hours; never so many that a log can't be read."""
 
     _SECONDS = 30.0
@@ -240,7 +240,7 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainOutcome:
     """How a run ended."""
 
     folder: Path
@@ -253,7 +253,7 @@ class Outcome:
     """Mean validation Dice of the checkpoint that the run started from."""
 
     @classmethod
-    def of(cls, folder: Path, epochs: int, history: Sequence[Entry]) -> Outcome:
+    def of(cls, folder: Path, epochs: int, history: Sequence[Entry]) -> TrainOutcome:
         """The outcome of at least one epoch."""
         best = best_entry(history)
         assert best is not None  # A run has at least one epoch.
@@ -268,7 +268,7 @@ class Outcome:
         return self.best_dice > self.start_dice
 
     def line(self) -> str | None:
-        """What a person should know at the end; None when no validation says whether the run was of use."""
+        """A note for the end of the run; None when no validation says whether the run was of use."""
         if self.improved is None:
             return None
         if not self.improved:

@@ -31,10 +31,10 @@ from samri_training.train._processes import Processes, joined_processes
 from samri_training.train._records import (
     Curves,
     Entry,
+    EpochProgress,
     Events,
     Log,
-    Outcome,
-    Progress,
+    TrainOutcome,
     best_entry,
     git_commit,
     line,
@@ -43,14 +43,20 @@ from samri_training.train._records import (
     write_environment,
     write_json,
 )
-from samri_training.train._samples import Requests, SamplingConfig, TrainingBatches, loader
+from samri_training.train._samples import BatchRequests, SamplingConfig, TrainingBatches, loader
 from samri_training.train._settings import Settings
 from samri_training.train._starting import held_folder, run_folder, starting_point
 from samri_training.train._step import Training, TrainingError
-from samri_training.train._validation import Validation, ValidationBatches, ValidationRequests, asked_with, validate
+from samri_training.train._validation import (
+    Validation,
+    ValidationBatches,
+    ValidationBatchRequests,
+    asked_with,
+    validate,
+)
 
 
-def train(settings: Settings, *, resume: Path | None = None, say: Log = print) -> Outcome:
+def train(settings: Settings, *, resume: Path | None = None, say: Log = print) -> TrainOutcome:
     """Fine-tune the mask decoder on stored embeddings.
 
     Under torchrun all its processes call this, with the same arguments.
@@ -68,7 +74,7 @@ def train(settings: Settings, *, resume: Path | None = None, say: Log = print) -
         joined_processes(settings.device) as processes,
         held_folder(settings, resume, processes),
     ):
-        run = processes.agree(lambda: _Run(settings, resume, processes, say if processes.first else _silent))
+        run = processes.agree(lambda: _TrainingRun(settings, resume, processes, say if processes.first else _silent))
         try:
             return run.to_the_end()
         except torch.OutOfMemoryError as error:
@@ -78,7 +84,7 @@ def train(settings: Settings, *, resume: Path | None = None, say: Log = print) -
             ) from error
 
 
-class _Run:
+class _TrainingRun:
     def __init__(self, settings: Settings, resume: Path | None, processes: Processes, say: Log) -> None:
         self._settings, self._processes, self._say = settings, processes, say
         last = None if resume is None else read_last(resume)
@@ -88,7 +94,7 @@ class _Run:
         checkpoint = starting_point(settings, last)
         self._data = open_data(settings, checkpoint)
         samples, info = self._data.training_samples, self._data.training.info
-        self._requests = Requests(samples, settings, processes.rank, processes.count)
+        self._requests = BatchRequests(samples, settings, processes.rank, processes.count)
         began_with = checkpoint.sha256 if last is None else last.data.checkpoint_sha256
         self._run_data = _run_data(self._data, self._requests.samples_per_step, began_with)
         decoder = SamDecoder(checkpoint.sam).to(processes.device)
@@ -109,7 +115,7 @@ class _Run:
         self._curves = Curves(self._folder / "curves.png")
         self._introduce(checkpoint, resume)
 
-    def to_the_end(self) -> Outcome:
+    def to_the_end(self) -> TrainOutcome:
         """Train until the last epoch."""
         if self._epoch == 0 and not self._history and self._data.validation is not None:
             self._finish_epoch({"epoch": 0, **validated_entry(self._validate())})
@@ -120,7 +126,7 @@ class _Run:
                 entry |= validated_entry(self._validate())
             self._finish_epoch(entry)
         self._in_first(lambda: self._curves.draw(self._history))
-        outcome = Outcome.of(self._folder, self._epoch, self._history)
+        outcome = TrainOutcome.of(self._folder, self._epoch, self._history)
         if (line_of_outcome := outcome.line()) is not None:
             self._say(line_of_outcome)
         return outcome
@@ -134,7 +140,7 @@ class _Run:
         reports = []
         left_out = {"relabelled": 0, "vanished": 0, "empty": 0}
         thin: list[int] = []
-        progress = Progress(self._say, self._epoch, self._settings.epochs, self._requests.steps)
+        progress = EpochProgress(self._say, self._epoch, self._settings.epochs, self._requests.steps)
         batches = iter(self._batches)
         for step in range(1, self._requests.steps + 1):
             of_step = [next(batches) for _ in range(self._settings.accumulate)]
@@ -157,8 +163,8 @@ class _Run:
         firsts = torch.zeros(self._processes.count, dtype=torch.int64, device=self._processes.device)
         firsts[self._processes.rank] = 0 if mine is None else mine + 1
         self._processes.sum(firsts)
-        found = [first - 1 for first in firsts.tolist() if first]
-        return {"first_thin": self._data.training[min(found)].name} if found else {}
+        indices = [first - 1 for first in firsts.tolist() if first]
+        return {"first_thin": self._data.training[min(indices)].name} if indices else {}
 
     def _nothing_learned(self, entry: Entry) -> str:
         where = self._data.training.path
@@ -198,9 +204,9 @@ class _Run:
         if best is not None and best["epoch"] == self._epoch:
             with self._best_weights():
                 save_best(self._folder, self._sam)
-        asked = None if self._data.validation is None else asked_with(self._settings)
+        prompts = None if self._data.validation is None else asked_with(self._settings)
         best_epoch = None if best is None else best["epoch"]
-        logs = {"best_epoch": best_epoch, "validation_prompts": asked, "epochs": self._history}
+        logs = {"best_epoch": best_epoch, "validation_prompts": prompts, "epochs": self._history}
         write_json(self._folder / "logs.json", logs)
         self._curves.draw_now_and_then(self._history)
         self._events.add(self._history[-1])
@@ -240,7 +246,7 @@ class _Run:
         write_environment(self._folder / "environment.txt")
 
     def _notes(self) -> list[str]:
-        """What a person may want to change before hours go by."""
+        """Notes on settings that a person may want to change before hours pass."""
         notes = [
             bf16_note(self._settings.amp, self._processes.device),
             fine_structure_hint(self._data.training, self._data.training_samples, self._config, self._settings),
@@ -262,14 +268,14 @@ def _run_data(data: TrainingData, samples_per_step: int, checkpoint_sha256: str)
 
 
 def _loaders(
-    data: TrainingData, requests: Requests, config: SamplingConfig, settings: Settings, processes: Processes
+    data: TrainingData, requests: BatchRequests, config: SamplingConfig, settings: Settings, processes: Processes
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """What makes the batches to learn from, and those to validate on."""
     workers, device = settings.num_workers, processes.device
     training = loader(TrainingBatches(data.training, config), requests, workers, device)
     if data.validation is None:
         return training, None
-    shared = ValidationRequests(len(data.validation_samples), settings.batch_size, processes.rank, processes.count)
+    shared = ValidationBatchRequests(len(data.validation_samples), settings.batch_size, processes.rank, processes.count)
     batches = ValidationBatches(data.validation, data.validation_samples, config)
     return training, loader(batches, shared, workers, device)
 

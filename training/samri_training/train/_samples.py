@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samri.errors import SamriError
 from samri.preprocessing import Profile
-from samri.prompts import Prompt, pack, to_model_frame
+from samri.prompts import Prompt, to_batch, to_model_frame
 from samri_training.prompting import PromptKind, sample_prompt
 from samri_training.slices import SliceSource
 from samri_training.store import EmbeddedSlice
@@ -68,7 +68,7 @@ class SamplingConfig:
         return connected_parts(mask, self.connected_parts) if self.connected_parts else mask
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """B samples, and why others are not among them."""
 
     features: Tensor
@@ -76,7 +76,7 @@ class Batch(NamedTuple):
     coords: Tensor
     """(B, N, 2) float32, (x, y) in the S x S model frame."""
     labels: Tensor
-    """(B, N) float32, as `samri.prompts.pack` defines them."""
+    """(B, N) float32, as `samri.prompts.to_batch` defines them."""
     targets: Tensor
     """(B, 1, L, L) bool."""
     rows: Tensor | None = None
@@ -92,31 +92,33 @@ class Batch(NamedTuple):
     failure: str = ""
     """Why the store could not be read; the batch is empty then."""
 
-    def chunks(self, size: int) -> Iterator[Batch]:
+    def chunks(self, size: int) -> Iterator[TrainingBatch]:
         """The samples, at most `size` at a time and each with its own features: what one decoder pass takes."""
         if self.rows is None:
             yield self
             return
         for start in range(0, len(self.rows), size):
-            some = slice(start, start + size)
-            yield Batch(self.features[self.rows[some]], self.coords[some], self.labels[some], self.targets[some])
+            chunk = slice(start, start + size)
+            yield TrainingBatch(
+                self.features[self.rows[chunk]], self.coords[chunk], self.labels[chunk], self.targets[chunk]
+            )
 
 
-class Request(NamedTuple):
+class BatchRequest(NamedTuple):
     """Indices into the store of the samples of one batch."""
 
     epoch: int
     indices: tuple[int, ...]
 
 
-class TrainingBatches(Dataset[Batch]):
-    """The batch of a request. A store that can't be read becomes `Batch.failure`, since all processes must know."""
+class TrainingBatches(Dataset[TrainingBatch]):
+    """One `TrainingBatch` per request. A store that can't be read becomes its `failure`: all processes must know."""
 
     def __init__(self, source: SliceSource[EmbeddedSlice], config: SamplingConfig) -> None:
         self._source = source
         self._config = config
 
-    def __getitem__(self, request: Request) -> Batch:
+    def __getitem__(self, request: BatchRequest) -> TrainingBatch:
         prompts, targets, shapes = [], [], []
         features: list[npt.NDArray[Any]] = []
         rows: list[int] = []
@@ -154,7 +156,7 @@ class TrainingBatches(Dataset[Batch]):
         )
 
 
-class Requests(Sampler[Request]):
+class BatchRequests(Sampler[BatchRequest]):
     """This process's requests of one epoch, `accumulate` of them per step; set `epoch` before each pass.
 
     The order of all samples depends on seed and epoch only. Each step takes the next `processes * accumulate *
@@ -184,14 +186,14 @@ class Requests(Sampler[Request]):
     def __len__(self) -> int:
         return self.steps * self._accumulate
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         # The spawn key keeps this stream apart from those of the samples.
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, self.epoch], spawn_key=(1,)))
         order = rng.permutation(self._samples)
         for start in range(0, len(order), self.samples_per_step):
             mine = order[start : start + self.samples_per_step][self._rank :: self._processes].tolist()
             for first in range(0, self._accumulate * self._batch_size, self._batch_size):
-                yield Request(self.epoch, tuple(mine[first : first + self._batch_size]))
+                yield BatchRequest(self.epoch, tuple(mine[first : first + self._batch_size]))
 
 
 def loader(batches: Dataset[Any], requests: Any, workers: int, device: torch.device) -> DataLoader[Any]:
@@ -245,9 +247,9 @@ def prompt_kind(prompts: TrainingPrompts, epoch: int, index: int) -> PromptKind:
     return prompts
 
 
-def empty_batch(config: SamplingConfig) -> Batch:
+def empty_batch(config: SamplingConfig) -> TrainingBatch:
     """No samples, in the right shapes."""
-    return Batch(
+    return TrainingBatch(
         torch.zeros(0, *config.embedding_shape),
         torch.zeros(0, 2, 2),
         torch.zeros(0, 2),
@@ -261,14 +263,14 @@ def assembled(
     targets: Sequence[LowRes],
     shapes: Sequence[tuple[int, int]],
     config: SamplingConfig,
-) -> Batch:
+) -> TrainingBatch:
     """One batch of samples: prompts packed together and scaled into the model frame as inference scales them."""
     if not features:
         return empty_batch(config)
-    coords, labels = pack(prompts)
+    coords, labels = to_batch(prompts)
     for row, shape in enumerate(shapes):
         coords[row] = to_model_frame(coords[row], shape, config.profile, config.image_size)
-    return Batch(
+    return TrainingBatch(
         torch.from_numpy(np.stack(features)),
         torch.from_numpy(coords),
         torch.from_numpy(labels),

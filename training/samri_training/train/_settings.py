@@ -24,7 +24,7 @@ BadSteps = Literal["skip", "stop"]
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
+class Setting:
     """Help text of a setting, and its bounds: a number above `above`, at least `least`."""
 
     text: str
@@ -34,88 +34,90 @@ class About:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a training run was asked to do. Made by `Settings.of`, which checks types and bounds."""
+    """Settings of a training run. `Settings.of` makes them and checks types and bounds."""
 
     embedding_dir: Annotated[
         Path | None,
-        About("Embedding store or published cache to train on, or a folder with training and validation stores."),
+        Setting("Embedding store or published cache to train on, or a folder with training and validation stores."),
     ] = None
     val_embedding_dir: Annotated[
-        Path | None, About("Embedding store or published cache to validate on, rather than that of --embedding-dir.")
+        Path | None, Setting("Embedding store or published cache to validate on, rather than that of --embedding-dir.")
     ] = None
     val_fraction: Annotated[
-        float, About("Fraction of the cases held out for validation if there is no validation store.", above=0)
+        float, Setting("Fraction of the cases held out for validation if there is no validation store.", above=0)
     ] = 0.1
     checkpoint: Annotated[
-        Path | None, About("Checkpoint to fine-tune: the SAM, SAMRI or MedSAM whose encoder made the embeddings.")
+        Path | None, Setting("Checkpoint to fine-tune: the SAM, SAMRI or MedSAM whose encoder made the embeddings.")
     ] = None
-    base: Annotated[Path | None, About("Full checkpoint from which a decoder-only --checkpoint was fine-tuned.")] = None
-    profile: Annotated[ProfileName | None, About("Preprocessing of a published cache; a store has its own.")] = None
-    save_dir: Annotated[Path | None, About("Folder for best.pth, last.pth, logs and curves; created if missing.")] = (
+    base: Annotated[Path | None, Setting("Full checkpoint from which a decoder-only --checkpoint was fine-tuned.")] = (
         None
     )
-    epochs: Annotated[int, About("Number of passes over the slices.", least=1)] = 20
-    batch_size: Annotated[int, About("Number of slices per batch and process.", least=1)] = 8
+    profile: Annotated[ProfileName | None, Setting("Preprocessing of a published cache; a store has its own.")] = None
+    save_dir: Annotated[Path | None, Setting("Folder for best.pth, last.pth, logs and curves; created if missing.")] = (
+        None
+    )
+    epochs: Annotated[int, Setting("Number of passes over the slices.", least=1)] = 20
+    batch_size: Annotated[int, Setting("Number of slices per batch and process.", least=1)] = 8
     accumulate: Annotated[
-        int, About("Number of batches per process whose gradients are added up for each step.", least=1)
+        int, Setting("Number of batches per process whose gradients are added up for each step.", least=1)
     ] = 1
-    lr: Annotated[float, About("Learning rate of AdamW.", above=0)] = 1e-4
-    weight_decay: Annotated[float, About("Weight decay of AdamW.", least=0)] = 0.1
-    scheduler: Annotated[Scheduler, About("Schedule of the learning rate after the warm-up.")] = "constant"
-    warmup_steps: Annotated[int, About("Number of steps in which the learning rate rises to --lr.", least=0)] = 0
-    min_lr: Annotated[float, About("Learning rate at the end of the cosine schedule.", least=0)] = 0.0
-    clip_norm: Annotated[float, About("Maximum norm of the gradient of a step; 0 for no limit.", least=0)] = 1.0
+    lr: Annotated[float, Setting("Learning rate of AdamW.", above=0)] = 1e-4
+    weight_decay: Annotated[float, Setting("Weight decay of AdamW.", least=0)] = 0.1
+    scheduler: Annotated[Scheduler, Setting("Schedule of the learning rate after the warm-up.")] = "constant"
+    warmup_steps: Annotated[int, Setting("Number of steps in which the learning rate rises to --lr.", least=0)] = 0
+    min_lr: Annotated[float, Setting("Learning rate at the end of the cosine schedule.", least=0)] = 0.0
+    clip_norm: Annotated[float, Setting("Maximum norm of the gradient of a step; 0 for no limit.", least=0)] = 1.0
     prompts: Annotated[
         TrainingPrompts,
-        About("Prompts for the decoder; mixed: a box with a point; alternate: boxes and points in turn."),
+        Setting("Prompts for the decoder; mixed: a box with a point; alternate: boxes and points in turn."),
     ] = "box"
-    jitter: Annotated[bool, About("Move the sides of boxes at random by up to 10 px of 256, also in validation.")] = (
+    jitter: Annotated[bool, Setting("Move the sides of boxes at random by up to 10 px of 256, also in validation.")] = (
         True
     )
     labels_per_slice: Annotated[
         LabelsPerSlice,
-        About("Number of labels of each slice per epoch, drawn at random; or all.", least=1),
+        Setting("Number of labels of each slice per epoch, drawn at random; or all.", least=1),
     ] = 1
     connected_parts: Annotated[
         int,
-        About(
+        Setting(
             "Minimum number of pixels of a connected part of a label, each of which becomes a target of its own; 0 for "
             "whole labels.",
             least=0,
         ),
     ] = 0
-    targets: Annotated[Targets, About("Method of reducing masks to the resolution of the decoder.")] = "area"
+    targets: Annotated[Targets, Setting("Method of reducing masks to the resolution of the decoder.")] = "area"
     loss: Annotated[
         Loss,
-        About(
+        Setting(
             "Loss of a mask; dice-focal: Dice + 10 focal, as published; balanced: Dice and a cross entropy balanced "
             "around the target."
         ),
     ] = "dice-focal"
     train_scores: Annotated[
-        bool, About("Also train the candidate masks and the score head, so that scores estimate IoU.")
+        bool, Setting("Also train the candidate masks and the score head, so that scores estimate IoU.")
     ] = False
     ema: Annotated[
-        float, About("Decay of a moving average of the weights, which is saved in best.pth; 0 for none.", least=0)
+        float, Setting("Decay of a moving average of the weights, which is saved in best.pth; 0 for none.", least=0)
     ] = 0.0
-    amp: Annotated[Amp, About("Mixed precision; --amp alone means bf16.")] = "off"
-    device: Annotated[str, About("PyTorch device: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    seed: Annotated[int, About("Random seed of the order of slices, the labels and the prompts.", least=0)] = 0
+    amp: Annotated[Amp, Setting("Mixed precision; --amp alone means bf16.")] = "off"
+    device: Annotated[str, Setting("PyTorch device: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
+    seed: Annotated[int, Setting("Random seed of the order of slices, the labels and the prompts.", least=0)] = 0
     val_every: Annotated[
         int,
-        About(
+        Setting(
             "Number of epochs between validations; the last epoch is always validated; 0 for no validation.", least=0
         ),
     ] = 1
-    allow_shared_cases: Annotated[bool, About("Train even if cases are in the validation slices too.")] = False
+    allow_shared_cases: Annotated[bool, Setting("Train even if cases are in the validation slices too.")] = False
     num_workers: Annotated[
-        int, About("Number of processes that load batches ahead; 0 loads them in the training process.", least=0)
+        int, Setting("Number of processes that load batches ahead; 0 loads them in the training process.", least=0)
     ] = 0
-    deterministic: Annotated[bool, About("Use deterministic GPU kernels only, which are slower.")] = False
+    deterministic: Annotated[bool, Setting("Use deterministic GPU kernels only, which are slower.")] = False
     bad_steps: Annotated[
-        BadSteps, About("Reaction to a loss or gradient that is not finite: skip the step, or stop.")
+        BadSteps, Setting("Reaction to a loss or gradient that is not finite: skip the step, or stop.")
     ] = "skip"
-    tensorboard: Annotated[bool, About("Also write TensorBoard events to --save-dir.")] = False
+    tensorboard: Annotated[bool, Setting("Also write TensorBoard events to --save-dir.")] = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: str) -> Settings:
@@ -136,16 +138,18 @@ class Settings:
                 near = difflib.get_close_matches(name, fields, 1)
                 hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(fields)}"
                 raise InputError(f"{source}: unknown setting {key!r}{hint}")
-            kind, about = fields[name]
+            kind, setting = fields[name]
             read[name] = _converted(kind, value, f"{source}: {name}")
-            _check_bounds(name, about, read[name], source)
+            _check_bounds(name, setting, read[name], source)
         settings = cls(**read)
         if not is_torch_device(settings.device):
             raise InputError(f"{source}: device is auto, cpu, cuda, cuda:1 or mps, not {settings.device!r}")
         if not settings.val_fraction < 1:
-            raise InputError(f"{source}: val_fraction is a share of the cases, below 1, not {settings.val_fraction:g}")
+            raise InputError(f"{source}: val_fraction must be a fraction below 1, not {settings.val_fraction:g}")
         if settings.targets == "coverage" and settings.loss != "balanced":
-            raise InputError(f"{source}: targets coverage needs loss balanced: the focal loss drives shares to 0 or 1")
+            raise InputError(
+                f"{source}: targets coverage needs loss balanced: the focal loss drives fractions to 0 or 1"
+            )
         if not settings.ema < 1:
             raise InputError(f"{source}: ema is a decay below 1, such as 0.999, not {settings.ema:g}")
         return settings
@@ -156,7 +160,7 @@ class Settings:
         return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def described() -> dict[str, tuple[Any, About]]:
+def described() -> dict[str, tuple[Any, Setting]]:
     """Type and help text of each setting."""
     return {name: get_args(hint) for name, hint in get_type_hints(Settings, include_extras=True).items()}
 
@@ -177,12 +181,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     import yaml
 
-    found = _shipped(path) if not path.exists() else path
-    if not found.is_file():
+    config_file = _shipped(path) if not path.exists() else path
+    if not config_file.is_file():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise InputError(f"{path}: no such config file; the shipped ones are {names}")
     try:
-        values = yaml.safe_load(found.read_text(encoding="utf-8"))
+        values = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
@@ -240,8 +244,8 @@ def _number(value: float | str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _check_bounds(name: str, about: About, value: Any, source: str) -> None:
-    if about.above is not None and not value > about.above:
-        raise InputError(f"{source}: {name} must be above {about.above:g}, not {value}")
-    if about.least is not None and not isinstance(value, str) and value < about.least:
-        raise InputError(f"{source}: {name} must be at least {about.least:g}, not {value}")
+def _check_bounds(name: str, setting: Setting, value: Any, source: str) -> None:
+    if setting.above is not None and not value > setting.above:
+        raise InputError(f"{source}: {name} must be above {setting.above:g}, not {value}")
+    if setting.least is not None and not isinstance(value, str) and value < setting.least:
+        raise InputError(f"{source}: {name} must be at least {setting.least:g}, not {value}")

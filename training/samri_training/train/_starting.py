@@ -26,14 +26,14 @@ def run_folder(settings: Settings, last: RunState | None) -> Path:
     """
     folder = settings.save_dir
     if last is not None:
-        own = last.path.parent
-        if folder is not None and os.path.realpath(folder) != os.path.realpath(own):
-            raise InputError(f"a resumed run goes on in its own folder, {own}: leave out --save-dir")
-        return own
+        run_path = last.path.parent
+        if folder is not None and os.path.realpath(folder) != os.path.realpath(run_path):
+            raise InputError(f"a resumed run continues in its own folder, {run_path}: leave out --save-dir")
+        return run_path
     if folder is None:
         raise InputError("no folder for the results: pass --save-dir")
     if (folder / LAST).exists() and not _nothing_trained(folder):
-        raise OutputError(f"{folder} holds a run: pass --resume {folder} to go on with it, or another --save-dir")
+        raise OutputError(f"{folder} holds a run: pass --resume {folder} to resume it, or another --save-dir")
     return folder
 
 
@@ -60,7 +60,7 @@ def starting_point(settings: Settings, last: RunState | None) -> Checkpoint:
     else:
         raise InputError("no checkpoint to start from: pass --checkpoint")
     if settings.train_scores and checkpoint.architecture.mask_tokens < 2:
-        raise CheckpointError(f"{checkpoint.path}: has no masks beside the first, so --train-scores can't apply")
+        raise CheckpointError(f"{checkpoint.path}: has only one mask output, so --train-scores can't be used")
     return checkpoint
 
 

@@ -14,7 +14,7 @@ from samri.errors import SamriError
 from samri.model import SamDecoder
 from samri_training.train._loss import sample_losses
 from samri_training.train._processes import Processes, StoppedWithOthersError
-from samri_training.train._samples import Batch
+from samri_training.train._samples import TrainingBatch
 from samri_training.train._settings import Settings
 
 MAX_BAD_STEPS = 30
@@ -44,7 +44,7 @@ class StepResult:
 
 
 def decoder_parameters(decoder: SamDecoder, train_scores: bool) -> dict[str, torch.nn.Parameter]:
-    """What is trained, by its name in the checkpoint: the mask decoder, without what the loss doesn't reach.
+    """Trained parameters, by name in the checkpoint: the mask decoder, without what the loss doesn't reach.
 
     Without `train_scores` that leaves out the score head and the other masks' own heads. Weight decay would shrink them
     step by step though nothing teaches them.
@@ -84,7 +84,7 @@ class Training:
         self.bad_in_a_row = 0
         self._buffer = self._gradient_buffer()
 
-    def step(self, batches: Iterable[Batch]) -> StepResult:
+    def step(self, batches: Iterable[TrainingBatch]) -> StepResult:
         """Learn from this process's batches together with those of the other processes.
 
         Raises:
@@ -107,7 +107,7 @@ class Training:
         self._processes.sum(self._buffer)
         return self._moved(failure)
 
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: TrainingBatch) -> Tensor:
         """The loss of each sample of a batch, (B,); one decoder pass."""
         device = self._processes.device
         dtype = next(iter(self.parameters.values())).dtype
@@ -217,8 +217,8 @@ def learning_rate(settings: Settings, step: int, total_steps: int) -> float:
     if settings.scheduler == "constant":
         return settings.lr
     # The last step still learns a little: it stands one short of the end.
-    done = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
-    return settings.min_lr + (settings.lr - settings.min_lr) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    progress = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
+    return settings.min_lr + (settings.lr - settings.min_lr) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
 class MovingAverage:
@@ -252,13 +252,13 @@ class MovingAverage:
     def in_place(self) -> Iterator[None]:
         """While this lasts, the model has the averaged weights."""
         with torch.no_grad():
-            own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+            trained = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
             self._swap(self.weights)
         try:
             yield
         finally:
             with torch.no_grad():
-                self._swap(own)
+                self._swap(trained)
 
     def _swap(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():

@@ -65,11 +65,11 @@ def connected_parts(mask: npt.NDArray[Any], smallest: int) -> npt.NDArray[np.int
     parts = np.zeros(mask.shape, dtype=np.int32)
     count = 0
     for value in np.unique(mask[mask > 0]):
-        found, _ = label(mask == value)
-        numbers = np.flatnonzero(np.bincount(found.ravel())[1:] >= max(smallest, 1)) + 1
-        renumbered = np.zeros(found.max() + 1, dtype=np.int32)
+        components, _ = label(mask == value)
+        numbers = np.flatnonzero(np.bincount(components.ravel())[1:] >= max(smallest, 1)) + 1
+        renumbered = np.zeros(components.max() + 1, dtype=np.int32)
         renumbered[numbers] = np.arange(count + 1, count + len(numbers) + 1)
-        parts += renumbered[found]
+        parts += renumbered[components]
         count += len(numbers)
     return parts
 

@@ -21,7 +21,7 @@ from samri_training.slices import SliceSource
 from samri_training.store import EmbeddedSlice
 from samri_training.train._loss import mask_losses
 from samri_training.train._processes import Processes
-from samri_training.train._samples import Batch, SamplingConfig, assembled, empty_batch, labels_of, prompt_kind
+from samri_training.train._samples import SamplingConfig, TrainingBatch, assembled, empty_batch, labels_of, prompt_kind
 from samri_training.train._settings import Settings
 from samri_training.train._step import TrainingError, autocast
 from samri_training.train._targets import low_res_target
@@ -34,7 +34,7 @@ class Validation:
     dice: float
     """At the slice's own size, logits above 0, as inference computes masks; an empty prediction counts as 0."""
     loss: float
-    """That of the training, of mask 0, without the labels that vanish at low resolution."""
+    """The training loss of mask 0, without labels that vanish at low resolution."""
     score_error: float
     """|predicted IoU - real IoU|."""
     masks: int
@@ -43,12 +43,12 @@ class Validation:
 class ValidationBatch(NamedTuple):
     """Some slices, and a prompt for each label in each of them."""
 
-    prompts: Batch
+    prompts: TrainingBatch
     """Features are per slice, (n, C, G, G); everything else is per prompt."""
     rows: Tensor
     """(B,) int64: which of the n slices a prompt belongs to."""
-    wanted: list[int]
-    """(B,) the label that a prompt asks for."""
+    label_values: list[int]
+    """(B,) label of each prompt in its label map."""
     maps: list[npt.NDArray[Any]]
     """n label maps, (H, W) each."""
     samples: list[int]
@@ -56,7 +56,7 @@ class ValidationBatch(NamedTuple):
 
 
 def asked_with(settings: Settings) -> str:
-    """What validation asks with, in words: the same kinds of prompts as training."""
+    """Description of the validation prompts: the same kinds as in training."""
     boxes = "boxes moved as in training" if settings.jitter else "tight boxes"
     return {
         "box": boxes,
@@ -77,7 +77,7 @@ class ValidationBatches(Dataset[ValidationBatch]):
     def __getitem__(self, places: Sequence[int]) -> ValidationBatch:
         features, maps = [], []
         rows: list[int] = []
-        wanted: list[int] = []
+        label_values: list[int] = []
         prompts, targets, shapes = [], [], []
         config = self._config
         for row, place in enumerate(places):
@@ -85,8 +85,8 @@ class ValidationBatches(Dataset[ValidationBatch]):
             try:
                 stored = self._source[index]
             except SamriError as error:
-                failed = empty_batch(config)._replace(failure=str(error))
-                return ValidationBatch(failed, torch.zeros(0, dtype=torch.int64), [], [], [])
+                failure = empty_batch(config)._replace(failure=str(error))
+                return ValidationBatch(failure, torch.zeros(0, dtype=torch.int64), [], [], [])
             features.append(stored.features)
             label_map = config.structures(stored.mask)
             maps.append(label_map)
@@ -98,13 +98,13 @@ class ValidationBatches(Dataset[ValidationBatch]):
                 targets.append(low_res_target(mask, config.profile, config.image_size, config.low_res, config.targets))
                 shapes.append((mask.shape[0], mask.shape[1]))
                 rows.append(row)
-                wanted.append(label)
+                label_values.append(label)
         batch = assembled([features[row] for row in rows[:1]], prompts, targets, shapes, config)
         batch = batch._replace(features=torch.from_numpy(np.stack(features)))
-        return ValidationBatch(batch, torch.tensor(rows, dtype=torch.int64), wanted, maps, list(places))
+        return ValidationBatch(batch, torch.tensor(rows, dtype=torch.int64), label_values, maps, list(places))
 
 
-class ValidationRequests(Sampler[list[int]]):
+class ValidationBatchRequests(Sampler[list[int]]):
     """This process's share of the validation slices, some at a time."""
 
     def __init__(self, samples: int, batch_size: int, rank: int, processes: int) -> None:
@@ -141,10 +141,10 @@ def validate(
         for batch in batches:
             if batch.prompts.failure:
                 raise TrainingError(batch.prompts.failure)
-            for row, found in zip(
+            for row, sample_sums in zip(
                 batch.rows.tolist(), _measured(decoder, batch, config, settings, processes), strict=True
             ):
-                sums[batch.samples[row]] += torch.tensor(found, dtype=dtype)
+                sums[batch.samples[row]] += torch.tensor(sample_sums, dtype=dtype)
 
     processes.agree(measure_all)
     everywhere = sums.to(processes.device)
@@ -161,24 +161,24 @@ def _measured(
     """For each prompt: 1, its Dice, its score's error, 1 if it has a loss, and that."""
     weights = decoder.mask_decoder.iou_token.weight
     features = batch.prompts.features.to(processes.device).to(weights.dtype)
-    for start in range(0, len(batch.wanted), settings.batch_size):
-        some = slice(start, start + settings.batch_size)
+    for start in range(0, len(batch.label_values), settings.batch_size):
+        chunk = slice(start, start + settings.batch_size)
         coords, labels, targets = (
-            tensor[some].to(processes.device)
+            tensor[chunk].to(processes.device)
             for tensor in (batch.prompts.coords, batch.prompts.labels, batch.prompts.targets)
         )
         with autocast(settings, processes.device):
             logits, scores = decoder(
-                features[batch.rows[some].to(processes.device)], coords.to(weights.dtype), labels.to(weights.dtype)
+                features[batch.rows[chunk].to(processes.device)], coords.to(weights.dtype), labels.to(weights.dtype)
             )
         losses = mask_losses(logits[:, :1], targets, settings.loss)[:, 0].tolist()
-        seen = targets.flatten(1).any(1).tolist()
+        has_target = targets.flatten(1).any(1).tolist()
         low_res = logits[:, 0].float().cpu().numpy()
-        for at, (row, wanted, score) in enumerate(
-            zip(batch.rows[some].tolist(), batch.wanted[some], scores[:, 0].tolist(), strict=True)
+        for at, (row, label, score) in enumerate(
+            zip(batch.rows[chunk].tolist(), batch.label_values[chunk], scores[:, 0].tolist(), strict=True)
         ):
-            truth = batch.maps[row] == wanted
+            truth = batch.maps[row] == label
             shape = (truth.shape[0], truth.shape[1])
             mask = upscale_logits(low_res[at], shape, config.profile, config.image_size) > 0
             error = abs(score - iou(mask, truth))
-            yield 1.0, dice(mask, truth), error, float(seen[at]), losses[at] if seen[at] else 0.0
+            yield 1.0, dice(mask, truth), error, float(has_target[at]), losses[at] if has_target[at] else 0.0
