@@ -24,7 +24,7 @@ from samri_runtime.cli import (
     GivenModel,
     GivenPath,
     OutputFolder,
-    Progress,
+    ProgressBar,
     Stages,
     command,
     emit,
@@ -308,7 +308,7 @@ def main(
     if propagate:
         stages.end()
         total = slices[1] - slices[0] + 1 if slices else 0
-        with Progress(total, "slice") as progress:
+        with ProgressBar(total, "slice") as progress:
             result = segment_volume(
                 scan,
                 predictor,
