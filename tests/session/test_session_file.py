@@ -113,6 +113,18 @@ def test_saved_sessions_fit_the_schema(scan: Scan, model: Predictor, beside: Pat
     assert (tmp_path / "notes.json").read_text() == "{}"
 
 
+def test_a_session_of_a_frame_is_of_that_frame(model: Predictor, tmp_path: Path) -> None:
+    frames = np.stack([np.full((30, 34, 6), value, np.int16) for value in (1, 2, 3)], axis=-1)
+    path = save_nifti(tmp_path / "frames.nii", frames, sform=np.eye(4))
+    samri.Session(path, model, frame=2, autosave=tmp_path / "work.json").add("one")
+    assert (samri.Session.load(tmp_path / "work.json", model=model).scan.voxels == 3).all()
+    with pytest.raises(InputError, match="frame 2, not of frame 1"):
+        samri.Session.load(tmp_path / "work.json", samri.read_scan(path, 1), model)
+    other = save_nifti(tmp_path / "other.nii", frames[..., 0], sform=np.eye(4))
+    with pytest.raises(InputError, match="session of another scan: of frames"):
+        samri.Session.load(tmp_path / "work.json", other, model)
+
+
 def test_a_session_is_continued_where_it_was_left(scan: Scan, model: Predictor, beside: Path) -> None:
     every_edit(scan, model, beside)
     again = samri.Session.load(beside / "work.json", model=model, autosave=True)

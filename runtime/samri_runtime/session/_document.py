@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samri.errors import InputError, OutputError, SamriError, printable
+from samri.hashing import file_sha256
 from samri.io import Scan, read_scan
 from samri.opening import read_regular
 from samri.staging import staged_file
@@ -165,7 +166,12 @@ def read_session_scan(path: Path, scan: Path) -> Scan:
         InputError: Either can't be read, or the session is of another scan.
     """
     document = read_document(path)
-    read = read_scan(scan, frame_of(document))
+    try:
+        read = read_scan(scan, frame_of(document))
+    except InputError:
+        if scan.is_file():  # Another scan may have no such frame, which isn't what is wrong.
+            _check_sha256(document, file_sha256(scan), scan, path)
+        raise
     check_scan(document, read, path)
     return read
 
@@ -176,13 +182,17 @@ def check_scan(document: Document, scan: Scan, path: Path) -> None:
     Raises:
         InputError: It is of another scan, or of another frame of it.
     """
-    if document.scan["sha256"] != scan.sha256:
-        raise InputError(
-            f"{path} is a session of another scan: of {printable(document.scan['name'], 80)} with SHA-256 "
-            f"{printable(document.scan['sha256'], 12)}, and {scan.path} has {scan.sha256[:9]}...: give that scan"
-        )
+    _check_sha256(document, scan.sha256, scan.path, path)
     if (frame_of(document) or 0) != scan.frame:
         raise InputError(f"{path} is a session of frame {frame_of(document) or 0}, not of frame {scan.frame}")
+
+
+def _check_sha256(document: Document, sha256: str, scan: Path, path: Path) -> None:
+    if document.scan["sha256"] != sha256:
+        raise InputError(
+            f"{path} is a session of another scan: of {printable(document.scan['name'], 80)} with SHA-256 "
+            f"{printable(document.scan['sha256'][:9])}..., and {scan} has {sha256[:9]}...: give that scan"
+        )
 
 
 def differences(saved: Document, now: Document) -> list[str]:

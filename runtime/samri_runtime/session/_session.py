@@ -29,8 +29,8 @@ from samri_runtime.session._document import (
     check_replaceable,
     check_scan,
     differences,
-    frame_of,
     read_document,
+    read_session_scan,
 )
 from samri_runtime.session._edits import Edit, SlicePosition
 from samri_runtime.session._history import History
@@ -137,7 +137,7 @@ class Session:
         document = read_document(path)
         if not isinstance(scan, Scan):
             place = path.parent / Path(document.scan["name"]).name if scan is None else Path(scan)
-            scan = read_scan(place, frame_of(document))
+            scan = read_session_scan(path, place)
         check_scan(document, scan, path)
         session = cls.__new__(cls)
         if model is None and document.model["name"] != models.DEFAULT:
