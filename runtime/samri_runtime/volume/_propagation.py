@@ -191,7 +191,6 @@ class _Decoder:
         embedding = self._ahead.get(number, [each for each in following if 0 <= each < len(self._stack)])
         self._first = self._first or replace(embedding, features=embedding.features[:, :0])
         self.notes += embedding.notes
-        pixels = self._stack.pixels(number)
         answers: dict[int, Answer] = {}
         for with_logits in (False, True):
             places = [i for i, question in enumerate(questions) if (question.logits is not None) is with_logits]
@@ -206,7 +205,7 @@ class _Decoder:
             self.notes += [note for note in prediction.notes if questions[places[0]].source == "prompt"]
             for row, (place, full) in enumerate(zip(places, prediction.each_logits(), strict=True)):
                 low_res, score = prediction.low_res_logits[row], float(prediction.scores[row])
-                answers[place] = Answer(full > 0, full, low_res, score, pixels)
+                answers[place] = Answer(full > 0, full, low_res, score)
         return [answers[place] for place in range(len(questions))]
 
     def _encode(self, number: int) -> Embedding:
@@ -236,7 +235,8 @@ class _Follower:
         """Draw an answer and note what it is like."""
         if question.source == "prompt":
             self._answers[question.number] = answer
-        weak = answer.score < self._rule.weak_score or (agreement is not None and agreement < self._rule.weak_agreement)
+        prompted = self._answers[min(self._answers, key=lambda frame: abs(frame - question.number))]
+        weak = self._rule.is_weak(prompted, answer, agreement)
         pixels = int(np.count_nonzero(answer.mask))
         self.found.slices[question.number] = SliceFinding(
             question.number, question.source, answer.score, agreement, pixels, weak
@@ -250,20 +250,20 @@ class _Follower:
             for first, last in pairwise(frames):
                 yield from self._between(first, last)
         start, stop = (frames[-1], self._high) if direction > 0 else (frames[0], self._low)
-        earlier = [self._answers[start]]
+        prompted = neighbor = self._answers[start]
         for number in range(start + direction, stop + direction, direction):
-            if not earlier[-1].mask.any():
+            if not neighbor.mask.any():
                 self._end(direction, f"nothing was found on slice {number - direction}")
                 return
-            question = self._rule.next_question(number, earlier[-1], self._stack)
+            question = self._rule.next_question(number, neighbor, self._stack)
             answer = yield question
-            answer = replace(answer, mask=touching(answer.mask, earlier[-1].mask))
-            reason = self._rule.end_of(earlier, answer, self._stack)
+            answer = replace(answer, mask=touching(answer.mask, neighbor.mask))
+            reason = self._rule.end_of(prompted, neighbor, answer)
             if reason is not None:
                 self._end(direction, f"{reason} on slice {number}")
                 return
-            self.keep(question, answer, overlap(answer.mask, earlier[-1].mask))
-            earlier.append(answer)
+            self.keep(question, answer, overlap(answer.mask, neighbor.mask))
+            neighbor = answer
         whole = stop == (len(self._stack) - 1 if direction > 0 else 0)
         self._end(direction, "the volume ends here" if whole else "the range ends here")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -42,43 +41,37 @@ class Answer:
         logits: (H, W) float32.
         low_res: (L, L) float32.
         score: The model's own estimate of the IoU.
-        pixels: (H, W) of the slice.
     """
 
     mask: Mask
     logits: npt.NDArray[np.float32]
     low_res: npt.NDArray[np.float32]
     score: float
-    pixels: npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Numbers of the rule.
+    """Numbers of the rule. The defaults were chosen with samri-tiny on two real heads (docs/volumes.md).
 
     Attributes:
         margin: Pixels by which the neighbor's box is widened on each side.
         point: Prompt with a point deep inside the neighbor's mask as well.
         logits: Pass the neighbor's low-resolution logits as `mask_input`.
-        smallest: An object of fewer pixels has ended.
-        agreement: So has one whose Dice with its neighbor is lower.
-        growth: So has one whose area is this many times its neighbor's, or that part of it.
-        score: So has one of a lower score.
-        shift: So has one whose mean intensity differs from the earlier slices' by more of their contrast.
-        weak_score: A slice of a lower score is named weak.
+        score: An object has ended where the model's score is below this part of the prompted slice's.
+        agreement: So has one whose mask has a lower Dice with its neighbor's.
+        area: So has one whose area is below this part of the prompted slice's.
+        weak_score: A slice whose score is below this part of the prompted slice's is named weak.
         weak_agreement: So is one that agrees less with its neighbor.
     """
 
-    margin: float = 1.0
+    margin: float = 0.5
     point: bool = True
     logits: bool = True
-    smallest: int = 4
-    agreement: float = 0.5
-    growth: float = 3.0
-    score: float = 0.5
-    shift: float = 0.5
-    weak_score: float = 0.7
-    weak_agreement: float = 0.7
+    score: float = 0.85
+    agreement: float = 0.6
+    area: float = 0.1
+    weak_score: float = 0.9
+    weak_agreement: float = 0.75
 
     def to_json(self) -> dict[str, Any]:
         """The numbers, for provenance."""
@@ -96,19 +89,30 @@ class Rule:
         """How a slice between two keyframes is asked about, given the box interpolated between theirs."""
         return Question(number, "interpolated", Prompt(box=box))
 
-    def end_of(self, earlier: Sequence[Answer], answer: Answer, stack: SliceStack) -> str | None:
-        """Why the object has ended before this answer, or None if it goes on."""
-        pixels, before = np.count_nonzero(answer.mask), np.count_nonzero(earlier[-1].mask)
-        if pixels < self.smallest:
+    def end_of(self, prompted: Answer, neighbor: Answer, answer: Answer) -> str | None:
+        """Why the object has ended before this answer, or None if it continues.
+
+        Args:
+            prompted: On the keyframe that this direction started from.
+            neighbor: On the slice before.
+            answer: On this slice.
+        """
+        pixels = np.count_nonzero(answer.mask)
+        if not pixels:
             return "nothing was found"
-        if answer.score < self.score:
-            return f"the model's score fell to {answer.score:.2f}"
-        agreement = overlap(answer.mask, earlier[-1].mask)
-        if agreement < self.agreement:
-            return f"the mask agrees with its neighbor by {agreement:.2f} only"
-        if pixels > self.growth * before:
-            return f"the area grew {pixels / before:.1f} times"
+        if answer.score < self.score * prompted.score:
+            return f"the score fell from {prompted.score:.2f} to {answer.score:.2f}"
+        if (agreement := overlap(answer.mask, neighbor.mask)) < self.agreement:
+            return f"the mask has a Dice of only {agreement:.2f} with its neighbor"
+        if pixels < self.area * np.count_nonzero(prompted.mask):
+            return f"the area fell below {self.area:.0%} of the prompted slice's"
         return None
+
+    def is_weak(self, prompted: Answer, answer: Answer, agreement: float | None) -> bool:
+        """Whether somebody should look at a slice."""
+        return answer.score < self.weak_score * prompted.score or (
+            agreement is not None and agreement < self.weak_agreement
+        )
 
 
 RULE = Rule()
