@@ -1,7 +1,7 @@
-"""SAMRI: promptable segmentation of MRI. `load_model`, `read_scan` and `segment` are all that most programs need.
+"""SAMRI: promptable segmentation of MRI. Most programs need `load_model`, `read_scan`, `segment` and `Session` alone.
 
 The rest of this package is the core that the others share (geometry, preprocessing, prompts, the bundle format), on
-numpy alone. The three functions are imported when first used, so that `import samri` loads nothing heavy.
+numpy alone. These are imported when first used, so that `import samri` loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from samri.errors import SamriError
 if TYPE_CHECKING:
     from samri.io import read_scan
     from samri_runtime.segment import load_model, segment
+    from samri_runtime.session import Session
     from samri_runtime.volume import segment_volume
 
-__all__ = ["SamriError", "__version__", "load_model", "read_scan", "segment", "segment_volume"]
+__all__ = ["SamriError", "Session", "__version__", "load_model", "read_scan", "segment", "segment_volume"]
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Session": "samri_runtime.session",
     "load_model": "samri_runtime.segment",
     "read_scan": "samri.io",
     "segment": "samri_runtime.segment",

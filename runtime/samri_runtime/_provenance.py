@@ -30,35 +30,46 @@ def describe_inputs(
     intensity_range: tuple[float, float] | None,
 ) -> dict[str, Any]:
     """Versions, scan, slice, model, embedding and provider of a segmentation, in plain JSON values."""
-    manifest, bundle = predictor.manifest, predictor.bundle
+    model = describe_model(predictor)
+    graphs = model.pop("graphs")
     return {
         "program": PROGRAM,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": _versions(),
-        "input": {
-            "name": scan.path.name,
-            "sha256": scan.sha256,
-            "kind": scan.kind,
-            "shape": list(scan.grid),
-            "dtype": str(scan.voxels.dtype),
-            "affine": scan.affine.tolist(),
-            "frame": scan.frame if scan.frames > 1 else None,
-            "frames": scan.frames,
-        },
+        "versions": describe_versions(),
+        "input": describe_scan(scan),
         "slice": view.describe(),
-        "model": {
-            "sha256": bundle.sha256,
-            "name": manifest.name,
-            "folder": bundle.folder.resolve().name,
-            "backbone": manifest.backbone,
-            "profile": manifest.profile.name,
-            "precision": predictor.precision,
-            "intensity_range": intensity_range,
-            "graphs": {role: graph.sha256 for role, graph in predictor.graphs.items()},
-        },
+        "model": {**model, "intensity_range": intensity_range, "graphs": graphs},
         # With a cached embedding the encoder didn't run here; `made` has the provider that it ran on.
         "embedding": {"from_cache": embedding.cached, "made": dict(embedding.provenance)},
         "provider": {"requested": predictor.requested_provider, "ran": predictor.providers},
+    }
+
+
+def describe_scan(scan: Scan) -> dict[str, Any]:
+    """Name, hash and geometry of a scan."""
+    return {
+        "name": scan.path.name,
+        "sha256": scan.sha256,
+        "kind": scan.kind,
+        "shape": list(scan.grid),
+        "dtype": str(scan.voxels.dtype),
+        "affine": scan.affine.tolist(),
+        "frame": scan.frame if scan.frames > 1 else None,
+        "frames": scan.frames,
+    }
+
+
+def describe_model(predictor: Predictor) -> dict[str, Any]:
+    """Name and hashes of a bundle, and what of it runs."""
+    manifest, bundle = predictor.manifest, predictor.bundle
+    return {
+        "sha256": bundle.sha256,
+        "name": manifest.name,
+        "folder": bundle.folder.resolve().name,
+        "backbone": manifest.backbone,
+        "profile": manifest.profile.name,
+        "precision": predictor.precision,
+        "graphs": {role: graph.sha256 for role, graph in predictor.graphs.items()},
     }
 
 
@@ -128,7 +139,8 @@ def folders_of(predictor: Predictor, scan: Scan) -> list[Path]:
     return folders
 
 
-def _versions() -> dict[str, str | None]:
+def describe_versions() -> dict[str, str | None]:
+    """Of SAMRI and what it runs on."""
     nibabel = None
     with contextlib.suppress(MissingDependencyError):
         nibabel = nibabel_version()

@@ -105,7 +105,7 @@ def own_results(output: Path, scan: Path) -> list[str]:
 def check_replaceable(
     output: Path,
     scan: Scan,
-    view: SliceView,
+    view: SliceView | None,
     candidates: int,
     *,
     png: bool,
@@ -113,6 +113,8 @@ def check_replaceable(
     volume: bool = False,
 ) -> None:
     """Refuse to replace any files but those of an earlier run on the same slice, or through the same axis.
+
+    Those of a session, without a view, replace results of a session of the same scan.
 
     Raises:
         OutputError: A file would be replaced that is another's.
@@ -246,6 +248,41 @@ def write_volume_results(
     return [output / name for name in names_of(files)]
 
 
+def write_session_results(
+    output: Path,
+    scan: Scan,
+    labels: npt.NDArray[Any],
+    provenance: Mapping[str, Any],
+    *,
+    names: Mapping[int, str],
+    colors: Mapping[int, str],
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write `<name>_seg_.nii.gz`, `<name>_seg_.json` and the table of names and colors, all or none.
+
+    Args:
+        output: The folder; created if missing. Results of an earlier session of the same scan are replaced.
+        scan: The scan.
+        labels: In the grid of the scan.
+        provenance: Written to the JSON file, with the SHA-256 of all other files.
+        names: Label to name.
+        colors: Label to `#rrggbb`.
+        overwrite: Also replace other files of these names.
+
+    Raises:
+        OutputError: As `write_results`.
+    """
+    files = result_files(scan.path, 1, png=False, named=True)
+    (mask,), (record,), (table,) = files["masks"], files["provenance"], files["table"]
+    with staged_files(output, obsolete=own_results(output, scan.path), last=record) as stage:
+        write_mask(stage / mask, labels, scan, names, colors)
+        write_label_table(stage / table, names, colors)
+        (stage / record).write_text(sealed_json(provenance, stage, [mask, table]), "utf-8")
+        if not overwrite:  # Again: somebody may have put a file there meanwhile.
+            check_replaceable(output, scan, None, 1, png=False, named=True)
+    return [output / name for name in names_of(files)]
+
+
 def _overlay(
     scan: Scan,
     view: SliceView,
@@ -269,13 +306,17 @@ def _overlay(
     return side_by_side(prompts_to_draw, captions)
 
 
-def _difference(record: Mapping[str, Any], scan: Scan, view: SliceView, volume: bool) -> str | None:
+def _difference(record: Mapping[str, Any], scan: Scan, view: SliceView | None, volume: bool) -> str | None:
     """How an earlier run differs: its scan, frame or slice; None where all are the same."""
     was, cut = record.get("input"), record.get("slice")
     if not (isinstance(was, dict) and isinstance(cut, dict)) or was.get("sha256") != scan.sha256:
         return "another scan of the same name"
     if (was.get("frame") or 0) != scan.frame:
         return f"frame {was.get('frame') or 0}, not {scan.frame}"
+    if view is None or record.get("session") is not None:
+        if view is None and record.get("session") is not None:
+            return None
+        return "prompts, not of a session" if view is None else "a session"
     whole = record.get("volume") is not None
     if whole is not volume or (whole and cut.get("axis") != view.axis):
         was_of = f"the volume along axis {cut.get('axis')}" if whole else f"slice {cut.get('index')} alone"

@@ -39,7 +39,8 @@ from samri_runtime.providers import Provider
 
 Labels = npt.NDArray[Any]  # uint8, or uint16 for more than 255 objects.
 
-_DEFAULT_AXIS = 2  # Of a volume: along it lie the slices of most scanners.
+DEFAULT_AXIS = 2
+"""Of a volume: along it lie the slices of most scanners."""
 
 
 class SliceChoiceError(InputError):
@@ -343,7 +344,7 @@ def choose_view(scan: Scan, index: int | None = None, axis: int | None = None, p
         if plane is not None:
             view = plane_view(scan.grid, scan.affine, plane, place)
         else:
-            across = (_DEFAULT_AXIS if single is None else single) if axis is None else axis
+            across = (DEFAULT_AXIS if single is None else single) if axis is None else axis
             view = axis_view(scan.grid, across, place)
     except InputError as error:
         raise InputError(f"{scan.path}: {error}") from error

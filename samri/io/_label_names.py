@@ -17,19 +17,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from samri.io._overlay import color_of
+from samri.io._overlay import Color, color_of
 from samri.staging import staged_file
 
 CARET = 30
 """The code of the Workbench's extension (`NIFTI_ECODE_CARET`)."""
 
 
-def write_label_table(path: Path, names: Mapping[int, str]) -> None:
+def write_label_table(path: Path, names: Mapping[int, str], colors: Mapping[int, str] | None = None) -> None:
     """Write a `dseg.tsv`: a line with index, name and color for each object, under a line of headings.
 
     Args:
         path: The table; it appears whole or not at all.
-        names: Label to name. Colors are the overlay's.
+        names: Label to name.
+        colors: Label to `#rrggbb`; those of the overlay for all others.
 
     Raises:
         OutputError: It can't be written.
@@ -38,17 +39,18 @@ def write_label_table(path: Path, names: Mapping[int, str]) -> None:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(("index", "name", "color"))
         for label, name in sorted(names.items()):
-            table.writerow((label, name, "#{:02x}{:02x}{:02x}".format(*color_of(label))))
+            table.writerow((label, name, "#{:02x}{:02x}{:02x}".format(*_color(label, colors))))
 
 
-def label_extension(names: Mapping[int, str]) -> bytes:
+def label_extension(names: Mapping[int, str], colors: Mapping[int, str] | None = None) -> bytes:
     """The content of the header extension: XML in UTF-8, without a date, so that equal masks are equal files.
 
     Args:
         names: Label to name; printable, since XML has no other characters.
+        colors: As in `write_label_table`.
     """
     labels = "".join(
-        f'<Label Key="{label}" {_shares(label)} Alpha="1">{escape(name)}</Label>\n'
+        f'<Label Key="{label}" {_shares(_color(label, colors))} Alpha="1">{escape(name)}</Label>\n'
         for label, name in sorted(names.items())
     )
     return (
@@ -57,6 +59,11 @@ def label_extension(names: Mapping[int, str]) -> bytes:
     ).encode()
 
 
-def _shares(label: int) -> str:
-    parts = zip(("Red", "Green", "Blue"), color_of(label), strict=True)
+def _color(label: int, colors: Mapping[int, str] | None) -> Color:
+    given = (colors or {}).get(label)
+    return color_of(label) if given is None else (int(given[1:3], 16), int(given[3:5], 16), int(given[5:7], 16))
+
+
+def _shares(color: Color) -> str:
+    parts = zip(("Red", "Green", "Blue"), color, strict=True)
     return " ".join(f'{part}="{value / 255:.4f}"' for part, value in parts)

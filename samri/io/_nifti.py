@@ -66,11 +66,15 @@ def nibabel_version() -> str:
 
 
 def write_nifti(
-    path: Path, labels: npt.NDArray[Any], grid: NiftiGrid | None, names: Mapping[int, str] | None = None
+    path: Path,
+    labels: npt.NDArray[Any],
+    grid: NiftiGrid | None,
+    names: Mapping[int, str] | None = None,
+    colors: Mapping[int, str] | None = None,
 ) -> None:
     """Write uint8 or uint16 labels with the geometry of `grid`, or with an identity affine where there is none.
 
-    With `names`, label to name, the header gets the extension that holds them.
+    With `names`, label to name, the header gets the extension that holds them and their `colors`.
 
     Raises:
         ValueError: The name doesn't end in .nii or .nii.gz.
@@ -85,7 +89,7 @@ def write_nifti(
     header.set_data_dtype(labels.dtype)
     header.set_data_shape(labels.shape)
     header.set_slope_inter(1, 0)
-    extension = _extension(names, header.endianness) if names else bytes(4)
+    extension = _extension(label_extension(names, colors), header.endianness) if names else bytes(4)
     header["vox_offset"] = header.sizeof_hdr + len(extension)
     if grid is None:
         header.set_sform(np.eye(4), code=_SFORM_ALIGNED)
@@ -108,9 +112,8 @@ def write_nifti(
         stream.write(stored.ravel(order="K").view(np.uint8).data)
 
 
-def _extension(names: Mapping[int, str], byte_order: str) -> bytes:
+def _extension(content: bytes, byte_order: str) -> bytes:
     """What stands between header and voxels: the mark that extensions follow, and one of them, of whole 16 bytes."""
-    content = label_extension(names)
     # Voxels begin at a whole number of 16 bytes too. Readers of XML know spaces behind it, but no NUL bytes.
     content += b" " * (-(len(content) + 8) % 16)
     return b"\1\0\0\0" + struct.pack(f"{byte_order}ii", len(content) + 8, CARET) + content

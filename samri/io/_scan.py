@@ -128,7 +128,11 @@ def read_scan(path: str | os.PathLike[str], frame: int | None = None) -> Scan:
 
 
 def write_mask(
-    path: str | os.PathLike[str], mask: npt.NDArray[Any], scan: Scan, names: Mapping[int, str] | None = None
+    path: str | os.PathLike[str],
+    mask: npt.NDArray[Any],
+    scan: Scan,
+    names: Mapping[int, str] | None = None,
+    colors: Mapping[int, str] | None = None,
 ) -> None:
     """Write a mask or label map as NIfTI in the geometry of `scan`, whatever the format of that.
 
@@ -141,6 +145,7 @@ def write_mask(
         mask: Bool or integer, in the scan's grid, 0 outside all objects. Stored as uint8, or uint16 above 255.
         scan: What it is a mask of.
         names: Label to name, for the header's extension (`samri.io._label_names`); none without.
+        colors: Label to `#rrggbb` for it; those of the overlay for all others.
 
     Raises:
         ValueError: The mask isn't in the scan's grid, or isn't labels of 0 to 65535.
@@ -157,7 +162,7 @@ def write_mask(
     if lowest < 0 or highest > np.iinfo(np.uint16).max:
         raise ValueError(f"labels go from 0 to {np.iinfo(np.uint16).max}, these from {lowest} to {highest}")
     labels = mask.astype(np.uint8 if highest <= np.iinfo(np.uint8).max else np.uint16)
-    write_nifti(path, labels if scan.nifti is not None else labels[np.newaxis], scan.nifti, names)
+    write_nifti(path, labels if scan.nifti is not None else labels[np.newaxis], scan.nifti, names, colors)
 
 
 def scan_name(path: str | os.PathLike[str]) -> str:

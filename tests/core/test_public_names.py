@@ -10,7 +10,15 @@ import samri_runtime
 
 
 def test_the_public_names_are_these() -> None:
-    assert set(samri.__all__) == {"SamriError", "__version__", "load_model", "read_scan", "segment"}
+    assert set(samri.__all__) == {
+        "SamriError",
+        "Session",
+        "__version__",
+        "load_model",
+        "read_scan",
+        "segment",
+        "segment_volume",
+    }
     assert set(samri_runtime.__all__) == {
         "BundleError",
         "Embedding",

@@ -23,6 +23,7 @@ EXAMPLES = {
     "samri_runtime.cache._cache": ["EmbeddingCache"],
     "samri_runtime.providers._opening": ["open_session"],
     "samri_runtime.segment": ["load_model", "segment"],
+    "samri_runtime.session._session": ["Session"],
 }
 
 

@@ -408,7 +408,7 @@ def test_the_published_scripts_spellings_are_understood(bundle, tmp_path, slice_
     [("cpu", "cpu", {}), ("cuda", "cuda", {}), ("cuda:1", "cuda", {"device_id": "1"}), ("mps", "coreml", {})],
 )
 def test_pytorch_devices_name_providers(device, provider, options):
-    from samri_runtime.run._request import provider_of_device
+    from samri_runtime.providers import provider_of_device
 
     assert provider_of_device(device) == (provider, options)
 

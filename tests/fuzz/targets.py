@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fuzz import targets_calls, targets_data, targets_files, targets_models
+from tests.fuzz import targets_calls, targets_data, targets_files, targets_models, targets_sessions
 from tests.fuzz.ground import Ground
 from tests.fuzz.trial import Case
 
@@ -25,4 +25,6 @@ TARGETS: dict[str, Callable[[Ground, Path], Case]] = {
     "resume": targets_data.resume,
     "prompts": targets_calls.prompts,
     "options": targets_calls.options,
+    "session": targets_sessions.session,
+    "prompt_files": targets_sessions.prompt_files,
 }

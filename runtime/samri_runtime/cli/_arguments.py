@@ -12,7 +12,7 @@ from samri.errors import printable
 # A line on the screen holds the cause and the way out; more is what somebody pasted.
 _LONGEST_LINE = 600
 _KEPT_AT_THE_END = 200
-_EXAMPLE = ("40", "60", "110", "120")
+_EXAMPLE = ("40", "60", "110", "120", "80", "80")
 _ONE_SPACE = re.compile(r" *[^\S ]\s*")  # Line ends and the like; the spaces of a table stay.
 _NUMBERS = (type(click.FLOAT), type(click.INT))  # Ranges derive from them.
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import click
 
-from samri.errors import InputError
 from samri.geometry import PLANES, Plane, SliceView
 from samri.io import MissingFrameError, Scan, read_scan
 from samri.manifest import PRECISIONS, Precision
@@ -21,6 +20,7 @@ from samri_runtime._predictor import Predictor
 from samri_runtime._result_files import check_output, check_replaceable, claimed
 from samri_runtime.cache import STORED_PRECISIONS, StoredPrecision
 from samri_runtime.cli import (
+    GivenFile,
     GivenModel,
     GivenPath,
     OutputFolder,
@@ -38,6 +38,9 @@ from samri_runtime.cli import (
     threads_option,
 )
 from samri_runtime.providers import Provider, is_cpu
+from samri_runtime.run._placed import on_one_slice, place, placed_options
+from samri_runtime.run._prompts_file import gather_placed
+from samri_runtime.run._replay import replay_session
 from samri_runtime.run._request import (
     MODEL_TYPES,
     XY,
@@ -47,9 +50,10 @@ from samri_runtime.run._request import (
     byte_size_of,
     check_model_type,
     choose_cache,
-    provider_of_device,
+    choose_provider,
+    require_names,
 )
-from samri_runtime.segment import Segmentation, SliceChoiceError, check_names, choose_view, segment
+from samri_runtime.segment import Segmentation, SliceChoiceError, choose_view, segment
 from samri_runtime.volume import VolumeSegmentation, segment_volume
 
 
@@ -111,6 +115,7 @@ from samri_runtime.volume import VolumeSegmentation, segment_volume
     metavar="X Y",
     help="Pixel outside the object. Repeatable.",
 )
+@placed_options
 @click.option(
     "--label",
     "names",
@@ -138,6 +143,13 @@ from samri_runtime.volume import VolumeSegmentation, segment_volume
     type=(int, float, float, float, float),
     metavar="K X1 Y1 X2 Y2",
     help="With --propagate: box of the object on slice K; between keyframes boxes are interpolated. Repeatable.",
+)
+@click.option(
+    "--session",
+    "session",
+    type=GivenFile(),
+    metavar="FILE",
+    help="Replay a session saved by samri.Session, instead of prompts, and write its label map.",
 )
 @click.option("--slice", "index", type=int, metavar="K", help="Index of the slice, from 0. Required for a volume.")
 @click.option(
@@ -207,6 +219,7 @@ def main(
     propagate: bool,
     slices: tuple[int, int] | None,
     keyframes: tuple[tuple[int, float, float, float, float], ...],
+    session: Path | None,
     index: int | None,
     axis: int | None,
     plane: Plane | None,
@@ -224,6 +237,7 @@ def main(
     model_type: str | None,
     no_png: bool,
     as_json: bool,
+    **placed_settings: Any,
 ) -> None:
     """Segment one slice of a scan from boxes or points; with --propagate, objects in the volume.
 
@@ -233,17 +247,11 @@ def main(
 
     Example: samri-run -i scan.nii.gz -o results --slice 80 --box 40 60 110 120
     """
-    if not propagate and (slices or keyframes):
-        raise click.UsageError("--range and --keyframe are for --propagate: add it.")
-    if propagate and multimask:
-        raise click.UsageError("--multimask gives candidates on one slice: leave it out with --propagate.")
-    prompts = build_prompts(boxes, points, negative_points, keyframed=bool(keyframes))
-    objects = build_keyframes(prompts, index, keyframes) if propagate else []
-    _check_names(names, len(objects) if propagate else len(prompts))
-    provider, options = _choose_provider(provider, device, provider_options)
+    placed = gather_placed(**placed_settings)
+    prompted = bool(boxes or points or negative_points or keyframes)
+    provider, options = choose_provider(provider, device, provider_options)
     cache = choose_cache(cache_dir, no_cache, cache_size, cache_precision)
-    started = time.perf_counter()
-    open_model = functools.partial(
+    open_tuned = functools.partial(
         Predictor.tuned,
         model,
         provider,
@@ -252,8 +260,36 @@ def main(
         threads=threads,
         expect_sha256=expect_sha256,
         cache=cache,
-        prompts_per_image=len(prompts),
     )
+    if session is not None:
+        chosen = (index, axis, plane, frame, slices, model_type) != (None,) * 6
+        if prompted or placed or names or multimask or propagate or chosen:
+            raise click.UsageError("--session holds all prompts, names and slices: leave out the options for them.")
+        replay_session(session, source, output, open_tuned, overwrite=overwrite, as_json=as_json)
+        return
+    if not propagate and (slices or keyframes):
+        raise click.UsageError("--range and --keyframe are for --propagate: add it.")
+    if propagate and multimask:
+        raise click.UsageError("--multimask gives candidates on one slice: leave it out with --propagate.")
+    given: Path | Scan = source
+    if placed:
+        if prompted:
+            raise click.UsageError("give all prompts in one way: in pixels, in voxels or millimeters, or in a file.")
+        given = _read_scan(source, frame)
+        objects, own = place(placed, given, index, axis, plane, lps=placed_settings["lps"])
+        if own and names:
+            raise click.UsageError("--prompts names the objects: leave out --label.")
+        names = names or own
+        if not propagate:
+            index, prompts, objects = *on_one_slice(given, objects), []
+        else:
+            prompts = [prompt for slices_of in objects for prompt in slices_of.values()]
+    else:
+        prompts = build_prompts(boxes, points, negative_points, keyframed=bool(keyframes))
+        objects = build_keyframes(prompts, index, keyframes) if propagate else []
+    require_names(names, len(objects) if propagate else len(prompts))
+    started = time.perf_counter()
+    open_model = functools.partial(open_tuned, prompts_per_image=len(prompts))
     candidates, png = 3 if multimask else 1, not no_png
     kind = {"png": png, "named": propagate or bool(names), "volume": propagate}
     stages = click.get_current_context().with_resource(Stages())
@@ -261,7 +297,7 @@ def main(
         check_output(output, source, candidates, **kind)
         click.get_current_context().with_resource(claimed(output, source))
         stages.begin("reading the scan")
-        scan, view = _read(source, frame, min(objects[0]) if objects else index, axis, plane)
+        scan, view = _read(given, frame, min(objects[0]) if objects else index, axis, plane)
         if not overwrite:
             check_replaceable(output, scan, view, candidates, **kind)
         stages.begin("opening the model")
@@ -306,24 +342,6 @@ def main(
         emit("\n".join([*lines, *(str(file) for file in files)]))
 
 
-def _check_names(names: tuple[str, ...], objects: int) -> None:
-    try:
-        check_names(names, objects)
-    except InputError as error:
-        raise click.UsageError(f"{error}.") from error
-
-
-def _choose_provider(
-    provider: Provider | None, device: str | None, options: dict[str, str]
-) -> tuple[Provider, dict[str, str]]:
-    if device is None:
-        return provider or "auto", options
-    if provider is not None:
-        raise click.UsageError("give --provider or --device, not both.")
-    named, device_options = provider_of_device(device)
-    return named, {**device_options, **options}
-
-
 def _opened_early(open_model: Callable[[], Predictor], provider: Provider) -> Predictor | None:
     """The model on the CPU, where it opens in a moment, while the scan is read; errors of the scan are reported first.
 
@@ -334,12 +352,19 @@ def _opened_early(open_model: Callable[[], Predictor], provider: Provider) -> Pr
 
 
 def _read(
-    source: Path, frame: int | None, index: int | None, axis: int | None, plane: Plane | None
+    source: Path | Scan, frame: int | None, index: int | None, axis: int | None, plane: Plane | None
 ) -> tuple[Scan, SliceView]:
+    scan = source if isinstance(source, Scan) else _read_scan(source, frame)
     try:
-        scan = read_scan(source, frame)
         return scan, choose_view(scan, index, axis, plane)
-    except (MissingFrameError, SliceChoiceError) as error:
+    except SliceChoiceError as error:
+        raise click.UsageError(f"{error}.") from error
+
+
+def _read_scan(source: Path, frame: int | None) -> Scan:
+    try:
+        return read_scan(source, frame)
+    except MissingFrameError as error:
         raise click.UsageError(f"{error}.") from error
 
 

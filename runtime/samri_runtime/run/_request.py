@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from samri.errors import BundleError, ProviderError
+from samri.errors import BundleError, InputError, ProviderError
 from samri.prompts import BACKGROUND, FOREGROUND, Prompt
 from samri_runtime import providers
 from samri_runtime.cache import DEFAULT_MAX_BYTES, EmbeddingCache, StoredPrecision
 from samri_runtime.providers import Provider
+from samri_runtime.segment import check_names
 
 XY = tuple[float, float]
 XYXY = tuple[float, float, float, float]
@@ -68,16 +69,35 @@ def build_keyframes(
     return [boxes]
 
 
-def provider_of_device(device: str) -> tuple[Provider, dict[str, str]]:
-    """Provider and its options for a PyTorch device: `cuda:1` is provider `cuda` with `device_id` 1.
+def require_names(names: Sequence[str], objects: int) -> None:
+    """One name for each object, or none at all.
 
     Raises:
-        click.UsageError: There is no such device.
+        click.UsageError: As `check_names`.
     """
     try:
-        return providers.provider_of_device(device)
+        check_names(names, objects)
+    except InputError as error:
+        raise click.UsageError(f"{error}.") from error
+
+
+def choose_provider(
+    provider: Provider | None, device: str | None, options: dict[str, str]
+) -> tuple[Provider, dict[str, str]]:
+    """Provider and its options; a PyTorch device `cuda:1` is provider `cuda` with `device_id` 1.
+
+    Raises:
+        click.UsageError: There is no such device, or both are given.
+    """
+    if device is None:
+        return provider or "auto", options
+    if provider is not None:
+        raise click.UsageError("give --provider or --device, not both.")
+    try:
+        named, device_options = providers.provider_of_device(device)
     except ProviderError as error:
         raise click.UsageError(f"--device: {error}.") from error
+    return named, {**device_options, **options}
 
 
 def check_model_type(model_type: str, backbone: str, model: str) -> None:

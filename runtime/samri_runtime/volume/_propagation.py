@@ -108,6 +108,7 @@ def propagate(
     slices: tuple[int, int] | None = None,
     rule: Rule = RULE,
     on_slice: Callable[[int], object] | None = None,
+    on_answer: Callable[[int, int, Answer], object] | None = None,
 ) -> Propagation:
     """Segment each target on its keyframes, between them, and beyond them until it ends.
 
@@ -121,6 +122,7 @@ def propagate(
         slices: First and last slice that may be segmented; None for the whole volume.
         rule: How a slice is prompted from its neighbor, and where an object ends.
         on_slice: Called with the number of each slice that is done.
+        on_answer: Called with the place of the target from 1, the slice, and what is kept there, instead of drawing it.
 
     Raises:
         PromptError: No target, two of one name, a keyframe outside `slices`, or a prompt that does not fit its slice.
@@ -129,7 +131,7 @@ def propagate(
     bounds = _bounds(stack, targets, slices)
     labels = _LabelVolume(stack, len(targets))
     followers = [
-        _Follower(target, stack, bounds, rule, functools.partial(labels.draw, index))
+        _Follower(target, stack, bounds, rule, functools.partial(on_answer or labels.draw, index))
         for index, target in enumerate(targets, start=1)
     ]
     with _Decoder(predictor, stack) as decoder:
