@@ -148,7 +148,7 @@ def test_evaluation_takes_the_split_that_was_asked_for_or_none(
     assert "stores holds no embeddings for validation, only for training, testing" in line
     line = one_line(evaluated(checkpoint, no, "--embedding-dir", stores / "A" / "training", "--split", "testing"))
     assert "only for training" in line
-    assert "drop --split" in one_line(evaluated(checkpoint, no, "--embedding-dir", bare, "--split", "testing"))
+    assert "leave out --split" in one_line(evaluated(checkpoint, no, "--embedding-dir", bare, "--split", "testing"))
 
 
 def test_embeddings_in_and_out_of_splits_are_not_guessed_about(

@@ -294,7 +294,7 @@ def test_a_users_mistake_gets_one_line(run_train: RunTrain, options: list[str], 
 
 def test_weights_alone_cannot_be_resumed_from(run_train: RunTrain, begun: Path) -> None:
     result = run_train("--resume", begun / "best.pth", bare=True)
-    assert_one_line(result, "best.pth: holds no state of a run")
+    assert_one_line(result, "best.pth: holds no run to resume")
 
 
 def test_a_cut_off_last_pth_is_refused_by_name(run_train: RunTrain, begun: Path) -> None:
